@@ -1,0 +1,2 @@
+//! `fanfare-load`: measures Fanfare, or any other Server-Sent Events server.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Fanfare, a multi-node Server-Sent Events gateway behind Redis pub/sub.
