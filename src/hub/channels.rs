@@ -1,0 +1,355 @@
+//! The channels a shard's clients want: who is on each, and whether its events arrive.
+
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
+
+use slab::Slab;
+use tokio::time::{Duration, Instant};
+
+use super::interest::Generation;
+use super::subscription::{Membership, Subscriber};
+use crate::protocol::{ChannelName, Framing};
+
+/// How long a channel that nobody wants any more stays subscribed: a reloaded page finds it
+/// still active. Short, so that what Redis sends is what clients want.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// The most channels that linger at once; beyond it they are given up immediately, so that
+/// clients that come and go cannot pile them up.
+const MOST_LINGERING: usize = 16 * 1024;
+
+pub(super) type ChannelKey = usize;
+
+/// One channel that somebody wants, or wanted a moment ago.
+pub(super) struct Channel {
+    name: ChannelName,
+    generation: Generation,
+    /// Every event published to the channel arrives here.
+    active: bool,
+    /// Subscriptions on the channel, those still waiting for it included.
+    holders: usize,
+    /// When it is given up, if nobody has come back by then.
+    lingers_until: Option<Instant>,
+    /// Connections on this channel alone: each batch reaches them as one buffer.
+    pub(super) batch_members: Vec<Rc<Subscriber>>,
+    /// Connections that take events one by one: on several channels, or not framed in chunks.
+    pub(super) event_members: Vec<Rc<Subscriber>>,
+    /// The channel's place in the round of fan-out under way.
+    pub(super) lot: Option<usize>,
+}
+
+impl Channel {
+    pub(super) fn has_members(&self) -> bool {
+        !(self.batch_members.is_empty() && self.event_members.is_empty())
+    }
+
+    fn members(&mut self, by_batch: bool) -> &mut Vec<Rc<Subscriber>> {
+        if by_batch {
+            &mut self.batch_members
+        } else {
+            &mut self.event_members
+        }
+    }
+}
+
+/// A channel without holders, in the order in which they are given up.
+struct Lingering {
+    until: Instant,
+    key: ChannelKey,
+    generation: Generation,
+}
+
+/// All channels of a shard.
+#[derive(Default)]
+pub(super) struct Channels {
+    keys: HashMap<ChannelName, ChannelKey>,
+    channels: Slab<Channel>,
+    last_generation: u64,
+    lingering: VecDeque<Lingering>,
+    /// Channels whose interest the bus has not been told of, and whether it knows an earlier one.
+    /// At most one entry for each channel here or known to the bus.
+    untold: HashMap<ChannelName, bool>,
+}
+
+impl Channels {
+    /// How many there are, lingering ones included.
+    pub(super) fn len(&self) -> usize {
+        self.channels.len()
+    }
+
+    /// Takes a hold of a channel, registering interest if it is the first.
+    pub(super) fn acquire(&mut self, name: &ChannelName) -> ChannelKey {
+        if let Some((&key, channel)) = self
+            .keys
+            .get(name)
+            .and_then(|key| Some((key, self.channels.get_mut(*key)?)))
+        {
+            channel.holders += 1;
+            channel.lingers_until = None;
+            return key;
+        }
+        self.last_generation += 1;
+        let key = self.channels.insert(Channel {
+            name: name.clone(),
+            generation: Generation(self.last_generation),
+            active: false,
+            holders: 1,
+            lingers_until: None,
+            batch_members: Vec::new(),
+            event_members: Vec::new(),
+            lot: None,
+        });
+        self.keys.insert(name.clone(), key);
+        self.untold.entry(name.clone()).or_insert(false);
+        key
+    }
+
+    /// Lets go of a hold; the last one leaves the channel lingering.
+    pub(super) fn release(&mut self, key: ChannelKey, now: Instant) {
+        let Some(channel) = self.channels.get_mut(key) else {
+            return;
+        };
+        channel.holders = channel.holders.saturating_sub(1);
+        if channel.holders > 0 {
+            return;
+        }
+        if self.lingering.len() < MOST_LINGERING {
+            let until = now + LINGER;
+            channel.lingers_until = Some(until);
+            self.lingering.push_back(Lingering {
+                until,
+                key,
+                generation: channel.generation,
+            });
+        } else {
+            self.remove(key);
+        }
+    }
+
+    /// Gives up the channels that have lingered long enough.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some(oldest) = self.lingering.pop_front_if(|oldest| oldest.until <= now) {
+            // Otherwise it was wanted again, or is another channel in the same place.
+            let unwanted_since = self.channels.get(oldest.key).is_some_and(|channel| {
+                channel.lingers_until == Some(oldest.until)
+                    && channel.generation == oldest.generation
+            });
+            if unwanted_since {
+                self.remove(oldest.key);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: ChannelKey) {
+        let Some(channel) = self.channels.try_remove(key) else {
+            return;
+        };
+        self.keys.remove(&channel.name);
+        match self.untold.get(&channel.name) {
+            // Come and gone unnoticed.
+            Some(false) => {
+                self.untold.remove(&channel.name);
+            }
+            Some(true) => {}
+            None => {
+                self.untold.insert(channel.name, true);
+            }
+        }
+    }
+
+    /// What the bus has not been told yet.
+    pub(super) fn take_changes(&mut self) -> Vec<(ChannelName, Option<Generation>)> {
+        std::mem::take(&mut self.untold)
+            .into_keys()
+            .map(|name| {
+                let generation = self
+                    .keys
+                    .get(&name)
+                    .and_then(|key| self.channels.get(*key))
+                    .map(|channel| channel.generation);
+                (name, generation)
+            })
+            .collect()
+    }
+
+    /// Whether the bus is yet to be told something.
+    pub(super) fn has_changes(&self) -> bool {
+        !self.untold.is_empty()
+    }
+
+    /// Marks a channel active, if it still is the one the bus speaks of.
+    pub(super) fn activate(&mut self, name: &str, generation: Generation) {
+        if let Some(channel) = self.get_mut(name)
+            && channel.generation == generation
+        {
+            channel.active = true;
+        }
+    }
+
+    /// Marks every channel as not active: the bus is lost.
+    pub(super) fn deactivate_all(&mut self) {
+        for (_, channel) in &mut self.channels {
+            channel.active = false;
+        }
+    }
+
+    /// Whether every event of all these channels arrives.
+    pub(super) fn all_active(&self, keys: &[ChannelKey]) -> bool {
+        keys.iter()
+            .all(|&key| self.channels.get(key).is_some_and(|channel| channel.active))
+    }
+
+    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Channel> {
+        self.channels.get_mut(*self.keys.get(name)?)
+    }
+
+    pub(super) fn by_key(&mut self, key: ChannelKey) -> Option<&mut Channel> {
+        self.channels.get_mut(key)
+    }
+
+    pub(super) fn key_of(&self, name: &str) -> Option<ChannelKey> {
+        self.keys.get(name).copied()
+    }
+
+    /// Puts a subscriber on channels it holds: their events reach it from here on.
+    pub(super) fn attach(&mut self, subscriber: &Rc<Subscriber>, keys: &[ChannelKey]) {
+        let by_batch = keys.len() == 1 && subscriber.framing == Framing::Chunked;
+        let mut memberships = Vec::with_capacity(keys.len());
+        for &key in keys {
+            if let Some(channel) = self.channels.get_mut(key) {
+                let members = channel.members(by_batch);
+                memberships.push(Membership {
+                    key,
+                    position: members.len(),
+                });
+                members.push(Rc::clone(subscriber));
+            }
+        }
+        subscriber.by_batch.set(by_batch);
+        subscriber.memberships.replace(memberships);
+    }
+
+    /// Takes a subscriber off its channels.
+    pub(super) fn detach(&mut self, subscriber: &Subscriber) {
+        let by_batch = subscriber.by_batch.get();
+        for Membership { key, position } in subscriber.memberships.take() {
+            let Some(channel) = self.channels.get_mut(key) else {
+                continue;
+            };
+            let members = channel.members(by_batch);
+            if position >= members.len() {
+                continue;
+            }
+            members.swap_remove(position);
+            if let Some(moved) = members.get(position) {
+                moved.move_to(key, position);
+            }
+            // A crowd that left should not keep its place.
+            if members.len() * 4 < members.capacity() {
+                members.shrink_to(members.len() * 2);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    fn name(text: &str) -> ChannelName {
+        ChannelName::parse(text).unwrap()
+    }
+
+    #[test]
+    fn interest_that_comes_and_goes_before_it_is_told_is_never_told() {
+        let mut channels = Channels::default();
+        let now = Instant::now();
+        let key = channels.acquire(&name("a"));
+        channels.release(key, now);
+        channels.expire(now + LINGER);
+        assert_eq!(channels.take_changes(), vec![]);
+    }
+
+    #[test]
+    fn a_channel_wanted_again_in_time_keeps_its_generation() {
+        let mut channels = Channels::default();
+        let now = Instant::now();
+        let key = channels.acquire(&name("a"));
+        let first = channels.take_changes();
+        channels.release(key, now);
+        assert_eq!(channels.acquire(&name("a")), key);
+        channels.expire(now + LINGER);
+        assert_eq!(channels.take_changes(), vec![]);
+        assert_eq!(first.len(), 1);
+        channels.release(key, now + LINGER);
+        channels.expire(now + LINGER + LINGER);
+        assert_eq!(channels.take_changes(), vec![(name("a"), None)]);
+    }
+
+    #[test]
+    fn news_about_an_earlier_interest_is_not_taken_for_this_one() {
+        let mut channels = Channels::default();
+        let now = Instant::now();
+        let key = channels.acquire(&name("a"));
+        let earlier = channels.take_changes()[0].1.unwrap();
+        channels.release(key, now);
+        channels.expire(now + LINGER);
+        let key = channels.acquire(&name("a"));
+        channels.activate("a", earlier);
+        assert!(!channels.all_active(&[key]));
+        let later = channels.take_changes()[0].1.unwrap();
+        channels.activate("a", later);
+        assert!(channels.all_active(&[key]));
+        channels.deactivate_all();
+        assert!(!channels.all_active(&[key]));
+    }
+
+    #[test]
+    fn past_the_bound_channels_do_not_linger() {
+        let mut channels = Channels::default();
+        let now = Instant::now();
+        for number in 0..MOST_LINGERING + 10 {
+            let key = channels.acquire(&name(&number.to_string()));
+            channels.release(key, now);
+        }
+        assert_eq!(channels.len(), MOST_LINGERING);
+    }
+
+    proptest! {
+        /// A bus that applies every change it is told ends with exactly the wanted channels.
+        #[test]
+        fn what_the_bus_knows_is_what_is_wanted(
+            steps in proptest::collection::vec((0usize..4, 0usize..5), 1..200),
+        ) {
+            let mut channels = Channels::default();
+            let mut now = Instant::now();
+            let mut held: Vec<(usize, ChannelKey)> = Vec::new();
+            let mut bus = HashSet::new();
+            for (step, which) in steps {
+                match step {
+                    0 => held.push((which, channels.acquire(&name(&which.to_string())))),
+                    1 if !held.is_empty() => {
+                        let (_, key) = held.swap_remove(which % held.len());
+                        channels.release(key, now);
+                    }
+                    2 => for (name, generation) in channels.take_changes() {
+                        if generation.is_some() { bus.insert(name) } else { bus.remove(&name) };
+                    },
+                    _ => {
+                        now += LINGER / 2;
+                        channels.expire(now);
+                    }
+                }
+            }
+            channels.expire(now + LINGER);
+            for (name, generation) in channels.take_changes() {
+                if generation.is_some() { bus.insert(name) } else { bus.remove(&name) };
+            }
+            let wanted: HashSet<_> = held.iter().map(|(which, _)| name(&which.to_string())).collect();
+            prop_assert_eq!(bus, wanted);
+            prop_assert_eq!(channels.len(), channels.keys.len());
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! One sweep for all heartbeats of a shard, instead of a timer a connection.
+//!
+//! A wheel of slots, each a fraction of the heartbeat interval. A connection stands in the slot
+//! in which it would have been silent for the interval; when the sweep comes there and finds that
+//! something was sent meanwhile, it only moves the connection on. So each connection is looked at
+//! about once an interval, whatever it is sent.
+
+use std::rc::{Rc, Weak};
+
+use super::subscription::Subscriber;
+
+/// Steps of the sweep in a heartbeat interval: silence is measured this finely.
+pub(super) const TICKS_PER_INTERVAL: u64 = 32;
+
+/// One more than an interval has ticks, so that the slot being swept is never one being filled.
+const SLOTS: u64 = TICKS_PER_INTERVAL + 1;
+
+/// Every open stream of the shard, by when it is due.
+pub(super) struct HeartbeatWheel {
+    slots: Vec<Vec<Weak<Subscriber>>>,
+    /// Ticks since the start.
+    now: u64,
+}
+
+impl HeartbeatWheel {
+    pub(super) fn new() -> Self {
+        Self {
+            slots: (0..SLOTS).map(|_| Vec::new()).collect(),
+            // So that a time before the start can be told.
+            now: TICKS_PER_INTERVAL,
+        }
+    }
+
+    /// The current tick.
+    pub(super) fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// Adds a stream just opened. Its first heartbeat comes at a random time in the second half
+    /// of the interval, so that streams opened together are not swept together for ever.
+    pub(super) fn insert(&mut self, subscriber: &Rc<Subscriber>) {
+        let early = fastrand::u64(0..TICKS_PER_INTERVAL / 2);
+        subscriber.last_push.set(self.now - early);
+        self.place(
+            Rc::downgrade(subscriber),
+            self.now + TICKS_PER_INTERVAL - early,
+        );
+    }
+
+    fn place(&mut self, subscriber: Weak<Subscriber>, due: u64) {
+        if let Some(slot) = self.slot(due) {
+            slot.push(subscriber);
+        }
+    }
+
+    fn slot(&mut self, tick: u64) -> Option<&mut Vec<Weak<Subscriber>>> {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the remainder is below SLOTS"
+        )]
+        self.slots.get_mut((tick % SLOTS) as usize)
+    }
+
+    /// Moves on by one tick and hands every stream that has been silent for the interval to
+    /// `beat`. Streams that are gone are forgotten.
+    pub(super) fn advance(&mut self, mut beat: impl FnMut(&Subscriber)) {
+        self.now += 1;
+        let due_now = self.slot(self.now).map(std::mem::take).unwrap_or_default();
+        for weak in due_now {
+            let Some(subscriber) = weak.upgrade() else {
+                continue;
+            };
+            let mut due = subscriber.last_push.get() + TICKS_PER_INTERVAL;
+            if due <= self.now {
+                beat(&subscriber);
+                subscriber.last_push.set(self.now);
+                due = self.now + TICKS_PER_INTERVAL;
+            }
+            self.place(weak, due);
+        }
+    }
+
+    /// Every open stream.
+    pub(super) fn subscribers(&self) -> impl Iterator<Item = Rc<Subscriber>> {
+        self.slots.iter().flatten().filter_map(Weak::upgrade)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Framing;
+
+    /// Ticks at which heartbeats came, of `ticks`; something is pushed at the ticks `pushes`.
+    fn beats(ticks: u64, pushes: &[u64]) -> Vec<u64> {
+        let mut wheel = HeartbeatWheel::new();
+        let subscriber = Rc::new(Subscriber::new(Framing::Chunked));
+        wheel.insert(&subscriber);
+        let start = wheel.now();
+        let mut beats = Vec::new();
+        for _ in 0..ticks {
+            let now = wheel.now() + 1 - start;
+            wheel.advance(|_| beats.push(now));
+            if pushes.contains(&now) {
+                subscriber.last_push.set(wheel.now());
+            }
+        }
+        beats
+    }
+
+    #[test]
+    fn a_silent_stream_gets_one_an_interval_and_never_waits_longer() {
+        for _ in 0..50 {
+            let beats = beats(TICKS_PER_INTERVAL * 10, &[]);
+            let first = beats[0];
+            assert!((TICKS_PER_INTERVAL / 2..=TICKS_PER_INTERVAL).contains(&first));
+            for (number, beat) in beats.iter().enumerate() {
+                assert_eq!(*beat, first + number as u64 * TICKS_PER_INTERVAL);
+            }
+        }
+    }
+
+    #[test]
+    fn silence_is_counted_from_what_was_sent_last() {
+        let pushes: Vec<u64> = (0..100).map(|push| push * 10).collect();
+        assert_eq!(beats(1000, &pushes), Vec::<u64>::new());
+        assert_eq!(beats(60, &[10, 20]), vec![20 + TICKS_PER_INTERVAL]);
+    }
+
+    #[test]
+    fn streams_that_are_gone_are_forgotten() {
+        let mut wheel = HeartbeatWheel::new();
+        for _ in 0..100 {
+            wheel.insert(&Rc::new(Subscriber::new(Framing::Chunked)));
+        }
+        for _ in 0..=TICKS_PER_INTERVAL {
+            wheel.advance(|_| panic!("nobody is there"));
+        }
+        assert_eq!(wheel.slots.iter().map(Vec::len).sum::<usize>(), 0);
+    }
+
+    #[test]
+    fn streams_opened_together_are_spread() {
+        let mut wheel = HeartbeatWheel::new();
+        let all: Vec<_> = (0..1600)
+            .map(|_| Rc::new(Subscriber::new(Framing::Chunked)))
+            .collect();
+        all.iter().for_each(|subscriber| wheel.insert(subscriber));
+        assert!(wheel.slots.iter().all(|slot| slot.len() < 200));
+        assert_eq!(wheel.subscribers().count(), 1600);
+    }
+}

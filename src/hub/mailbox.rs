@@ -1,0 +1,349 @@
+//! The bounded queue between the hub and one connection's writer.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::task::{Context, Waker};
+
+use bytes::{Buf, Bytes};
+
+/// What happens to a client that reads slower than events arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlowClientPolicy {
+    /// It is cut off, and resumes when it comes back.
+    Close,
+    /// It loses the oldest events that wait, and stays.
+    Latest,
+}
+
+/// Why a stream ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client closed it, or its connection broke.
+    Client,
+    /// The client was slower than its mailbox could hold.
+    SlowClient,
+    /// The replica is being stopped.
+    Drain,
+}
+
+impl CloseReason {
+    /// Every reason, in the order of their discriminants.
+    pub const ALL: [Self; 3] = [Self::Client, Self::SlowClient, Self::Drain];
+
+    /// The metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Client => "client",
+            Self::SlowClient => "slow_client",
+            Self::Drain => "drain",
+        }
+    }
+}
+
+/// What a writer finds when it looks into a mailbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MailboxState {
+    /// There are bytes to write.
+    Ready,
+    /// Nothing now; the writer's waker is kept.
+    Empty,
+    /// Everything is written and no more will come.
+    Ended(CloseReason),
+    /// To be cut off at once, whatever still waits.
+    Abort(CloseReason),
+}
+
+/// Encoded bytes that wait together, and how many events they hold.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) bytes: Bytes,
+    pub(super) events: u32,
+}
+
+/// A queue of encoded bytes, bounded: once [`limit`](Mailbox::push) bytes wait it takes no more.
+/// So it never holds more than the limit and one parcel, and an empty one takes any one event.
+#[derive(Debug, Default)]
+pub(super) struct Mailbox {
+    parcels: VecDeque<Parcel>,
+    waiting_bytes: usize,
+    /// The first parcel is partly on the wire, and so must be finished.
+    front_begun: bool,
+    end: Option<End>,
+    waker: Option<Waker>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// After what waits.
+    Orderly(CloseReason),
+    /// At once.
+    Abort(CloseReason),
+}
+
+/// What a mailbox did with a parcel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pushed {
+    /// It waits, and so many older events were dropped for it.
+    Queued { dropped_events: u64 },
+    /// The mailbox was full: the client is to be cut off.
+    Overflowed,
+    /// The stream has ended already.
+    Ended,
+}
+
+impl Mailbox {
+    /// Queues a parcel and wakes the writer.
+    pub(super) fn push(
+        &mut self,
+        parcel: Parcel,
+        limit: usize,
+        policy: SlowClientPolicy,
+    ) -> Pushed {
+        if self.end.is_some() {
+            return Pushed::Ended;
+        }
+        let mut dropped_events = 0;
+        if self.waiting_bytes >= limit {
+            match policy {
+                SlowClientPolicy::Close => {
+                    self.abort(CloseReason::SlowClient);
+                    return Pushed::Overflowed;
+                }
+                SlowClientPolicy::Latest => dropped_events = self.drop_oldest(limit),
+            }
+        }
+        self.queue(parcel);
+        Pushed::Queued { dropped_events }
+    }
+
+    /// Queues a parcel past the bound: for the few bytes of the gateway's own that must arrive.
+    pub(super) fn queue(&mut self, parcel: Parcel) {
+        self.waiting_bytes += parcel.bytes.len();
+        self.parcels.push_back(parcel);
+        self.wake();
+    }
+
+    /// Makes room by dropping whole parcels, oldest first, except one that is partly written.
+    fn drop_oldest(&mut self, limit: usize) -> u64 {
+        let mut dropped_events = 0;
+        let kept = usize::from(self.front_begun);
+        while self.waiting_bytes >= limit {
+            let Some(parcel) = self.parcels.remove(kept) else {
+                break;
+            };
+            self.waiting_bytes -= parcel.bytes.len();
+            dropped_events += u64::from(parcel.events);
+        }
+        dropped_events
+    }
+
+    /// Ends the stream after what waits.
+    pub(super) fn end(&mut self, reason: CloseReason) {
+        if self.end.is_none() {
+            self.end = Some(End::Orderly(reason));
+            self.wake();
+        }
+    }
+
+    /// Cuts the stream off and lets go of what waits.
+    pub(super) fn abort(&mut self, reason: CloseReason) {
+        self.end = Some(End::Abort(reason));
+        self.parcels = VecDeque::new();
+        self.waiting_bytes = 0;
+        self.wake();
+    }
+
+    /// Whether the stream is to end.
+    pub(super) fn has_ended(&self) -> bool {
+        self.end.is_some()
+    }
+
+    /// Whether bytes wait to be written.
+    pub(super) fn is_empty(&self) -> bool {
+        self.parcels.is_empty()
+    }
+
+    /// What the writer should do; its waker is kept for when that changes.
+    pub(super) fn poll(&mut self, context: &Context<'_>) -> MailboxState {
+        match self.end {
+            Some(End::Abort(reason)) => return MailboxState::Abort(reason),
+            _ if !self.parcels.is_empty() => {}
+            Some(End::Orderly(reason)) => return MailboxState::Ended(reason),
+            None => {}
+        }
+        match &mut self.waker {
+            Some(waker) if waker.will_wake(context.waker()) => {}
+            waker => *waker = Some(context.waker().clone()),
+        }
+        if self.parcels.is_empty() {
+            MailboxState::Empty
+        } else {
+            MailboxState::Ready
+        }
+    }
+
+    /// Points `slices` at what waits, oldest first, and returns how many were filled.
+    pub(super) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut filled = 0;
+        for (slice, parcel) in slices.iter_mut().zip(&self.parcels) {
+            *slice = IoSlice::new(&parcel.bytes);
+            filled += 1;
+        }
+        filled
+    }
+
+    /// Removes what was written and returns how many events were completed with it.
+    pub(super) fn written(&mut self, mut bytes: usize) -> u64 {
+        let mut events = 0;
+        self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
+        while let Some(front) = self.parcels.front_mut() {
+            if bytes < front.bytes.len() {
+                front.bytes.advance(bytes);
+                self.front_begun |= bytes > 0;
+                break;
+            }
+            bytes -= front.bytes.len();
+            events += u64::from(front.events);
+            self.parcels.pop_front();
+            self.front_begun = false;
+        }
+        self.release_when_empty();
+        events
+    }
+
+    /// Takes the oldest parcel whole, for a writer that frames it itself.
+    pub(super) fn take(&mut self) -> Option<Parcel> {
+        let parcel = self.parcels.pop_front()?;
+        self.waiting_bytes -= parcel.bytes.len();
+        self.release_when_empty();
+        Some(parcel)
+    }
+
+    /// An idle connection keeps no queue: ten thousand of them are mostly idle.
+    fn release_when_empty(&mut self) {
+        if self.parcels.is_empty() {
+            self.parcels = VecDeque::new();
+        }
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = &self.waker {
+            waker.wake_by_ref();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn parcel(bytes: &[u8]) -> Parcel {
+        Parcel {
+            bytes: Bytes::copy_from_slice(bytes),
+            events: 1,
+        }
+    }
+
+    fn poll(mailbox: &mut Mailbox) -> MailboxState {
+        mailbox.poll(&Context::from_waker(Waker::noop()))
+    }
+
+    fn contents(mailbox: &mut Mailbox) -> Vec<u8> {
+        let mut out = Vec::new();
+        while let Some(parcel) = mailbox.take() {
+            out.extend_from_slice(&parcel.bytes);
+        }
+        out
+    }
+
+    #[test]
+    fn an_empty_mailbox_takes_any_one_event_and_then_closes() {
+        let mut mailbox = Mailbox::default();
+        let big = vec![0; 1000];
+        let queued = Pushed::Queued { dropped_events: 0 };
+        assert_eq!(
+            mailbox.push(parcel(&big), 10, SlowClientPolicy::Close),
+            queued
+        );
+        assert_eq!(
+            mailbox.push(parcel(b"x"), 10, SlowClientPolicy::Close),
+            Pushed::Overflowed
+        );
+        assert_eq!(
+            poll(&mut mailbox),
+            MailboxState::Abort(CloseReason::SlowClient)
+        );
+        assert!(mailbox.is_empty());
+        assert_eq!(
+            mailbox.push(parcel(b"x"), 10, SlowClientPolicy::Close),
+            Pushed::Ended
+        );
+    }
+
+    #[test]
+    fn latest_drops_the_oldest_but_never_a_half_written_one() {
+        let mut mailbox = Mailbox::default();
+        for text in [b"aaaa", b"bbbb", b"cccc"] {
+            mailbox.push(parcel(text), 8, SlowClientPolicy::Latest);
+        }
+        // "aaaa" made room for "cccc".
+        assert_eq!(mailbox.written(1), 0);
+        let pushed = mailbox.push(parcel(b"dddd"), 7, SlowClientPolicy::Latest);
+        assert_eq!(pushed, Pushed::Queued { dropped_events: 1 });
+        assert_eq!(contents(&mut mailbox), b"bbbdddd");
+    }
+
+    #[test]
+    fn an_orderly_end_comes_after_what_waits() {
+        let mut mailbox = Mailbox::default();
+        mailbox.queue(parcel(b"last"));
+        mailbox.end(CloseReason::Drain);
+        assert_eq!(poll(&mut mailbox), MailboxState::Ready);
+        assert_eq!(mailbox.written(4), 1);
+        assert_eq!(poll(&mut mailbox), MailboxState::Ended(CloseReason::Drain));
+    }
+
+    proptest! {
+        #[test]
+        fn bytes_leave_in_order_however_they_are_cut(
+            texts in proptest::collection::vec("[a-z]{1,9}", 1..20),
+            cuts in proptest::collection::vec(0usize..12, 1..60),
+        ) {
+            let mut mailbox = Mailbox::default();
+            for text in &texts {
+                mailbox.push(parcel(text.as_bytes()), usize::MAX, SlowClientPolicy::Close);
+            }
+            let (mut out, mut events) = (Vec::new(), 0);
+            for cut in cuts.into_iter().chain(std::iter::repeat_n(7, 200)) {
+                let mut slices = [IoSlice::new(&[]); 3];
+                let filled = mailbox.gather(&mut slices);
+                let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.to_vec()).collect();
+                let written = cut.min(all.len());
+                out.extend_from_slice(&all[..written]);
+                events += mailbox.written(written);
+            }
+            prop_assert_eq!(out, texts.concat().into_bytes());
+            prop_assert_eq!(events, texts.len() as u64);
+            prop_assert_eq!(mailbox.waiting_bytes, 0);
+            prop_assert_eq!(mailbox.parcels.capacity(), 0);
+        }
+
+        #[test]
+        fn latest_never_holds_more_than_the_limit_and_one_parcel(
+            pushes in proptest::collection::vec((1usize..40, 0usize..30), 1..80),
+        ) {
+            const LIMIT: usize = 50;
+            let mut mailbox = Mailbox::default();
+            for (length, written) in pushes {
+                let pushed = mailbox.push(parcel(&vec![b'x'; length]), LIMIT, SlowClientPolicy::Latest);
+                let queued = matches!(pushed, Pushed::Queued { .. });
+                prop_assert!(queued);
+                let held: usize = mailbox.parcels.iter().map(|parcel| parcel.bytes.len()).sum();
+                prop_assert_eq!(held, mailbox.waiting_bytes);
+                prop_assert!(held < LIMIT + 40);
+                mailbox.written(written.min(held));
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! Who hears what: the part of a shard that fans events out.
+//!
+//! Events and subscription news come in through the shard's [`Inbox`], in the order the bus
+//! produced them. Encoded bytes go out into one [`Mailbox`](mailbox) a connection, from which the
+//! connection's own task writes to its socket. What the shard's clients want goes back to the bus
+//! as [`InterestUpdate`]s.
+//!
+//! A hub belongs to one thread: there is no lock and no shared atomic on the way of an event.
+
+mod channels;
+mod fanout;
+mod heartbeat;
+mod interest;
+mod mailbox;
+mod shard;
+mod stats;
+mod subscription;
+
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::protocol::{ChannelName, Event};
+
+pub use interest::{Generation, InterestUpdate, ShardId};
+pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
+pub use shard::Hub;
+pub use stats::{Counter, Gauge, ShardStats};
+pub use subscription::{NotActive, Subscription};
+
+/// Batches that may wait for a shard. The bus waits beyond that, and Redis behind it: each batch
+/// holds at most [`HubSettings::max_batch_bytes`] of data, or one event.
+pub const INBOX_BATCHES: usize = 64;
+
+/// What a shard is told, in order.
+#[derive(Clone, Debug)]
+pub enum ShardMessage {
+    /// Events of channels the shard has interest in, in the order of publication.
+    Events(Arc<[BusEvent]>),
+    /// From here on every event of these channels arrives, if the generation still holds.
+    Active(Vec<(ChannelName, Generation)>),
+    /// The bus is lost: events of any channel may be missing from here on.
+    Lost,
+    /// Close every stream, spread evenly over this time.
+    Drain(std::time::Duration),
+}
+
+/// An event and the channel it was published to.
+#[derive(Clone, Debug)]
+pub struct BusEvent {
+    /// The channel, without the Redis prefix.
+    pub channel: ChannelName,
+    /// The event, checked.
+    pub event: Arc<Event>,
+}
+
+/// The receiving end of a shard's queue.
+pub type Inbox = mpsc::Receiver<ShardMessage>;
+
+/// What the hub needs to know of the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct HubSettings {
+    /// A silent connection is sent a comment after this time.
+    pub heartbeat: std::time::Duration,
+    /// Reconnection times are drawn from this range.
+    pub retry: crate::protocol::RetryRange,
+    /// A mailbox that holds this much takes no more.
+    pub client_buffer_bytes: usize,
+    /// What happens to a client whose mailbox is full.
+    pub slow_client: SlowClientPolicy,
+}
+
+impl HubSettings {
+    /// How much data is handled as one batch: a quarter of a mailbox, so that a healthy client
+    /// drains its mailbox several times before a burst can fill it.
+    pub fn max_batch_bytes(&self) -> usize {
+        self.client_buffer_bytes / 4
+    }
+}

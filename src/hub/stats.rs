@@ -1,0 +1,86 @@
+//! What a shard counts. One thread writes; any thread reads when metrics are scraped.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A count that only grows. One writer: a plain load and store, so no locked instruction stands on
+/// the delivery path.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `amount`. To be called by the owning thread only: a second writer would lose counts.
+    pub fn add(&self, amount: u64) {
+        self.0
+            .store(self.0.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that rises and falls. One writer, like [`Counter`].
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Raises it by `amount`.
+    pub fn add(&self, amount: u64) {
+        self.0
+            .store(self.0.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
+    }
+
+    /// Lowers it by `amount`.
+    pub fn sub(&self, amount: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).saturating_sub(amount),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// The number now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The counts of one shard, on cache lines of their own.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct ShardStats {
+    /// Open streams.
+    pub connections: Gauge,
+    /// Channels the shard holds interest in, lingering ones included.
+    pub channels: Gauge,
+    /// Channels of open streams, counted once a stream.
+    pub subscriptions: Gauge,
+    /// Streams opened.
+    pub connections_opened: Counter,
+    /// Streams closed, by [`CloseReason`](super::CloseReason).
+    pub connections_closed: [Counter; super::CloseReason::ALL.len()],
+    /// Streams answered with retry-and-close because their channels did not become active.
+    pub rejected_bus_unavailable: Counter,
+    /// Streams answered with retry-and-close at the connection limit.
+    pub rejected_limit: Counter,
+    /// Streams answered with retry-and-close while draining.
+    pub rejected_draining: Counter,
+    /// Connections closed before their protocol or request head was read.
+    pub rejected_head: Counter,
+    /// Events written to clients, counted once a client.
+    pub events_delivered: Counter,
+    /// Events a slow client did not get under the `latest` policy, counted once a client.
+    pub events_dropped_slow_client: Counter,
+    /// Bytes written to streams, heads included.
+    pub sent_bytes: Counter,
+    /// Heartbeats sent.
+    pub heartbeats: Counter,
+}
+
+impl ShardStats {
+    pub(super) fn count_closed(&self, reason: super::CloseReason) {
+        if let Some(counter) = self.connections_closed.get(reason as usize) {
+            counter.add(1);
+        }
+    }
+}

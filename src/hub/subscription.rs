@@ -1,0 +1,171 @@
+//! One connection's place in the hub.
+
+use std::cell::{Cell, RefCell};
+use std::io::IoSlice;
+use std::rc::Rc;
+use std::task::Context;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::channels::ChannelKey;
+use super::mailbox::{CloseReason, Mailbox, MailboxState};
+use super::shard::Hub;
+use crate::protocol::Framing;
+
+/// What the hub keeps of a connection. About two hundred bytes: there may be ten thousands.
+pub(super) struct Subscriber {
+    pub(super) framing: Framing,
+    /// Whether it stands among the `batch_members` of its one channel.
+    pub(super) by_batch: Cell<bool>,
+    /// The tick of the heartbeat wheel in which something was queued last.
+    pub(super) last_push: Cell<u64>,
+    pub(super) mailbox: RefCell<Mailbox>,
+    pub(super) memberships: RefCell<Vec<Membership>>,
+}
+
+/// A subscriber's place among the members of a channel.
+pub(super) struct Membership {
+    pub(super) key: ChannelKey,
+    pub(super) position: usize,
+}
+
+impl Subscriber {
+    pub(super) fn new(framing: Framing) -> Self {
+        Self {
+            framing,
+            by_batch: Cell::new(false),
+            last_push: Cell::new(0),
+            mailbox: RefCell::default(),
+            memberships: RefCell::default(),
+        }
+    }
+
+    /// Notes that it now stands at another position of a channel.
+    pub(super) fn move_to(&self, key: ChannelKey, position: usize) {
+        let mut memberships = self.memberships.borrow_mut();
+        if let Some(membership) = memberships
+            .iter_mut()
+            .find(|membership| membership.key == key)
+        {
+            membership.position = position;
+        }
+    }
+}
+
+/// A channel did not become active in time: the bus is away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotActive;
+
+/// A hold on channels, given back when dropped.
+pub(super) struct Interest {
+    hub: Rc<Hub>,
+    keys: Box<[ChannelKey]>,
+}
+
+impl Interest {
+    pub(super) fn new(hub: Rc<Hub>, keys: Box<[ChannelKey]>) -> Self {
+        Self { hub, keys }
+    }
+
+    pub(super) fn keys(&self) -> &[ChannelKey] {
+        &self.keys
+    }
+}
+
+impl Drop for Interest {
+    fn drop(&mut self) {
+        self.hub.release(&self.keys);
+    }
+}
+
+/// An open stream's end of the hub: the mailbox it writes from. Dropping it takes the connection
+/// off its channels.
+pub struct Subscription {
+    interest: Interest,
+    subscriber: Rc<Subscriber>,
+    closed: CloseReason,
+}
+
+impl Subscription {
+    pub(super) fn new(interest: Interest, subscriber: Rc<Subscriber>) -> Self {
+        let stats = &interest.hub.stats;
+        stats.connections.add(1);
+        stats.connections_opened.add(1);
+        stats.subscriptions.add(interest.keys.len() as u64);
+        Self {
+            interest,
+            subscriber,
+            closed: CloseReason::Client,
+        }
+    }
+
+    /// What there is to do. When nothing, the task of `context` is woken later.
+    pub fn poll(&mut self, context: &Context<'_>) -> MailboxState {
+        let state = self.subscriber.mailbox.borrow_mut().poll(context);
+        if let MailboxState::Ended(reason) | MailboxState::Abort(reason) = state {
+            self.closed = reason;
+        }
+        state
+    }
+
+    /// Shows up to `slices` of what waits, oldest first, to a writer, and takes note of how much
+    /// it wrote.
+    ///
+    /// # Errors
+    /// What the writer returns.
+    pub fn write_with<E>(
+        &mut self,
+        write: impl FnOnce(&[IoSlice<'_>]) -> Result<usize, E>,
+    ) -> Result<(), E> {
+        let mut mailbox = self.subscriber.mailbox.borrow_mut();
+        let written = {
+            // Sixteen: a writer rarely falls further behind, and a longer list costs every write.
+            let mut slices = [IoSlice::new(&[]); 16];
+            let filled = mailbox.gather(&mut slices);
+            write(slices.get(..filled).unwrap_or_default())?
+        };
+        let events = mailbox.written(written);
+        self.count_sent(written, events);
+        Ok(())
+    }
+
+    /// Takes the oldest bytes that wait, for a writer that frames them itself.
+    pub fn take(&mut self) -> Option<Bytes> {
+        let parcel = self.subscriber.mailbox.borrow_mut().take()?;
+        self.count_sent(parcel.bytes.len(), u64::from(parcel.events));
+        Some(parcel.bytes)
+    }
+
+    fn count_sent(&self, bytes: usize, events: u64) {
+        let stats = &self.interest.hub.stats;
+        stats.sent_bytes.add(bytes as u64);
+        stats.events_delivered.add(events);
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        let hub = &self.interest.hub;
+        hub.detach(&self.subscriber);
+        hub.stats.connections.sub(1);
+        hub.stats.subscriptions.sub(self.interest.keys.len() as u64);
+        hub.stats.count_closed(self.closed);
+    }
+}
+
+impl Hub {
+    /// Lets go of channels.
+    fn release(&self, keys: &[ChannelKey]) {
+        let now = Instant::now();
+        let mut channels = self.channels.borrow_mut();
+        for &key in keys {
+            channels.release(key, now);
+        }
+        self.after_interest_change(&channels);
+    }
+
+    fn detach(&self, subscriber: &Subscriber) {
+        self.channels.borrow_mut().detach(subscriber);
+    }
+}

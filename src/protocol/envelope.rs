@@ -1,0 +1,394 @@
+//! How an event travels through Redis pub/sub: raw data, or an envelope with fields.
+//!
+//! `hello` is data. `{"sse":{"event":"price","data":{"sym":"X"}}}` is an envelope: a JSON object
+//! whose only member is `sse`. Everything else, whatever it looks like, is data.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::value::RawValue;
+
+use super::event::{Event, EventFault};
+
+/// JSON may spell one byte of data as `\u00xx`, six bytes; what else an envelope holds is small.
+const ENVELOPE_BYTES_PER_DATA_BYTE: usize = 6;
+const ENVELOPE_OVERHEAD_BYTES: usize = 16 * 1024;
+
+/// Why a payload from the bus is no event.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum EnvelopeFault {
+    /// The data or a field breaks a rule of events.
+    #[error(transparent)]
+    Event(#[from] EventFault),
+    /// The envelope's members are not as they should be.
+    #[error("broken envelope: {0}")]
+    Broken(String),
+}
+
+/// Reads what a publisher sent to a channel.
+///
+/// # Errors
+/// When the data is not UTF-8 or over `max_event_bytes`, or the payload is a broken envelope.
+pub fn decode(payload: Bytes, max_event_bytes: usize) -> Result<Event, EnvelopeFault> {
+    if !looks_like_envelope(&payload) {
+        return Ok(Event::new(payload, max_event_bytes)?);
+    }
+    let most_bytes = max_event_bytes
+        .saturating_mul(ENVELOPE_BYTES_PER_DATA_BYTE)
+        .saturating_add(ENVELOPE_OVERHEAD_BYTES);
+    if payload.len() > most_bytes {
+        return Err(EventFault::TooLarge {
+            limit: max_event_bytes,
+        }
+        .into());
+    }
+    let text = std::str::from_utf8(&payload).map_err(|_| EventFault::NotUtf8)?;
+    match serde_json::from_str(text) {
+        Ok(Outer::Envelope(members)) => read_members(members, max_event_bytes),
+        Ok(Outer::Repeated) => Err(EnvelopeFault::Broken("`sse` stands twice".into())),
+        // Other members beside `sse`, or no JSON at all: data.
+        Ok(Outer::Data) | Err(_) => Ok(Event::new(payload, max_event_bytes)?),
+    }
+}
+
+/// Writes what [`decode`] reads back as `event`: raw data where that is enough.
+pub fn encode(event: &Event) -> Vec<u8> {
+    let bare = event.name().is_none() && event.retry().is_none() && event.audience().is_none();
+    if bare && !looks_like_envelope(event.data()) {
+        return event.data().to_vec();
+    }
+    // The data is UTF-8 by construction, so nothing is replaced here.
+    let data = String::from_utf8_lossy(event.data());
+    let envelope = Envelope {
+        sse: MembersToWrite {
+            event: event.name().map(super::EventName::as_str),
+            retry: event.retry().map(|retry| retry.as_millis()),
+            to: event
+                .audience()
+                .and_then(|members| serde_json::from_str(members).ok()),
+            data: &data,
+        },
+    };
+    // Strings, numbers and a valid raw value: serialising them cannot fail.
+    serde_json::to_vec(&envelope).unwrap_or_default()
+}
+
+/// A cheap look at the first bytes: `{"sse":`, white space aside. Most payloads end here.
+fn looks_like_envelope(payload: &[u8]) -> bool {
+    fn strip<'a>(payload: &'a [u8], token: &[u8]) -> Option<&'a [u8]> {
+        payload.trim_ascii_start().strip_prefix(token)
+    }
+    strip(payload, b"{")
+        .and_then(|rest| strip(rest, b"\"sse\""))
+        .and_then(|rest| strip(rest, b":"))
+        .is_some()
+}
+
+fn read_members(members: &RawValue, max_event_bytes: usize) -> Result<Event, EnvelopeFault> {
+    let members: Members = serde_json::from_str(members.get())
+        .map_err(|error| EnvelopeFault::Broken(error.to_string()))?;
+    let data = match members.data.get() {
+        text if text.starts_with('"') => serde_json::from_str::<String>(text)
+            .map_err(|error| EnvelopeFault::Broken(error.to_string()))?,
+        json => compact(json),
+    };
+    let mut event = Event::new(Bytes::from(data), max_event_bytes)?
+        .with_audience(members.to.map(audience).transpose()?.flatten());
+    if let Some(name) = members.event {
+        event = event.with_name(&name)?;
+    }
+    if let Some(milliseconds) = members.retry {
+        event = event.with_retry(Duration::from_millis(milliseconds))?;
+    }
+    Ok(event)
+}
+
+/// Checks `to` and returns it compact; the empty object restricts nothing.
+fn audience(to: &RawValue) -> Result<Option<Box<str>>, EnvelopeFault> {
+    let members: serde_json::Map<String, serde_json::Value> = serde_json::from_str(to.get())
+        .map_err(|_| EnvelopeFault::Broken("`to` is a JSON object".into()))?;
+    Ok((!members.is_empty()).then(|| compact(to.get()).into()))
+}
+
+impl Event {
+    /// Restricts the event to sessions whose claims hold every member of the JSON object `to`.
+    ///
+    /// # Errors
+    /// When `to` is not a JSON object.
+    pub fn with_to(self, to: &str) -> Result<Self, EnvelopeFault> {
+        let to: &RawValue = serde_json::from_str(to)
+            .map_err(|_| EnvelopeFault::Broken("`to` is a JSON object".into()))?;
+        let members = audience(to)?;
+        Ok(self.with_audience(members))
+    }
+}
+
+/// Valid JSON without the white space between its tokens; numbers and strings keep every digit
+/// and escape as written.
+fn compact(json: &str) -> String {
+    let mut inside_string = false;
+    let mut escaped = false;
+    json.chars()
+        .filter(|&character| {
+            if inside_string {
+                inside_string = escaped || character != '"';
+                escaped = !escaped && character == '\\';
+                true
+            } else {
+                inside_string = character == '"';
+                !matches!(character, ' ' | '\t' | '\r' | '\n')
+            }
+        })
+        .collect()
+}
+
+/// The members of `sse`. An unknown or repeated one is an error.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Members<'a> {
+    event: Option<String>,
+    retry: Option<u64>,
+    #[serde(borrow)]
+    to: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: &'a RawValue,
+}
+
+#[derive(Serialize)]
+struct Envelope<'a> {
+    sse: MembersToWrite<'a>,
+}
+
+#[derive(Serialize)]
+struct MembersToWrite<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    event: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry: Option<u128>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<&'a RawValue>,
+    data: &'a str,
+}
+
+/// What a JSON object that begins with a member `sse` is.
+enum Outer<'a> {
+    Envelope(&'a RawValue),
+    /// `sse` stands more than once and nothing else does.
+    Repeated,
+    /// There are other members.
+    Data,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Outer<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OuterVisitor;
+        impl<'de> Visitor<'de> for OuterVisitor {
+            type Value = Outer<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut outer = Outer::Data;
+                let mut first = true;
+                while let Some(key) = map.next_key::<String>()? {
+                    if key != "sse" {
+                        map.next_value::<IgnoredAny>()?;
+                        outer = Outer::Data;
+                    } else if first {
+                        outer = Outer::Envelope(map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                        if !matches!(outer, Outer::Data) {
+                            outer = Outer::Repeated;
+                        }
+                    }
+                    first = false;
+                }
+                Ok(outer)
+            }
+        }
+        deserializer.deserialize_map(OuterVisitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 64;
+
+    fn decoded(payload: &str) -> Result<Event, EnvelopeFault> {
+        decode(Bytes::copy_from_slice(payload.as_bytes()), LIMIT)
+    }
+
+    fn data_of(payload: &str) -> String {
+        String::from_utf8(decoded(payload).unwrap().data().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn an_object_whose_only_member_is_sse_is_an_envelope() {
+        let event = decoded(
+            r#" { "sse" : {"event":"price","retry":5000,"data":{"sym": "a b", "p": 1.50}} } "#,
+        )
+        .unwrap();
+        assert_eq!(event.name().unwrap().as_str(), "price");
+        assert_eq!(event.retry(), Some(Duration::from_secs(5)));
+        assert_eq!(&event.data()[..], br#"{"sym":"a b","p":1.50}"#);
+    }
+
+    #[test]
+    fn anything_else_is_data_whatever_it_looks_like() {
+        for payload in [
+            "hello",
+            "",
+            "{}",
+            r#"{"data":"x"}"#,
+            r#"{"sse":{"data":"x"},"other":1}"#,
+            r#"{"other":1,"sse":{"data":"x"}}"#,
+            r#"{"sse":{"data":"x"}"#,
+            r#"[{"sse":{"data":"x"}}]"#,
+            r#"{"sse":{"data":"x"}} tail"#,
+        ] {
+            assert_eq!(data_of(payload), payload);
+        }
+    }
+
+    #[test]
+    fn data_that_is_not_a_string_is_compact_json_with_its_digits() {
+        for (data, expected) in [
+            (r#""text \" \n""#, "text \" \n"),
+            (
+                "1.10000000000000000000000001",
+                "1.10000000000000000000000001",
+            ),
+            ("12345678901234567890123", "12345678901234567890123"),
+            ("[ 1 , \"a \\\" b\" ]", r#"[1,"a \" b"]"#),
+            ("null", "null"),
+            ("true", "true"),
+            ("1E5", "1E5"),
+        ] {
+            assert_eq!(
+                data_of(&format!(r#"{{"sse":{{"data":{data}}}}}"#)),
+                expected
+            );
+        }
+    }
+
+    #[test]
+    fn broken_envelopes_are_told_apart() {
+        for payload in [
+            r#"{"sse":{}}"#,
+            r#"{"sse":5}"#,
+            r#"{"sse":{"data":"x","id":"1-1"}}"#,
+            r#"{"sse":{"data":"x","data":"y"}}"#,
+            r#"{"sse":{"data":"x"},"sse":{"data":"y"}}"#,
+            r#"{"sse":{"data":"x","retry":-1}}"#,
+            r#"{"sse":{"data":"x","retry":1.5}}"#,
+            r#"{"sse":{"data":"x","event":7}}"#,
+            r#"{"sse":{"data":"x","to":"me"}}"#,
+            r#"{"sse":{"data":"\ud800"}}"#,
+        ] {
+            assert!(
+                matches!(decoded(payload), Err(EnvelopeFault::Broken(_))),
+                "{payload}"
+            );
+        }
+        for (payload, fault) in [
+            (
+                r#"{"sse":{"data":"x","event":"a\nb"}}"#,
+                EventFault::NameBreaksLine,
+            ),
+            (
+                r#"{"sse":{"data":"x","event":"$gap"}}"#,
+                EventFault::NameReserved,
+            ),
+            (
+                r#"{"sse":{"data":"x","retry":86400001}}"#,
+                EventFault::RetryTooLong,
+            ),
+        ] {
+            assert_eq!(decoded(payload), Err(fault.into()), "{payload}");
+        }
+    }
+
+    #[test]
+    fn the_limit_counts_the_data_not_its_spelling() {
+        let escaped = r"\u0041".repeat(LIMIT);
+        assert_eq!(
+            data_of(&format!(r#"{{"sse":{{"data":"{escaped}"}}}}"#)),
+            "A".repeat(LIMIT)
+        );
+        let over = "x".repeat(LIMIT + 1);
+        let too_large = Err(EventFault::TooLarge { limit: LIMIT }.into());
+        assert_eq!(
+            decoded(&format!(r#"{{"sse":{{"data":"{over}"}}}}"#)),
+            too_large
+        );
+        assert_eq!(decoded(&over), too_large);
+        let giant = " ".repeat(100_000);
+        assert_eq!(
+            decoded(&format!(r#"{{"sse":{giant}{{"data":"x"}}}}"#)),
+            too_large
+        );
+        assert_eq!(
+            decode(Bytes::from_static(b"{\"sse\":\xff}"), LIMIT),
+            Err(EventFault::NotUtf8.into())
+        );
+    }
+
+    #[test]
+    fn an_audience_is_kept_and_the_empty_one_is_none() {
+        let event = decoded(r#"{"sse":{"data":"x","to":{ "role" : "a b" }}}"#).unwrap();
+        assert_eq!(event.audience(), Some(r#"{"role":"a b"}"#));
+        let event = decoded(r#"{"sse":{"data":"x","to":{}}}"#).unwrap();
+        assert_eq!(event.audience(), None);
+    }
+
+    #[test]
+    fn deep_nesting_is_data_or_broken_but_never_a_crash() {
+        let deep = "[".repeat(100_000) + &"]".repeat(100_000);
+        let payload = Bytes::from(format!(r#"{{"sse":{{"data":{deep}}}}}"#));
+        assert!(decode(payload, 1 << 20).is_ok());
+        let to = Bytes::from(format!(r#"{{"sse":{{"data":1,"to":{deep}}}}}"#));
+        assert!(decode(to, 1 << 20).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn every_event_comes_back_as_it_was_written(
+            data in "(\\PC|[\r\n]|\\{\"sse\":|\\}){0,40}",
+            name in proptest::option::of("[a-z é\"\\\\]{1,12}"),
+            retry in proptest::option::of(0u64..86_400_000),
+            audience in any::<bool>(),
+        ) {
+            let mut event = Event::new(Bytes::from(data), 1 << 20).unwrap();
+            if let Some(name) = &name {
+                event = event.with_name(name).unwrap();
+            }
+            if let Some(retry) = retry {
+                event = event.with_retry(Duration::from_millis(retry)).unwrap();
+            }
+            if audience {
+                event = event.with_to(r#"{"role":"admin"}"#).unwrap();
+            }
+            let payload = Bytes::from(encode(&event));
+            prop_assert_eq!(decode(payload, 1 << 20), Ok(event));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(Bytes::from(payload), LIMIT);
+        }
+
+        #[test]
+        fn no_json_after_the_marker_makes_it_panic(tail in "\\PC{0,60}") {
+            let _ = decoded(&format!(r#"{{"sse":{tail}"#));
+        }
+    }
+}

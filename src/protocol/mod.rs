@@ -1,0 +1,19 @@
+//! Names and wire formats: what may be said, and how it is spelled.
+//!
+//! Pure: nothing here knows tokio, Redis, HTTP or another module of this crate. Everything that
+//! arrives from outside becomes one of these types first, so a value that exists is valid.
+
+mod channel;
+mod envelope;
+mod event;
+mod pattern;
+mod retry;
+
+pub use channel::{ChannelName, InvalidChannelName};
+pub use envelope::{EnvelopeFault, decode, encode};
+pub use event::{
+    Event, EventFault, EventName, Framing, HEARTBEAT, LAST_CHUNK, MAX_EVENT_NAME_BYTES, MAX_RETRY,
+    retry_block,
+};
+pub use pattern::{ChannelPattern, InvalidPattern};
+pub use retry::RetryRange;
