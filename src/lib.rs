@@ -1,3 +1,41 @@
 //! Fanfare, a multi-node Server-Sent Events gateway behind Redis pub/sub.
+//!
+//! The way of an event, and the modules it passes:
+//!
+//! ```text
+//! Redis ──push──► bus ──batches──► hub (one a shard) ──mailbox──► http (one task a connection)
+//!   ▲              │ decode, route      encode once, fan out        write to the socket
+//!   └──interest────┘◄──────────── what the shard's clients want
+//! ```
+//!
+//! - [`protocol`]: names and wire formats. Pure.
+//! - [`bus`]: where events come from, Redis or this process, and keeping exactly the wanted
+//!   channels subscribed.
+//! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
+//! - [`http`]: the data listener, from an accepted connection to a stream.
+//! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted.
+//! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together.
+//!
+//! What holds everywhere:
+//!
+//! - A shard is a thread that owns its connections. Nothing on the way of an event is locked or
+//!   shared with another shard.
+//! - Whatever is published after a client has seen its first byte reaches it, unless the bus is
+//!   lost in between.
+//! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
+//!   or, with the `latest` policy, loses its oldest events.
+//! - `protocol` imports nothing of this crate, `hub` only `protocol`; `bus` and `http` know the
+//!   hub and not each other, but for the [`bus::Publisher`].
+//!
+//! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
+//! it better), and a protocol beside Server-Sent Events.
+
+pub mod admin;
+pub mod app;
+pub mod bus;
+pub mod cli;
+pub mod config;
+pub mod http;
 pub mod hub;
 pub mod protocol;
+pub mod telemetry;

@@ -54,11 +54,9 @@ impl HeartbeatWheel {
     }
 
     fn slot(&mut self, tick: u64) -> Option<&mut Vec<Weak<Subscriber>>> {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "the remainder is below SLOTS"
-        )]
-        self.slots.get_mut((tick % SLOTS) as usize)
+        usize::try_from(tick % SLOTS)
+            .ok()
+            .and_then(|slot| self.slots.get_mut(slot))
     }
 
     /// Moves on by one tick and hands every stream that has been silent for the interval to

@@ -58,7 +58,7 @@ pub struct ShardStats {
     /// Streams opened.
     pub connections_opened: Counter,
     /// Streams closed, by [`CloseReason`](super::CloseReason).
-    pub connections_closed: [Counter; super::CloseReason::ALL.len()],
+    connections_closed: [Counter; super::CloseReason::ALL.len()],
     /// Streams answered with retry-and-close because their channels did not become active.
     pub rejected_bus_unavailable: Counter,
     /// Streams answered with retry-and-close at the connection limit.
@@ -78,6 +78,13 @@ pub struct ShardStats {
 }
 
 impl ShardStats {
+    /// Streams closed for this reason.
+    pub fn closed(&self, reason: super::CloseReason) -> u64 {
+        self.connections_closed
+            .get(reason as usize)
+            .map_or(0, Counter::get)
+    }
+
     pub(super) fn count_closed(&self, reason: super::CloseReason) {
         if let Some(counter) = self.connections_closed.get(reason as usize) {
             counter.add(1);

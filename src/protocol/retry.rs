@@ -29,6 +29,16 @@ impl RetryRange {
     }
 }
 
+impl Default for RetryRange {
+    /// Two to six seconds.
+    fn default() -> Self {
+        Self {
+            least_ms: 2_000,
+            most_ms: 6_000,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,77 @@
+//! The admin listener: health and metrics, for the inside of the network. No authentication.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+use serde::Serialize;
+use tokio::sync::watch;
+
+use crate::bus::BusHealth;
+use crate::telemetry::Metrics;
+
+/// What the admin listener tells of the replica.
+#[derive(Debug)]
+pub struct AdminState {
+    /// Everything that is counted.
+    pub metrics: Metrics,
+    /// Whether events arrive.
+    pub bus: watch::Receiver<BusHealth>,
+    /// Whether the replica is being stopped.
+    pub stopping: AtomicBool,
+}
+
+/// The answer of `/readyz`.
+#[derive(Debug, Serialize)]
+struct Readiness {
+    ready: bool,
+    /// Why not.
+    reasons: Vec<String>,
+}
+
+impl AdminState {
+    fn readiness(&self) -> Readiness {
+        let mut reasons = Vec::new();
+        if self.stopping.load(Ordering::Relaxed) {
+            reasons.push("stopping".to_owned());
+        }
+        if let BusHealth::Down(reason) = &*self.bus.borrow() {
+            reasons.push(format!("redis: {reason}"));
+        }
+        Readiness {
+            ready: reasons.is_empty(),
+            reasons,
+        }
+    }
+}
+
+/// The routes of the admin listener.
+pub fn router(state: Arc<AdminState>) -> Router {
+    Router::new()
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(state)
+}
+
+async fn readyz(State(state): State<Arc<AdminState>>) -> Response {
+    let readiness = state.readiness();
+    let status = if readiness.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(readiness)).into_response()
+}
+
+async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
+    match state.metrics.render() {
+        Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}

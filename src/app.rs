@@ -1,0 +1,291 @@
+//! A whole gateway: bind, run, stop. The only place that knows every part.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, LocalOptions, Runtime};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, interval, sleep};
+
+use crate::admin::{self, AdminState};
+use crate::bus::Bus;
+use crate::config::{BusConfig, Config};
+use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
+use crate::hub::{Hub, INBOX_BATCHES, Inbox, InterestUpdate, ShardMessage, ShardStats};
+use crate::telemetry::Metrics;
+
+/// After the drain period: for the last bytes to reach clients that read slowly.
+const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+/// Why a gateway cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// An address cannot be bound.
+    #[error("cannot listen on {address} ({setting}): {error}")]
+    Bind {
+        /// The setting that names the address.
+        setting: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// What the kernel says.
+        error: io::Error,
+    },
+    /// The Redis URL cannot be used.
+    #[error("FANFARE_REDIS_URL cannot be used: {0}")]
+    Redis(#[from] redis::RedisError),
+    /// A runtime or a signal handler cannot be had.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// A metric is defined wrongly.
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    /// A shard ended by itself.
+    #[error("a shard has failed")]
+    ShardFailed,
+}
+
+/// A gateway whose addresses are bound and that does not serve yet.
+pub struct App {
+    config: Config,
+    control: Runtime,
+    data_listeners: Vec<std::net::TcpListener>,
+    admin_listener: std::net::TcpListener,
+}
+
+impl App {
+    /// Binds both listeners.
+    ///
+    /// # Errors
+    /// When an address cannot be bound or the control runtime cannot be had.
+    pub fn bind(config: Config) -> Result<Self, AppError> {
+        // The control runtime owns Redis, the admin listener and signals.
+        let control = Builder::new_current_thread().enable_all().build()?;
+        let data_listeners = bind(
+            config.listen,
+            config.shards,
+            config.socket_send_buffer_bytes,
+        )
+        .map_err(|error| AppError::Bind {
+            setting: "FANFARE_LISTEN",
+            address: config.listen,
+            error,
+        })?;
+        let admin_listener = std::net::TcpListener::bind(config.admin_listen)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|error| AppError::Bind {
+                setting: "FANFARE_ADMIN_LISTEN",
+                address: config.admin_listen,
+                error,
+            })?;
+        Ok(Self {
+            config,
+            control,
+            data_listeners,
+            admin_listener,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT, then drains.
+    ///
+    /// # Errors
+    /// When a part cannot start, or a shard fails.
+    pub fn run(self) -> Result<(), AppError> {
+        let Self {
+            config,
+            control,
+            data_listeners,
+            admin_listener,
+        } = self;
+        let data_address = data_listeners
+            .first()
+            .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
+        let admin_address = admin_listener.local_addr()?;
+
+        let stats: Vec<_> = data_listeners
+            .iter()
+            .map(|_| Arc::new(ShardStats::default()))
+            .collect();
+        let metrics = Metrics::new(stats.clone())?;
+        let (inboxes, shard_inboxes): (Vec<_>, Vec<_>) = data_listeners
+            .iter()
+            .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
+            .unzip();
+        let bus = Bus::start(
+            &config,
+            control.handle(),
+            inboxes.clone(),
+            metrics.bus.clone(),
+        )?;
+        let router = router(RouterState {
+            access: config.access.clone(),
+            publisher: bus.publisher,
+            max_channels_per_connection: config.max_channels_per_connection,
+            max_event_bytes: config.max_event_bytes,
+            demo: data_address.ip().is_loopback(),
+        });
+        let limit = ConnectionLimit::new(config.max_connections);
+
+        let (failure, mut failed) = mpsc::channel(1);
+        for (number, ((listener, inbox), stats)) in data_listeners
+            .into_iter()
+            .zip(shard_inboxes)
+            .zip(stats)
+            .enumerate()
+        {
+            let shard = Shard {
+                number,
+                listener,
+                inbox,
+                interest: bus.interest.clone(),
+                edge: (router.clone(), Arc::clone(&limit)),
+                settings: config.hub_settings(),
+                stats,
+            };
+            let failure = failure.clone();
+            std::thread::Builder::new()
+                .name(format!("shard-{number}"))
+                .spawn(move || {
+                    let Err(error) = shard.run();
+                    tracing::error!(number, %error, "a shard has failed");
+                    let _ = failure.blocking_send(());
+                })?;
+        }
+
+        let admin = Arc::new(AdminState {
+            metrics,
+            bus: bus.health,
+            stopping: AtomicBool::new(false),
+        });
+        control.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(admin_listener)?;
+            let service = admin::router(Arc::clone(&admin));
+            tokio::spawn(async move { axum::serve(listener, service).await });
+            announce(&config, data_address, admin_address);
+
+            let mut signals = Signals::new()?;
+            tokio::select! {
+                name = signals.next() => tracing::info!(signal = name, "stopping"),
+                _ = failed.recv() => return Err(AppError::ShardFailed),
+            }
+            tokio::select! {
+                () = drain(&config, &inboxes, &admin) => {}
+                name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
+                _ = failed.recv() => return Err(AppError::ShardFailed),
+            }
+            tracing::info!("stopped");
+            Ok(())
+        })
+    }
+}
+
+fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
+    let bus = match &config.bus {
+        BusConfig::Embedded => "memory:".to_owned(),
+        BusConfig::Redis(url) => url.address(),
+    };
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        %data,
+        %admin,
+        bus,
+        shards = config.shards,
+        max_connections = config.max_connections,
+        "listening"
+    );
+    if config.access.may_publish() {
+        tracing::warn!(
+            "open: whoever reaches the data listener, on loopback, may read and publish everything"
+        );
+    }
+    tracing::info!("the admin listener has no authentication: keep it inside your network");
+    if data.ip().is_loopback() {
+        tracing::info!("demo page: http://{data}/");
+    }
+}
+
+/// Stops in named phases: not ready, so that the balancer looks elsewhere; then no new streams,
+/// and the open ones are closed, spread over the drain period; then the end.
+async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
+    admin.stopping.store(true, Ordering::Relaxed);
+    tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
+    sleep(config.drain_delay).await;
+    tracing::info!(
+        streams = admin.metrics.connections(),
+        period = ?config.drain_period,
+        "closing streams"
+    );
+    for inbox in inboxes {
+        let _ = inbox.send(ShardMessage::Drain(config.drain_period)).await;
+    }
+    let deadline = Instant::now() + config.drain_period + DRAIN_GRACE;
+    let mut look = interval(Duration::from_millis(50));
+    while admin.metrics.connections() > 0 && Instant::now() < deadline {
+        look.tick().await;
+    }
+    let left = admin.metrics.connections();
+    if left > 0 {
+        tracing::warn!(streams = left, "streams are cut off at the deadline");
+    }
+}
+
+/// The signals that stop a process.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// What a shard's thread is given.
+struct Shard {
+    number: usize,
+    listener: std::net::TcpListener,
+    inbox: Inbox,
+    interest: mpsc::Sender<InterestUpdate>,
+    edge: (axum::Router, Arc<ConnectionLimit>),
+    settings: crate::hub::HubSettings,
+    stats: Arc<ShardStats>,
+}
+
+impl Shard {
+    /// Runs the shard on this thread; it ends only when it fails.
+    fn run(self) -> Result<std::convert::Infallible, io::Error> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .build_local(LocalOptions::default())?;
+        runtime.block_on(async {
+            let hub = Hub::new(self.settings, self.stats);
+            let (router, limit) = self.edge;
+            let edge = Edge::new(hub.clone(), router, limit);
+            let hub_task = tokio::task::spawn_local(hub.clone().run(self.inbox));
+            let interest = hub.clone().tell_interest(self.number, self.interest);
+            let interest_task = tokio::task::spawn_local(interest);
+            let sweep_task = tokio::task::spawn_local(hub.sweep());
+            tokio::select! {
+                accepted = accept(edge, self.listener) => accepted?,
+                ended = hub_task => ended?,
+                ended = interest_task => ended?,
+                ended = sweep_task => ended?,
+            }
+            Err(io::Error::other("one of its tasks has ended"))
+        })
+    }
+}

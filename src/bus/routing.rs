@@ -1,0 +1,167 @@
+//! Which shard wants which channel, and the way there.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use crate::hub::{BusEvent, Generation, InterestUpdate, ShardId, ShardMessage};
+use crate::protocol::ChannelName;
+
+/// The shards' wishes, and their queues.
+pub(super) struct Routing {
+    shards: Vec<Shard>,
+    /// Who holds interest in each wanted channel.
+    holders: HashMap<ChannelName, Vec<(ShardId, Generation)>>,
+    max_batch_bytes: usize,
+}
+
+struct Shard {
+    inbox: mpsc::Sender<ShardMessage>,
+    batch: Vec<BusEvent>,
+    batch_bytes: usize,
+}
+
+/// What a change of interest means for the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    /// The channel is wanted; this holder waits to hear that it is active.
+    Wanted(ShardId, Generation),
+    /// Nobody wants it any more.
+    Unwanted,
+    /// Others want it still.
+    Unchanged,
+}
+
+impl Routing {
+    pub(super) fn new(shards: Vec<mpsc::Sender<ShardMessage>>, max_batch_bytes: usize) -> Self {
+        let shards = shards
+            .into_iter()
+            .map(|inbox| Shard {
+                inbox,
+                batch: Vec::new(),
+                batch_bytes: 0,
+            })
+            .collect();
+        Self {
+            shards,
+            holders: HashMap::new(),
+            max_batch_bytes,
+        }
+    }
+
+    /// Takes note of a shard's interest and says what each change means.
+    pub(super) fn apply(&mut self, update: InterestUpdate) -> Vec<(ChannelName, Wish)> {
+        let InterestUpdate { shard, changes } = update;
+        changes
+            .into_iter()
+            .map(|(name, generation)| {
+                let wish = match generation {
+                    Some(generation) => {
+                        let holders = self.holders.entry(name.clone()).or_default();
+                        holders.retain(|(holder, _)| *holder != shard);
+                        holders.push((shard, generation));
+                        Wish::Wanted(shard, generation)
+                    }
+                    None => self.withdraw(&name, shard),
+                };
+                (name, wish)
+            })
+            .collect()
+    }
+
+    fn withdraw(&mut self, name: &ChannelName, shard: ShardId) -> Wish {
+        let Some(holders) = self.holders.get_mut(name) else {
+            return Wish::Unwanted;
+        };
+        holders.retain(|(holder, _)| *holder != shard);
+        if holders.is_empty() {
+            self.holders.remove(name);
+            return Wish::Unwanted;
+        }
+        Wish::Unchanged
+    }
+
+    /// Whether anybody wants the channel.
+    pub(super) fn wants(&self, name: &str) -> bool {
+        self.holders.contains_key(name)
+    }
+
+    /// Every wanted channel.
+    pub(super) fn wanted(&self) -> impl Iterator<Item = &ChannelName> {
+        self.holders.keys()
+    }
+
+    /// The wanted channel of this name, to be shared by its events.
+    pub(super) fn channel(&self, name: &str) -> Option<&ChannelName> {
+        self.holders.get_key_value(name).map(|(channel, _)| channel)
+    }
+
+    /// Tells every shard that wants them that these channels are active.
+    pub(super) async fn tell_active(&self, names: &[ChannelName]) {
+        let mut by_shard: Vec<Vec<(ChannelName, Generation)>> = vec![Vec::new(); self.shards.len()];
+        for name in names {
+            for (shard, generation) in self.holders.get(name).into_iter().flatten() {
+                if let Some(active) = by_shard.get_mut(*shard) {
+                    active.push((name.clone(), *generation));
+                }
+            }
+        }
+        for (shard, active) in self.shards.iter().zip(by_shard) {
+            if !active.is_empty() {
+                // A shard that is gone takes no news: the process is stopping.
+                let _ = shard.inbox.send(ShardMessage::Active(active)).await;
+            }
+        }
+    }
+
+    /// Tells one shard that a channel it asked for is active.
+    pub(super) async fn tell_one_active(&self, names: Vec<(ChannelName, Generation)>, to: ShardId) {
+        if let Some(shard) = self.shards.get(to) {
+            let _ = shard.inbox.send(ShardMessage::Active(names)).await;
+        }
+    }
+
+    /// Tells every shard that the bus is lost.
+    pub(super) async fn tell_lost(&self) {
+        for shard in &self.shards {
+            let _ = shard.inbox.send(ShardMessage::Lost).await;
+        }
+    }
+
+    /// Puts an event on its way to the shards that want its channel. It leaves with the batch: at
+    /// [`Routing::flush`], or when the batch is full. Waits while a shard's queue is full.
+    pub(super) async fn route(&mut self, event: BusEvent) {
+        let Some(holders) = self.holders.get(&event.channel) else {
+            return;
+        };
+        let bytes = event.event.data().len();
+        for (number, _) in holders {
+            let Some(shard) = self.shards.get_mut(*number) else {
+                continue;
+            };
+            if shard.batch_bytes + bytes > self.max_batch_bytes {
+                shard.flush().await;
+            }
+            shard.batch_bytes += bytes;
+            shard.batch.push(event.clone());
+        }
+    }
+
+    /// Sends what waits.
+    pub(super) async fn flush(&mut self) {
+        for shard in &mut self.shards {
+            shard.flush().await;
+        }
+    }
+}
+
+impl Shard {
+    async fn flush(&mut self) {
+        if !self.batch.is_empty() {
+            let events: Arc<[BusEvent]> = self.batch.drain(..).collect();
+            self.batch_bytes = 0;
+            let _ = self.inbox.send(ShardMessage::Events(events)).await;
+        }
+    }
+}

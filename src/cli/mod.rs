@@ -1,0 +1,100 @@
+//! The command line: `fanfare` serves; its subcommands publish, read and check.
+
+mod publish;
+mod tail;
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::app::App;
+use crate::config::{Config, Faults, Settings, unknown_variables};
+use crate::telemetry::start_log;
+
+/// A multi-node Server-Sent Events gateway behind Redis pub/sub.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: Settings,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Publish one event, through Redis when FANFARE_REDIS_URL is set, else over HTTP
+    Publish(publish::Publish),
+    /// Print the events of channels as they arrive, one line each
+    Tail(tail::Tail),
+    /// Check the configuration, print what it comes to, and exit
+    Check(Box<Settings>),
+}
+
+/// Why a command failed, for people.
+type Failure = Box<dyn std::error::Error>;
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    // rustls has no default of its own; a second install has no effect.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => serve(&cli.settings),
+        Some(Command::Publish(command)) => command.run(),
+        Some(Command::Tail(command)) => command.run(),
+        Some(Command::Check(settings)) => check(&settings),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "fanfare: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(settings: &Settings) -> Result<(), Failure> {
+    let config = configuration(settings)?;
+    start_log(config.log.parse()?, config.log_format);
+    Ok(App::bind(config)?.run()?)
+}
+
+fn check(settings: &Settings) -> Result<(), Failure> {
+    let config = configuration(settings)?;
+    writeln!(std::io::stdout(), "{config:#?}\nthe configuration is valid")?;
+    Ok(())
+}
+
+/// Reads the settings; unknown variables and broken rules are reported together.
+fn configuration(settings: &Settings) -> Result<Config, Faults> {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let mut faults = unknown_variables::<Cli>(names);
+    match settings.read() {
+        Ok(config) if faults.is_empty() => Ok(config),
+        Ok(_) => Err(Faults(faults)),
+        Err(Faults(more)) => {
+            faults.extend(more);
+            Err(Faults(faults))
+        }
+    }
+}
+
+/// A runtime for a command that makes a few requests.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,104 @@
+//! Every setting: its name, default, unit and reason, and the rules it must keep.
+//!
+//! Settings come as text, from flags or the environment under the same names, and become a
+//! [`Config`] only when all of them are right. All faults are reported at once.
+
+mod settings;
+mod values;
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use crate::bus::RedisUrl;
+use crate::hub::{HubSettings, SlowClientPolicy};
+use crate::protocol::{ChannelName, ChannelPattern, RetryRange};
+use crate::telemetry::LogFormat;
+
+pub use settings::{Fault, Faults, Settings, unknown_variables};
+
+/// Where events come from.
+#[derive(Clone, Debug)]
+pub enum BusConfig {
+    /// From this process.
+    Embedded,
+    /// From Redis.
+    Redis(RedisUrl),
+}
+
+/// Who may read and publish over HTTP.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// Everybody everything: a listener on loopback without rules.
+    Open,
+    /// Everybody may read the channels these patterns name; nobody may publish over HTTP.
+    Public(Vec<ChannelPattern>),
+}
+
+impl Access {
+    /// Whether anybody may read `channel`.
+    pub fn may_read(&self, channel: &ChannelName) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Public(patterns) => patterns.iter().any(|pattern| pattern.matches(channel)),
+        }
+    }
+
+    /// Whether anybody may publish over HTTP.
+    pub fn may_publish(&self) -> bool {
+        matches!(self, Self::Open)
+    }
+}
+
+/// A configuration that keeps every rule.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// Where metrics and health are served.
+    pub admin_listen: SocketAddr,
+    /// Where events come from.
+    pub bus: BusConfig,
+    /// What stands before a channel's name in Redis.
+    pub prefix: String,
+    /// Threads that own connections.
+    pub shards: NonZeroUsize,
+    /// The longest silence on a stream.
+    pub heartbeat: Duration,
+    /// Reconnection times are drawn from here.
+    pub retry: RetryRange,
+    /// What happens to a client that does not keep up.
+    pub slow_client: SlowClientPolicy,
+    /// Open streams at the most, in all shards.
+    pub max_connections: usize,
+    /// Channels of one stream at the most.
+    pub max_channels_per_connection: usize,
+    /// Data of one event at the most.
+    pub max_event_bytes: usize,
+    /// Bytes that wait for one client at the most, one event more than that excepted.
+    pub client_buffer_bytes: usize,
+    /// The kernel's send buffer of each connection.
+    pub socket_send_buffer_bytes: usize,
+    /// From "not ready" to the first stream closed, so that a balancer sees it.
+    pub drain_delay: Duration,
+    /// Over this time streams are closed.
+    pub drain_period: Duration,
+    /// Who may read and publish.
+    pub access: Access,
+    /// Which log lines are written.
+    pub log: String,
+    /// How they look.
+    pub log_format: LogFormat,
+}
+
+impl Config {
+    /// What the hub needs to know.
+    pub fn hub_settings(&self) -> HubSettings {
+        HubSettings {
+            heartbeat: self.heartbeat,
+            retry: self.retry,
+            client_buffer_bytes: self.client_buffer_bytes,
+            slow_client: self.slow_client,
+        }
+    }
+}

@@ -1,0 +1,611 @@
+//! The settings as text, and how they become a [`Config`].
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use clap::{Args, CommandFactory};
+use tracing_subscriber::EnvFilter;
+
+use super::values::{duration, duration_range, list, size};
+use super::{Access, BusConfig, Config};
+use crate::bus::RedisUrl;
+use crate::hub::SlowClientPolicy;
+use crate::protocol::{ChannelPattern, RetryRange};
+use crate::telemetry::LogFormat;
+
+/// Descriptors kept free for everything that is no client: Redis, the admin listener, files, and
+/// the connections that are told to come back later.
+const DESCRIPTOR_RESERVE: usize = 256;
+
+/// The settings of the gateway, as flags and environment. Times are written 500ms, 15s or 2m,
+/// sizes 64KiB or 1MiB, lists with commas.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Address of the data listener: streams, publishing, the demo page
+    #[arg(
+        long,
+        env = "FANFARE_LISTEN",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:8080"
+    )]
+    pub listen: String,
+
+    /// Address of the admin listener: metrics and health. It knows no authentication and is
+    /// meant for the inside of your network
+    #[arg(
+        long,
+        env = "FANFARE_ADMIN_LISTEN",
+        value_name = "IP:PORT",
+        default_value = "127.0.0.1:9080"
+    )]
+    pub admin_listen: String,
+
+    /// Where events come from: redis://, rediss://, redis+unix://, or memory: for a single
+    /// replica without Redis. [default: memory: on a loopback listener]
+    #[arg(
+        long,
+        env = "FANFARE_REDIS_URL",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub redis_url: Option<String>,
+
+    /// A file that holds the Redis URL, for a URL with a password
+    #[arg(long, env = "FANFARE_REDIS_URL_FILE", value_name = "FILE")]
+    pub redis_url_file: Option<String>,
+
+    /// What stands before a channel's name in Redis, so that no client can read a Redis channel
+    /// that is not meant for it
+    #[arg(
+        long,
+        env = "FANFARE_PREFIX",
+        value_name = "TEXT",
+        default_value = "sse:"
+    )]
+    pub prefix: String,
+
+    /// Threads that own connections. [default: the number of cores]
+    #[arg(long, env = "FANFARE_SHARDS", value_name = "N")]
+    pub shards: Option<String>,
+
+    /// The longest silence on a stream before a comment is sent; proxies cut silent connections
+    /// after 30 to 60 seconds
+    #[arg(
+        long,
+        env = "FANFARE_HEARTBEAT",
+        value_name = "TIME",
+        default_value = "15s"
+    )]
+    pub heartbeat: String,
+
+    /// Range of the reconnection time that each stream draws its own from, so that clients cut
+    /// off together do not come back together
+    #[arg(
+        long,
+        env = "FANFARE_RETRY",
+        value_name = "LEAST,MOST",
+        default_value = "2s,6s"
+    )]
+    pub retry: String,
+
+    /// What happens to a client whose buffer is full: close (it comes back) or latest (it loses
+    /// its oldest waiting events)
+    #[arg(
+        long,
+        env = "FANFARE_SLOW_CLIENT",
+        value_name = "POLICY",
+        default_value = "close"
+    )]
+    pub slow_client: String,
+
+    /// Open streams at the most. [default: the descriptor limit less a reserve of 256]
+    #[arg(long, env = "FANFARE_MAX_CONNECTIONS", value_name = "N")]
+    pub max_connections: Option<String>,
+
+    /// Channels of one stream at the most
+    #[arg(
+        long,
+        env = "FANFARE_MAX_CHANNELS_PER_CONNECTION",
+        value_name = "N",
+        default_value = "64"
+    )]
+    pub max_channels_per_connection: String,
+
+    /// Data of one event at the most; larger ones are refused or dropped
+    #[arg(
+        long,
+        env = "FANFARE_MAX_EVENT_BYTES",
+        value_name = "SIZE",
+        default_value = "1MiB"
+    )]
+    pub max_event_bytes: String,
+
+    /// What may wait for a client that reads slowly. A client is slow once this much waits
+    #[arg(
+        long,
+        env = "FANFARE_CLIENT_BUFFER_BYTES",
+        value_name = "SIZE",
+        default_value = "1MiB"
+    )]
+    pub client_buffer_bytes: String,
+
+    /// The kernel's send buffer of each connection: what it holds is not counted above
+    #[arg(
+        long,
+        env = "FANFARE_SOCKET_SEND_BUFFER_BYTES",
+        value_name = "SIZE",
+        default_value = "128KiB"
+    )]
+    pub socket_send_buffer_bytes: String,
+
+    /// When stopping: from "not ready" to the first stream closed, so that the balancer has
+    /// stopped sending new ones
+    #[arg(
+        long,
+        env = "FANFARE_DRAIN_DELAY",
+        value_name = "TIME",
+        default_value = "5s"
+    )]
+    pub drain_delay: String,
+
+    /// When stopping: the time over which the open streams are closed, evenly
+    #[arg(
+        long,
+        env = "FANFARE_DRAIN_PERIOD",
+        value_name = "TIME",
+        default_value = "20s"
+    )]
+    pub drain_period: String,
+
+    /// Channels that anybody may read, exact or ending in *. [default: all on a loopback
+    /// listener; required on any other]
+    #[arg(long, env = "FANFARE_PUBLIC_CHANNELS", value_name = "PATTERNS")]
+    pub public_channels: Option<String>,
+
+    /// Which log lines are written: error, warn, info, debug, or target=level directives
+    #[arg(
+        long,
+        env = "FANFARE_LOG",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub log: String,
+
+    /// How log lines look: text or json
+    #[arg(
+        long,
+        env = "FANFARE_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text"
+    )]
+    pub log_format: String,
+}
+
+/// A setting that breaks a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The setting's environment name.
+    pub setting: String,
+    /// The rule it breaks, as the end of a sentence about it.
+    pub rule: String,
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Faults(pub Vec<Fault>);
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the configuration cannot be used:")?;
+        for Fault { setting, rule } in &self.0 {
+            write!(f, "\n  {setting} {rule}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Faults {}
+
+/// Takes values out of settings and keeps the faults.
+struct Reader(Vec<Fault>);
+
+impl Reader {
+    fn fault(&mut self, setting: &str, rule: impl Into<String>) {
+        self.0.push(Fault {
+            setting: format!("FANFARE_{setting}"),
+            rule: rule.into(),
+        });
+    }
+
+    /// The value, or a stand-in and a fault.
+    fn read<T: Default>(&mut self, setting: &str, value: Result<T, String>) -> T {
+        value.unwrap_or_else(|rule| {
+            self.fault(setting, rule);
+            T::default()
+        })
+    }
+
+    fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
+        text.parse().unwrap_or_else(|_| {
+            self.fault(setting, "is IP:PORT, such as 0.0.0.0:8080 or [::1]:8080");
+            SocketAddr::from(([127, 0, 0, 1], 0))
+        })
+    }
+
+    fn duration(&mut self, setting: &str, text: &str, within: (Duration, Duration)) -> Duration {
+        let value = duration(text).and_then(|value| {
+            let (least, most) = within;
+            if (least..=most).contains(&value) {
+                Ok(value)
+            } else {
+                Err(format!("is between {least:?} and {most:?}"))
+            }
+        });
+        self.read(setting, value)
+    }
+
+    fn size(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
+        let value = size(text).and_then(|value| in_range(value, within));
+        self.read(setting, value)
+    }
+
+    fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
+        let value = text
+            .parse()
+            .map_err(|_| "is a whole number".to_owned())
+            .and_then(|value| in_range(value, within));
+        self.read(setting, value)
+    }
+}
+
+fn in_range(value: usize, (least, most): (usize, usize)) -> Result<usize, String> {
+    if (least..=most).contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("is between {least} and {most}"))
+    }
+}
+
+impl Settings {
+    /// Reads all settings.
+    ///
+    /// # Errors
+    /// With every fault there is, not only the first.
+    pub fn read(&self) -> Result<Config, Faults> {
+        let mut reader = Reader(Vec::new());
+        let listen = reader.address("LISTEN", &self.listen);
+        let admin_listen = reader.address("ADMIN_LISTEN", &self.admin_listen);
+        if listen == admin_listen && listen.port() != 0 {
+            reader.fault("ADMIN_LISTEN", "is another address than FANFARE_LISTEN");
+        }
+        let open = listen.ip().is_loopback();
+        let bus = self.read_bus(open, &mut reader);
+        let access = self.read_access(open, &mut reader);
+        let prefix_is_plain = !self.prefix.is_empty()
+            && self.prefix.len() <= 64
+            && self.prefix.bytes().all(|byte| {
+                byte.is_ascii_graphic() && !matches!(byte, b'*' | b'?' | b'[' | b']' | b'$' | b'\\')
+            });
+        if !prefix_is_plain {
+            reader.fault(
+                "PREFIX",
+                "is 1 to 64 printable ASCII characters without space, * ? [ ] \\ and $",
+            );
+        }
+        let retry = duration_range(&self.retry).and_then(|(least, most)| {
+            RetryRange::new(least, most).ok_or_else(|| {
+                "is a range from the shorter to the longer, at most a day".to_owned()
+            })
+        });
+        let retry = reader.read("RETRY", retry);
+        let slow_client = match self.slow_client.as_str() {
+            "close" => SlowClientPolicy::Close,
+            "latest" => SlowClientPolicy::Latest,
+            _ => {
+                reader.fault("SLOW_CLIENT", "is close or latest");
+                SlowClientPolicy::Close
+            }
+        };
+        let log_format = match self.log_format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            _ => {
+                reader.fault("LOG_FORMAT", "is text or json");
+                LogFormat::Text
+            }
+        };
+        if self.log.parse::<EnvFilter>().is_err() {
+            reader.fault(
+                "LOG",
+                "is a level such as info, or directives such as fanfare=debug",
+            );
+        }
+        let shards = match &self.shards {
+            Some(text) => reader.count("SHARDS", text, (1, 1024)),
+            None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
+        };
+        let config = Config {
+            listen,
+            admin_listen,
+            bus,
+            prefix: self.prefix.clone(),
+            shards: NonZeroUsize::new(shards).unwrap_or(NonZeroUsize::MIN),
+            heartbeat: reader.duration(
+                "HEARTBEAT",
+                &self.heartbeat,
+                (Duration::from_millis(100), Duration::from_secs(3600)),
+            ),
+            retry,
+            slow_client,
+            max_connections: self.read_max_connections(&mut reader),
+            max_channels_per_connection: reader.count(
+                "MAX_CHANNELS_PER_CONNECTION",
+                &self.max_channels_per_connection,
+                (1, 1024),
+            ),
+            // Redis cuts subscribers off at 32 MiB of waiting output by default.
+            max_event_bytes: reader.size("MAX_EVENT_BYTES", &self.max_event_bytes, (1, 16 << 20)),
+            client_buffer_bytes: reader.size(
+                "CLIENT_BUFFER_BYTES",
+                &self.client_buffer_bytes,
+                (4096, 1 << 30),
+            ),
+            socket_send_buffer_bytes: reader.size(
+                "SOCKET_SEND_BUFFER_BYTES",
+                &self.socket_send_buffer_bytes,
+                (4096, 1 << 30),
+            ),
+            drain_delay: reader.duration("DRAIN_DELAY", &self.drain_delay, UP_TO_AN_HOUR),
+            drain_period: reader.duration("DRAIN_PERIOD", &self.drain_period, UP_TO_AN_HOUR),
+            access,
+            log: self.log.clone(),
+            log_format,
+        };
+        if reader.0.is_empty() {
+            Ok(config)
+        } else {
+            Err(Faults(reader.0))
+        }
+    }
+
+    fn read_bus(&self, open: bool, reader: &mut Reader) -> BusConfig {
+        let url = match (&self.redis_url, &self.redis_url_file) {
+            (Some(_), Some(_)) => {
+                reader.fault("REDIS_URL_FILE", "and FANFARE_REDIS_URL exclude each other");
+                return BusConfig::Embedded;
+            }
+            (Some(url), None) => Some(url.clone()),
+            (None, Some(file)) => match std::fs::read_to_string(file) {
+                Ok(url) => Some(url.trim_end().to_owned()),
+                Err(error) => {
+                    reader.fault("REDIS_URL_FILE", format!("cannot be read: {error}"));
+                    return BusConfig::Embedded;
+                }
+            },
+            (None, None) => None,
+        };
+        match url.as_deref() {
+            Some("memory:") => BusConfig::Embedded,
+            Some(url) => match RedisUrl::parse(url) {
+                Ok(url) => BusConfig::Redis(url),
+                Err(rule) => {
+                    reader.fault("REDIS_URL", rule);
+                    BusConfig::Embedded
+                }
+            },
+            None => {
+                if !open {
+                    reader.fault(
+                        "REDIS_URL",
+                        "is required when FANFARE_LISTEN is not a loopback address: \
+                         a Redis URL, or memory: for a single replica",
+                    );
+                }
+                BusConfig::Embedded
+            }
+        }
+    }
+
+    fn read_access(&self, open: bool, reader: &mut Reader) -> Access {
+        let Some(patterns) = &self.public_channels else {
+            if !open {
+                reader.fault(
+                    "PUBLIC_CHANNELS",
+                    "is required when FANFARE_LISTEN is not a loopback address: \
+                     which channels anybody may read",
+                );
+            }
+            return Access::Open;
+        };
+        let mut parsed = Vec::new();
+        for pattern in list(patterns) {
+            match ChannelPattern::parse(pattern) {
+                Ok(pattern) => parsed.push(pattern),
+                Err(rule) => reader.fault("PUBLIC_CHANNELS", format!("has {pattern:?}: {rule}")),
+            }
+        }
+        if parsed.is_empty() {
+            reader.fault("PUBLIC_CHANNELS", "names no channel");
+        }
+        Access::Public(parsed)
+    }
+
+    fn read_max_connections(&self, reader: &mut Reader) -> usize {
+        let descriptors = rlimit::increase_nofile_limit(u64::MAX)
+            .ok()
+            .and_then(|limit| usize::try_from(limit).ok())
+            .unwrap_or(1024);
+        let most = descriptors.saturating_sub(DESCRIPTOR_RESERVE).max(1);
+        match &self.max_connections {
+            None => most,
+            Some(text) => {
+                let wanted = reader.count("MAX_CONNECTIONS", text, (1, usize::MAX));
+                if wanted > most {
+                    reader.fault(
+                        "MAX_CONNECTIONS",
+                        format!(
+                            "is at most {most} here: the descriptor limit of {descriptors} less \
+                             {DESCRIPTOR_RESERVE}; raise it with ulimit -n or LimitNOFILE"
+                        ),
+                    );
+                }
+                wanted
+            }
+        }
+    }
+}
+
+const UP_TO_AN_HOUR: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
+
+/// Every `FANFARE_…` variable of `names` that is no setting of `command`, as a fault: a mistyped
+/// name must not silently mean the default.
+pub fn unknown_variables<C: CommandFactory>(names: impl Iterator<Item = String>) -> Vec<Fault> {
+    let command = C::command();
+    let known: BTreeSet<String> = command
+        .get_arguments()
+        .chain(
+            command
+                .get_subcommands()
+                .flat_map(clap::Command::get_arguments),
+        )
+        .filter_map(|argument| Some(argument.get_env()?.to_string_lossy().into_owned()))
+        .collect();
+    names
+        .filter(|name| name.starts_with("FANFARE_") && !known.contains(name))
+        .filter(|name| !is_service_link(name))
+        .map(|name| Fault {
+            setting: name,
+            rule: "is no setting of this version".into(),
+        })
+        .collect()
+}
+
+/// Kubernetes sets such variables for a Service that is named fanfare, or fanfare-something:
+/// `FANFARE_SERVICE_HOST`, `FANFARE_SERVICE_PORT_HTTP`, `FANFARE_PORT`, `FANFARE_PORT_80_TCP_ADDR`.
+fn is_service_link(name: &str) -> bool {
+    name.contains("_SERVICE_HOST")
+        || name.contains("_SERVICE_PORT")
+        || name.ends_with("_PORT")
+        || name
+            .split_once("_PORT_")
+            .is_some_and(|(_, rest)| rest.starts_with(|first: char| first.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    fn read(flags: &[&str]) -> Result<Config, Faults> {
+        Command::parse_from([&["fanfare"], flags].concat())
+            .settings
+            .read()
+    }
+
+    fn faults(flags: &[&str]) -> Vec<String> {
+        let Faults(faults) = read(flags).unwrap_err();
+        faults.into_iter().map(|fault| fault.setting).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_an_open_gateway_on_loopback() {
+        let config = read(&[]).unwrap();
+        assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9080");
+        assert!(matches!(config.bus, BusConfig::Embedded));
+        assert!(config.access.may_publish());
+        assert_eq!(config.heartbeat, Duration::from_secs(15));
+        assert_eq!(config.max_event_bytes, 1 << 20);
+    }
+
+    #[test]
+    fn another_listener_is_told_who_may_read_and_where_its_bus_is() {
+        let outside = ["--listen", "0.0.0.0:8080"];
+        assert_eq!(
+            faults(&outside),
+            ["FANFARE_REDIS_URL", "FANFARE_PUBLIC_CHANNELS"]
+        );
+        let told = [
+            &outside[..],
+            &[
+                "--redis-url",
+                "memory:",
+                "--public-channels",
+                "news.*,alerts",
+            ],
+        ]
+        .concat();
+        let access = read(&told).unwrap().access;
+        let name = |name| crate::protocol::ChannelName::parse(name).unwrap();
+        assert!(access.may_read(&name("news.eu")) && access.may_read(&name("alerts")));
+        assert!(!access.may_read(&name("orders")) && !access.may_publish());
+    }
+
+    /// Every setting wrong once; all are reported together.
+    #[test]
+    fn all_faults_are_listed() {
+        let found = faults(&[
+            "--listen=nowhere",
+            "--admin-listen=9080",
+            "--redis-url=http://x",
+            "--prefix=a*",
+            "--shards=0",
+            "--heartbeat=15",
+            "--retry=6s,2s",
+            "--slow-client=wait",
+            "--max-connections=0",
+            "--max-channels-per-connection=many",
+            "--max-event-bytes=1TiB",
+            "--client-buffer-bytes=1",
+            "--socket-send-buffer-bytes=",
+            "--drain-delay=2d",
+            "--drain-period=-1s",
+            "--public-channels=$all,",
+            "--log=a=b=c",
+            "--log-format=xml",
+        ]);
+        let settings: BTreeSet<_> = found.iter().collect();
+        assert_eq!(settings.len(), 18, "{found:?}");
+    }
+
+    #[test]
+    fn contradictions_are_faults() {
+        assert_eq!(
+            faults(&["--listen=127.0.0.1:9080"]),
+            ["FANFARE_ADMIN_LISTEN"]
+        );
+        assert_eq!(
+            faults(&["--redis-url=memory:", "--redis-url-file=/dev/null"]),
+            ["FANFARE_REDIS_URL_FILE"]
+        );
+        assert_eq!(
+            faults(&["--max-connections=99999999"]),
+            ["FANFARE_MAX_CONNECTIONS"]
+        );
+    }
+
+    #[test]
+    fn mistyped_variables_are_told_and_those_of_kubernetes_are_not() {
+        let names = [
+            "FANFARE_LISTEN",
+            "FANFARE_HEARTBEAD",
+            "FANFARE_SERVICE_HOST",
+            "FANFARE_PORT",
+            "FANFARE_PORT_8080_TCP_ADDR",
+            "FANFARE_ADMIN_SERVICE_PORT_HTTP",
+            "PATH",
+        ];
+        let faults = unknown_variables::<Command>(names.map(str::to_owned).into_iter());
+        assert_eq!(faults.len(), 1);
+        assert_eq!(faults[0].setting, "FANFARE_HEARTBEAD");
+    }
+}

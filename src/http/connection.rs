@@ -1,0 +1,117 @@
+//! One accepted connection: HTTP/1.1 or HTTP/2, told apart by its first bytes.
+
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Duration;
+
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioTimer;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::edge::Edge;
+use super::stream::StreamTask;
+use super::takeover::{Handoff, TrackedIo};
+
+/// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// From the accepted connection, or the end of the last answer, to the end of a request's head.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A request's head: a browser's, with cookies and a token, has a few kilobytes.
+const MAX_HEAD_BYTES: usize = 32 * 1024;
+
+/// Streams of one HTTP/2 connection: a browser opens one connection to a host for all its tabs.
+const MAX_HTTP2_STREAMS: u32 = 256;
+
+/// What one HTTP/2 stream may have unsent inside hyper, beside its mailbox.
+const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
+
+/// Serves a connection to its end, or until a stream has taken it over.
+pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream) {
+    match timeout(HEAD_DEADLINE, read_preface(&mut socket)).await {
+        Ok(Ok((already_read, true))) => serve_http2(edge, socket, already_read).await,
+        Ok(Ok((already_read, false))) => serve_http1(edge, socket, already_read).await,
+        Ok(Err(_)) => {}
+        Err(_) => edge.hub().stats().rejected_head.add(1),
+    }
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2, and returns what was read.
+async fn read_preface(socket: &mut TcpStream) -> std::io::Result<(Vec<u8>, bool)> {
+    let mut read = Vec::with_capacity(1024);
+    loop {
+        if socket.read_buf(&mut read).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        if read.starts_with(HTTP2_PREFACE) {
+            return Ok((read, true));
+        }
+        if !HTTP2_PREFACE.starts_with(&read) {
+            return Ok((read, false));
+        }
+    }
+}
+
+async fn serve_http1(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
+    let handoff = Rc::new(Handoff::default());
+    let service = {
+        let handoff = Rc::clone(&handoff);
+        service_fn(move |request| {
+            let answer = Rc::clone(&edge).answer(request, Some(Rc::clone(&handoff)));
+            async move { Ok::<_, Infallible>(answer.await) }
+        })
+    };
+    let io = TrackedIo::new(socket, already_read, Rc::clone(&handoff));
+    let mut connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_DEADLINE)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .serve_connection(io, service);
+    let stream = poll_fn(|context| {
+        let ended = Pin::new(&mut connection).poll(context).is_ready();
+        match handoff.take() {
+            Some(stream) => Poll::Ready(Some(stream)),
+            None if ended => Poll::Ready(None),
+            None => Poll::Pending,
+        }
+    })
+    .await;
+    if let Some(stream) = stream {
+        // What the client has sent behind its request is dropped with hyper's buffer: the answer
+        // says `connection: close`, so nothing after it is answered (RFC 9112, section 9.6).
+        let socket = connection.into_parts().io.into_socket();
+        tokio::task::spawn_local(StreamTask::new(socket, stream));
+    }
+}
+
+async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
+    let service = service_fn(move |request| {
+        let answer = Rc::clone(&edge).answer(request, None);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let io = TrackedIo::new(socket, already_read, Rc::default());
+    let _ = http2::Builder::new(LocalExecutor)
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_HTTP2_STREAMS)
+        .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
+        .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
+        .serve_connection(io, service)
+        .await;
+}
+
+/// Runs hyper's tasks on the shard's own thread.
+#[derive(Clone, Copy)]
+struct LocalExecutor;
+
+impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(future);
+    }
+}

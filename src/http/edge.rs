@@ -1,0 +1,185 @@
+//! The service a shard's connections share: the router, and what becomes of its answers.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::response::Response;
+use http::header::CONNECTION;
+use http::{HeaderValue, Method, Request, Version};
+use tower_service::Service;
+
+use super::error::{BUSY_HEADER, busy};
+use super::stream::EdgeBody;
+use super::subscribe::StreamRequest;
+use super::takeover::{Handoff, StreamHead};
+use crate::hub::{Hub, NotActive, Subscription};
+use crate::protocol::Framing;
+
+/// How long a stream waits for its channels while the bus is away.
+const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The bound on open streams, shared by all shards. Counted when streams open and close, never
+/// when events pass.
+#[derive(Debug)]
+pub struct ConnectionLimit {
+    most: usize,
+    open: AtomicUsize,
+}
+
+impl ConnectionLimit {
+    /// Allows `most` streams.
+    pub fn new(most: usize) -> Arc<Self> {
+        Arc::new(Self {
+            most,
+            open: AtomicUsize::new(0),
+        })
+    }
+
+    fn admit(self: &Arc<Self>) -> Option<Permit> {
+        // Counted first, so that two shards cannot both take the last place.
+        let permit = Permit(Arc::clone(self));
+        (self.open.fetch_add(1, Ordering::Relaxed) < self.most).then_some(permit)
+    }
+}
+
+/// A stream's place within the limit, until dropped.
+#[derive(Debug)]
+pub(super) struct Permit(Arc<ConnectionLimit>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An open stream: its place within the limit and in the hub, given back together.
+pub(super) struct OpenStream {
+    pub(super) subscription: Subscription,
+    _permit: Permit,
+}
+
+/// What the connections of a shard share.
+pub struct Edge {
+    hub: Rc<Hub>,
+    router: Router,
+    limit: Arc<ConnectionLimit>,
+}
+
+impl Edge {
+    /// The edge of a shard.
+    pub fn new(hub: Rc<Hub>, router: Router, limit: Arc<ConnectionLimit>) -> Rc<Self> {
+        Rc::new(Self { hub, router, limit })
+    }
+
+    pub(super) fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// Answers a request. When the answer is a stream that can be written to the socket itself it
+    /// is left in `handoff`, and this never returns: the connection is about to be taken over.
+    pub(super) async fn answer<B>(
+        self: Rc<Self>,
+        request: Request<B>,
+        handoff: Option<Rc<Handoff>>,
+    ) -> Response<EdgeBody>
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<axum::BoxError>,
+    {
+        let version = request.version();
+        let head_only = request.method() == Method::HEAD;
+        let wants_503 = request
+            .headers()
+            .get(BUSY_HEADER)
+            .is_some_and(|value| value == "503");
+        let handoff = handoff.filter(|_| {
+            version == Version::HTTP_11
+                && request.method() == Method::GET
+                && request.body().is_end_stream()
+        });
+        let mut router = self.router.clone();
+        let Ok(mut response) = router.call(request.map(Body::new)).await;
+        let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
+            return response.map(EdgeBody::Plain);
+        };
+        // A stream ends its connection: nothing else could follow on it.
+        let close = |response: &mut Response| {
+            if version <= Version::HTTP_11 {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+        };
+        close(&mut response);
+        if head_only {
+            return response.map(EdgeBody::Plain);
+        }
+        // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
+        let handoff = handoff.filter(|handoff| handoff.everything_is_written());
+        let head = StreamHead::new(response);
+        let opened = self.open(&stream, &head, handoff.is_some()).await;
+        match (opened, handoff) {
+            (Err(why), _) => {
+                let mut response = busy(wants_503, why);
+                close(&mut response);
+                response.map(EdgeBody::Plain)
+            }
+            (Ok(stream), Some(handoff)) => {
+                handoff.leave(stream);
+                std::future::pending().await
+            }
+            (Ok(stream), None) => head.into_response(EdgeBody::Stream(stream)),
+        }
+    }
+
+    async fn open(
+        &self,
+        stream: &StreamRequest,
+        head: &StreamHead,
+        takeover: bool,
+    ) -> Result<OpenStream, &'static str> {
+        let stats = self.hub.stats();
+        if self.hub.is_draining() {
+            stats.rejected_draining.add(1);
+            return Err("this replica is being stopped");
+        }
+        let Some(permit) = self.limit.admit() else {
+            stats.rejected_limit.add(1);
+            return Err("this replica has all the streams it can hold");
+        };
+        let framing = if takeover {
+            Framing::Chunked
+        } else {
+            Framing::Plain
+        };
+        let first = || {
+            if takeover {
+                head.to_bytes()
+            } else {
+                Vec::new()
+            }
+        };
+        let subscription = self
+            .hub
+            .subscribe(&stream.channels, framing, first, SUBSCRIBE_PATIENCE)
+            .await;
+        match subscription {
+            Ok(subscription) => Ok(OpenStream {
+                subscription,
+                _permit: permit,
+            }),
+            Err(NotActive) => {
+                stats.rejected_bus_unavailable.add(1);
+                Err("the channels could not be subscribed: the bus is not available")
+            }
+        }
+    }
+}
+
+/// The date of now, as responses carry it (RFC 9110, section 6.6.1).
+pub(super) fn date_header() -> Option<HeaderValue> {
+    HeaderValue::try_from(httpdate::fmt_http_date(std::time::SystemTime::now())).ok()
+}

@@ -1,0 +1,95 @@
+//! One listening socket a shard, on one port.
+
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::TcpListener;
+
+use super::connection;
+use super::edge::Edge;
+
+/// Connections that wait to be accepted, a shard. The kernel lowers it to `net.core.somaxconn`; a
+/// storm of reconnecting clients beyond it waits for TCP's retries.
+const BACKLOG: i32 = 65_535;
+
+/// How long accepting rests when there are no descriptors: streams that end free some.
+const ACCEPT_REST: Duration = Duration::from_millis(100);
+
+/// How long a client may leave sent bytes unacknowledged before the kernel drops it
+/// (`TCP_USER_TIMEOUT`): heartbeats make sure that something is sent.
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Binds one socket a shard. The kernel spreads connections over them.
+///
+/// # Errors
+/// When the address is taken, or cannot be bound.
+pub fn bind(
+    address: SocketAddr,
+    shards: NonZeroUsize,
+    send_buffer_bytes: usize,
+) -> io::Result<Vec<std::net::TcpListener>> {
+    // First without SO_REUSEPORT: with it another process of the same user could silently take
+    // a share of the connections.
+    let address = {
+        let guard = tcp_socket(address)?;
+        guard.bind(&address.into())?;
+        guard
+            .local_addr()?
+            .as_socket()
+            .ok_or(io::ErrorKind::AddrNotAvailable)?
+    };
+    (0..shards.get())
+        .map(|_| {
+            let socket = tcp_socket(address)?;
+            socket.set_reuse_port(true)?;
+            // Accepted connections inherit these.
+            socket.set_send_buffer_size(send_buffer_bytes)?;
+            socket.set_tcp_nodelay(true)?;
+            socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket.into())
+        })
+        .collect()
+}
+
+fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    // Connections of an earlier process in TIME_WAIT do not keep the address taken.
+    socket.set_reuse_address(true)?;
+    Ok(socket)
+}
+
+/// Accepts connections for ever.
+///
+/// # Errors
+/// When the socket cannot be used on this runtime.
+pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    loop {
+        match listener.accept().await {
+            Ok((socket, _)) => {
+                tokio::task::spawn_local(connection::serve(Rc::clone(&edge), socket));
+            }
+            // The client gave up while it waited.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
+                ) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections for the moment");
+                tokio::time::sleep(ACCEPT_REST).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! The data listener: from an accepted connection to a stream.
+//!
+//! [`listener`] accepts, [`connection`] tells HTTP/1.1 from HTTP/2 and serves it, and the
+//! [`router`] parses and authorises like that of any axum program. Its handlers never touch a
+//! hub: a stream's handler answers with the head and a [`StreamRequest`](subscribe::StreamRequest)
+//! beside it, and the [`edge`] of the shard opens the stream on its hub. Over HTTP/1.1 the
+//! connection is then taken out of hyper ([`takeover`]) and only a small task remains; everything
+//! else is an ordinary body ([`stream`]).
+
+mod connection;
+mod edge;
+mod error;
+mod listener;
+mod publish;
+mod router;
+mod stream;
+mod subscribe;
+mod takeover;
+
+pub use edge::{ConnectionLimit, Edge};
+pub use listener::{accept, bind};
+pub use router::{RouterState, router};

@@ -1,0 +1,153 @@
+//! What keeps a stream once it is open: a task with a socket, or a body for hyper.
+
+use std::io::ErrorKind;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use axum::body::Body;
+use bytes::Bytes;
+use http_body::Frame;
+use socket2::SockRef;
+use tokio::net::TcpStream;
+
+use super::edge::OpenStream;
+use crate::hub::MailboxState;
+use crate::protocol::LAST_CHUNK;
+
+/// Writes a mailbox to a socket until either ends.
+pub(super) struct StreamTask {
+    socket: TcpStream,
+    stream: OpenStream,
+    /// How much of the last chunk is written; counted once the mailbox has ended.
+    last_chunk_written: usize,
+}
+
+impl StreamTask {
+    pub(super) fn new(socket: TcpStream, stream: OpenStream) -> Self {
+        Self {
+            socket,
+            stream,
+            last_chunk_written: 0,
+        }
+    }
+
+    /// Reads and forgets what the client sends: nothing is expected. Ready when it is gone.
+    fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut sink = [0; 512];
+        loop {
+            if ready!(self.socket.poll_read_ready(context)).is_err() {
+                return Poll::Ready(());
+            }
+            match self.socket.try_read(&mut sink) {
+                Ok(0) => return Poll::Ready(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+
+    /// Writes while there is something. Ready when nothing more is to be written, ever.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let written = match self.stream.subscription.poll(context) {
+                MailboxState::Empty => return Poll::Pending,
+                MailboxState::Ready => {
+                    let socket = &self.socket;
+                    self.stream.subscription.write_with(|slices| match slices {
+                        [slice] => socket.try_write(slice),
+                        slices => socket.try_write_vectored(slices),
+                    })
+                }
+                MailboxState::Ended(_) => {
+                    let Some(rest) = LAST_CHUNK
+                        .get(self.last_chunk_written..)
+                        .filter(|rest| !rest.is_empty())
+                    else {
+                        return Poll::Ready(());
+                    };
+                    self.socket
+                        .try_write(rest)
+                        .map(|written| self.last_chunk_written += written)
+                }
+                MailboxState::Abort(_) => {
+                    // RST, so that the kernel lets go of what the client did not read.
+                    let _ = SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
+                    return Poll::Ready(());
+                }
+            };
+            match written {
+                Ok(()) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if ready!(self.socket.poll_write_ready(context)).is_err() {
+                        return Poll::Ready(());
+                    }
+                }
+                Err(_) => return Poll::Ready(()),
+            }
+        }
+    }
+}
+
+impl Future for StreamTask {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        if this.poll_gone(context).is_ready() {
+            return Poll::Ready(());
+        }
+        this.poll_write(context)
+    }
+}
+
+/// The body of an answer: an ordinary one, or a stream that hyper frames.
+pub(super) enum EdgeBody {
+    Plain(Body),
+    Stream(OpenStream),
+}
+
+impl http_body::Body for EdgeBody {
+    type Data = Bytes;
+    type Error = StreamBroken;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StreamBroken>>> {
+        match self.get_mut() {
+            Self::Plain(body) => Pin::new(body).poll_frame(context).map_err(|_| StreamBroken),
+            Self::Stream(stream) => match stream.subscription.poll(context) {
+                MailboxState::Empty => Poll::Pending,
+                MailboxState::Ready => Poll::Ready(
+                    stream
+                        .subscription
+                        .take()
+                        .map(|bytes| Ok(Frame::data(bytes))),
+                ),
+                MailboxState::Ended(_) => Poll::Ready(None),
+                // hyper resets an HTTP/2 stream, and cuts an HTTP/1 connection.
+                MailboxState::Abort(_) => Poll::Ready(Some(Err(StreamBroken))),
+            },
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Plain(body) => body.is_end_stream(),
+            Self::Stream(_) => false,
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            Self::Plain(body) => body.size_hint(),
+            Self::Stream(_) => http_body::SizeHint::default(),
+        }
+    }
+}
+
+/// A body ended before its time: the client was cut off.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the stream was cut off")]
+pub(super) struct StreamBroken;

@@ -1,0 +1,7 @@
+//! What operators see: log lines and metrics.
+
+mod log;
+mod metrics;
+
+pub use log::{LogFormat, start_log};
+pub use metrics::{BusMetrics, DropReason, Metrics};
