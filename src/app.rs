@@ -44,8 +44,13 @@ pub enum AppError {
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     /// A shard ended by itself.
-    #[error("a shard has failed")]
-    ShardFailed,
+    #[error("shard {number} has failed: {error}")]
+    ShardFailed {
+        /// Which one.
+        number: usize,
+        /// Why.
+        error: io::Error,
+    },
 }
 
 /// A gateway whose addresses are bound and that does not serve yet.
@@ -150,8 +155,8 @@ impl App {
                 .name(format!("shard-{number}"))
                 .spawn(move || {
                     let Err(error) = shard.run();
-                    tracing::error!(number, %error, "a shard has failed");
-                    let _ = failure.blocking_send(());
+                    // While the process stops nobody listens any more.
+                    let _ = failure.blocking_send(AppError::ShardFailed { number, error });
                 })?;
         }
 
@@ -169,12 +174,12 @@ impl App {
             let mut signals = Signals::new()?;
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
-                _ = failed.recv() => return Err(AppError::ShardFailed),
+                Some(failure) = failed.recv() => return Err(failure),
             }
             tokio::select! {
                 () = drain(&config, &inboxes, &admin) => {}
                 name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
-                _ = failed.recv() => return Err(AppError::ShardFailed),
+                Some(failure) = failed.recv() => return Err(failure),
             }
             tracing::info!("stopped");
             Ok(())

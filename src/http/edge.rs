@@ -8,7 +8,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::Body;
 use axum::response::Response;
-use http::header::CONNECTION;
+use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, Version};
 use tower_service::Service;
 
@@ -106,6 +106,8 @@ impl Edge {
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
             return response.map(EdgeBody::Plain);
         };
+        // axum measured the placeholder that stood for the body.
+        response.headers_mut().remove(CONTENT_LENGTH);
         // A stream ends its connection: nothing else could follow on it.
         let close = |response: &mut Response| {
             if version <= Version::HTTP_11 {

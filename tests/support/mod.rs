@@ -1,0 +1,464 @@
+//! What the integration tests share: real processes on ephemeral ports, torn down when dropped,
+//! and clients that see bytes as they arrive.
+
+#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of several test crates")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use sse_stream::{Sse, SseByteStream};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+/// Long enough for anything that works, on a machine that is busy.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Fails the test when `future` takes longer than [`DEADLINE`].
+pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    timeout(DEADLINE, future)
+        .await
+        .unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
+}
+
+/// Looks again and again until `condition` holds, or fails the test.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    eventually_within(DEADLINE, what, &mut condition).await;
+}
+
+/// As [`eventually`], with a deadline of its own.
+pub async fn eventually_within<F: Future<Output = bool>>(
+    deadline: Duration,
+    what: &str,
+    mut condition: impl FnMut() -> F,
+) {
+    let end = Instant::now() + deadline;
+    while !condition().await {
+        assert!(Instant::now() < end, "not within {deadline:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A child process that does not outlive the test.
+pub struct Process(pub Child);
+
+impl Process {
+    /// Sends a signal by name: `TERM`, `STOP`, `CONT`.
+    pub fn signal(&self, name: &str) {
+        let status = Command::new("kill")
+            .args([format!("-{name}"), self.0.id().to_string()])
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
+    /// Waits for the end and returns whether it was a success.
+    pub async fn ended(&mut self) -> bool {
+        within("the process ends", async {
+            loop {
+                if let Some(status) = self.0.try_wait().unwrap() {
+                    return status.success();
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A stopped process takes SIGKILL too.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A `redis-server` of its own, without persistence.
+pub struct Redis {
+    process: Process,
+    port: u16,
+    directory: tempfile::TempDir,
+}
+
+impl Redis {
+    /// Starts a server on a free port.
+    pub async fn start() -> Self {
+        let port = free_port();
+        let directory = tempfile::tempdir().unwrap();
+        let process = Self::spawn(port, &directory);
+        let redis = Self {
+            process,
+            port,
+            directory,
+        };
+        redis.answers().await;
+        redis
+    }
+
+    fn spawn(port: u16, directory: &tempfile::TempDir) -> Process {
+        let child = Command::new("redis-server")
+            .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
+            .args(["--save", "", "--appendonly", "no"])
+            .arg("--dir")
+            .arg(directory.path())
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server is installed (make test installs it)");
+        Process(child)
+    }
+
+    async fn answers(&self) {
+        eventually("redis-server answers", async || {
+            let Ok(client) = redis::Client::open(self.url()) else {
+                return false;
+            };
+            client.get_multiplexed_async_connection().await.is_ok()
+        })
+        .await;
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// A connection for commands.
+    pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        let client = redis::Client::open(self.url()).unwrap();
+        within(
+            "connecting to Redis",
+            client.get_multiplexed_async_connection(),
+        )
+        .await
+        .unwrap()
+    }
+
+    /// Runs a command and returns what it answers.
+    pub async fn command<T: redis::FromRedisValue>(&self, parts: &[&str]) -> T {
+        let mut connection = self.connection().await;
+        let mut command = redis::cmd(parts[0]);
+        command.arg(&parts[1..]);
+        command.query_async(&mut connection).await.unwrap()
+    }
+
+    /// Publishes `payload` to the channel `sse:<channel>` and returns how many received it.
+    pub async fn publish(&self, channel: &str, payload: impl AsRef<[u8]>) -> i64 {
+        let mut connection = self.connection().await;
+        redis::cmd("PUBLISH")
+            .arg(format!("sse:{channel}"))
+            .arg(payload.as_ref())
+            .query_async(&mut connection)
+            .await
+            .unwrap()
+    }
+
+    /// The subscribed channels without prefix, sorted, the gateway's own left out.
+    pub async fn channels(&self) -> Vec<String> {
+        let all: Vec<String> = self.command(&["PUBSUB", "CHANNELS", "sse:*"]).await;
+        let mut names: Vec<_> = all
+            .iter()
+            .filter_map(|name| name.strip_prefix("sse:"))
+            .filter(|name| !name.starts_with('$'))
+            .map(str::to_owned)
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Kills it with SIGKILL.
+    pub async fn kill(&mut self) {
+        self.process.signal("KILL");
+        self.process.ended().await;
+    }
+
+    /// Starts it again on the same port.
+    pub async fn restart(&mut self) {
+        self.process = Self::spawn(self.port, &self.directory);
+        self.answers().await;
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+}
+
+/// A gateway process.
+pub struct Gateway {
+    pub process: Process,
+    /// The data listener.
+    pub data: SocketAddr,
+    /// The admin listener.
+    pub admin: SocketAddr,
+    log: Arc<Mutex<Vec<String>>>,
+    http: reqwest::Client,
+}
+
+impl Gateway {
+    /// Starts a gateway on ephemeral ports with these variables, and waits until it is ready.
+    pub async fn start(variables: &[(&str, &str)]) -> Self {
+        let gateway = Self::start_unready(variables).await;
+        gateway.ready().await;
+        gateway
+    }
+
+    /// Starts a gateway behind `redis`, and waits until it is ready.
+    pub async fn behind(redis: &Redis, variables: &[(&str, &str)]) -> Self {
+        let url = redis.url();
+        let mut all = vec![("FANFARE_REDIS_URL", url.as_str())];
+        all.extend_from_slice(variables);
+        Self::start(&all).await
+    }
+
+    /// Starts a gateway and waits until it listens.
+    pub async fn start_unready(variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
+        command
+            .env("FANFARE_LISTEN", "127.0.0.1:0")
+            .env("FANFARE_ADMIN_LISTEN", "127.0.0.1:0")
+            .env("FANFARE_DRAIN_DELAY", "0s")
+            .env("FANFARE_DRAIN_PERIOD", "0s")
+            .env("FANFARE_LOG_FORMAT", "json")
+            .envs(variables.iter().copied())
+            .stderr(Stdio::piped());
+        let mut process = Process(command.spawn().unwrap());
+        let stderr = BufReader::new(process.0.stderr.take().unwrap());
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let (listening, addresses) = std::sync::mpsc::channel();
+        {
+            let log = Arc::clone(&log);
+            std::thread::spawn(move || {
+                for line in stderr.lines().map_while(Result::ok) {
+                    let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
+                    if entry["message"] == "listening" {
+                        let address = |name: &str| entry[name].as_str().unwrap().parse().unwrap();
+                        let _ = listening.send((address("data"), address("admin")));
+                    }
+                    log.lock().unwrap().push(line);
+                }
+            });
+        }
+        let found = tokio::task::spawn_blocking(move || addresses.recv_timeout(DEADLINE)).await;
+        let (data, admin) = found
+            .unwrap()
+            .unwrap_or_else(|_| panic!("the gateway did not start: {:#?}", log.lock().unwrap()));
+        Self {
+            process,
+            data,
+            admin,
+            log,
+            http: reqwest::Client::new(),
+        }
+    }
+
+    /// Waits until `/readyz` is green.
+    pub async fn ready(&self) {
+        eventually("the gateway is ready", async || self.is_ready().await).await;
+    }
+
+    /// Whether `/readyz` is green.
+    pub async fn is_ready(&self) -> bool {
+        self.admin_get("/readyz").await.0 == 200
+    }
+
+    /// Status and body of a path of the admin listener.
+    pub async fn admin_get(&self, path: &str) -> (u16, String) {
+        let url = format!("http://{}{path}", self.admin);
+        let response = within("the admin listener answers", self.http.get(url).send())
+            .await
+            .unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// The value of a series of `/metrics`.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let (_, text) = self.admin_get("/metrics").await;
+        let value = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '))
+            .unwrap_or_else(|| panic!("no series {series} in {text}"));
+        value.parse().unwrap()
+    }
+
+    /// The log lines so far.
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    /// The URL of a path of the data listener.
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.data)
+    }
+
+    /// Publishes over HTTP; status and body.
+    pub async fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> (u16, String) {
+        let request = self.http.post(self.url(path)).body(body);
+        let response = within("the gateway answers", request.send()).await.unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// Status and body of an answer that ends.
+    pub async fn get(&self, path: &str) -> (u16, String) {
+        let response = within("the gateway answers", self.http.get(self.url(path)).send())
+            .await
+            .unwrap();
+        (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// Opens a stream and returns it when its head has arrived.
+    pub async fn events(&self, path: &str) -> Events {
+        Events::open(&self.url(path)).await
+    }
+
+    /// How many descriptors the process has open.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.process.0.id()))
+            .unwrap()
+            .count()
+    }
+
+    /// What the process holds of memory, in bytes.
+    pub fn resident_bytes(&self) -> usize {
+        let mut statm = String::new();
+        std::fs::File::open(format!("/proc/{}/statm", self.process.0.id()))
+            .unwrap()
+            .read_to_string(&mut statm)
+            .unwrap();
+        let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
+        pages * 4096
+    }
+}
+
+type Blocks = Pin<Box<dyn Stream<Item = Result<Sse, sse_stream::Error>> + Send>>;
+
+/// A stream, decoded by a decoder that is not ours.
+pub struct Events {
+    pub head: http::response::Parts,
+    blocks: Blocks,
+}
+
+impl Events {
+    /// Opens a stream.
+    pub async fn open(url: &str) -> Self {
+        let response = within("the stream's head", reqwest::get(url))
+            .await
+            .unwrap();
+        assert_eq!(response.status(), 200, "{url}");
+        let response: http::Response<reqwest::Body> = response.into();
+        let (head, body) = response.into_parts();
+        let body = http_body_util::BodyExt::into_data_stream(body);
+        Self {
+            head,
+            blocks: Box::pin(SseByteStream::new(
+                body.map(|bytes| bytes.map(|b: Bytes| b)),
+            )),
+        }
+    }
+
+    /// The next block, one without data included; `None` at the end of the stream.
+    pub async fn block(&mut self) -> Option<Sse> {
+        within("a block", self.blocks.next())
+            .await
+            .and_then(Result::ok)
+    }
+
+    /// Waits for the first block, after which every event arrives.
+    pub async fn opened(mut self) -> Self {
+        let first = self.block().await.expect("a first block");
+        assert!(first.retry.is_some() && first.data.is_none(), "{first:?}");
+        self
+    }
+
+    /// The next event.
+    pub async fn event(&mut self) -> Sse {
+        loop {
+            let block = self.block().await.expect("the stream goes on");
+            if block.data.is_some() {
+                return block;
+            }
+        }
+    }
+
+    /// The data of the next event.
+    pub async fn data(&mut self) -> String {
+        self.event().await.data.unwrap()
+    }
+}
+
+/// A connection whose bytes are seen as they are.
+pub struct Raw {
+    pub socket: TcpStream,
+    pub received: Vec<u8>,
+}
+
+impl Raw {
+    /// Connects and sends `request`.
+    pub async fn send(address: SocketAddr, request: &str) -> Self {
+        let mut socket = within("connecting", TcpStream::connect(address))
+            .await
+            .unwrap();
+        socket.write_all(request.as_bytes()).await.unwrap();
+        Self {
+            socket,
+            received: Vec::new(),
+        }
+    }
+
+    /// Opens a stream.
+    pub async fn get(address: SocketAddr, path: &str) -> Self {
+        Self::send(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await
+    }
+
+    /// Reads until `text` has been received, and returns everything up to its end.
+    pub async fn until(&mut self, text: &str) -> String {
+        within(&format!("receiving {text:?}"), async {
+            loop {
+                if let Some(at) = find(&self.received, text.as_bytes()) {
+                    let rest = self.received.split_off(at + text.len());
+                    let before = std::mem::replace(&mut self.received, rest);
+                    return String::from_utf8(before).unwrap();
+                }
+                let count = self.socket.read_buf(&mut self.received).await.unwrap();
+                assert_ne!(
+                    count,
+                    0,
+                    "closed before {text:?}: {:?}",
+                    String::from_utf8_lossy(&self.received)
+                );
+            }
+        })
+        .await
+    }
+
+    /// Reads to the end of the connection.
+    pub async fn rest(&mut self) -> String {
+        within("the end of the connection", async {
+            while self.socket.read_buf(&mut self.received).await.unwrap_or(0) > 0 {}
+            String::from_utf8(std::mem::take(&mut self.received)).unwrap()
+        })
+        .await
+    }
+}
+
+fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
+    memchr::memmem::find(haystack, needle)
+}
