@@ -22,7 +22,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use sse_stream::{Sse, SseByteStream};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -365,12 +365,15 @@ pub struct Events {
 }
 
 impl Events {
-    /// Opens a stream.
+    /// Opens a stream on a connection of its own.
     pub async fn open(url: &str) -> Self {
-        let response = within("the stream's head", reqwest::get(url))
-            .await
-            .unwrap();
-        assert_eq!(response.status(), 200, "{url}");
+        let response = within("the stream's head", reqwest::get(url)).await;
+        Self::of(response.unwrap())
+    }
+
+    /// Reads the stream that `response` is.
+    pub fn of(response: reqwest::Response) -> Self {
+        assert_eq!(response.status(), 200);
         let response: http::Response<reqwest::Body> = response.into();
         let (head, body) = response.into_parts();
         let body = http_body_util::BodyExt::into_data_stream(body);
@@ -419,16 +422,20 @@ pub struct Raw {
 }
 
 impl Raw {
-    /// Connects and sends `request`.
-    pub async fn send(address: SocketAddr, request: &str) -> Self {
-        let mut socket = within("connecting", TcpStream::connect(address))
-            .await
-            .unwrap();
-        socket.write_all(request.as_bytes()).await.unwrap();
+    /// Connects.
+    pub async fn connect(address: SocketAddr) -> Self {
+        let socket = within("connecting", TcpStream::connect(address)).await;
         Self {
-            socket,
+            socket: socket.unwrap(),
             received: Vec::new(),
         }
+    }
+
+    /// Connects and sends `request`.
+    pub async fn send(address: SocketAddr, request: &str) -> Self {
+        let mut raw = Self::connect(address).await;
+        raw.socket.write_all(request.as_bytes()).await.unwrap();
+        raw
     }
 
     /// Opens a stream.
@@ -438,23 +445,7 @@ impl Raw {
 
     /// Reads until `text` has been received, and returns everything up to its end.
     pub async fn until(&mut self, text: &str) -> String {
-        within(&format!("receiving {text:?}"), async {
-            loop {
-                if let Some(at) = find(&self.received, text.as_bytes()) {
-                    let rest = self.received.split_off(at + text.len());
-                    let before = std::mem::replace(&mut self.received, rest);
-                    return String::from_utf8(before).unwrap();
-                }
-                let count = self.socket.read_buf(&mut self.received).await.unwrap();
-                assert_ne!(
-                    count,
-                    0,
-                    "closed before {text:?}: {:?}",
-                    String::from_utf8_lossy(&self.received)
-                );
-            }
-        })
-        .await
+        read_until(&mut self.socket, &mut self.received, text).await
     }
 
     /// Reads to the end of the connection.
@@ -467,6 +458,31 @@ impl Raw {
     }
 }
 
-fn find(haystack: &[u8], needle: &[u8]) -> Option<usize> {
-    memchr::memmem::find(haystack, needle)
+/// Reads until `text` has been received, and returns everything up to its end. What was received
+/// beyond it stays in `received`.
+pub async fn read_until(
+    socket: &mut (impl AsyncRead + Unpin),
+    received: &mut Vec<u8>,
+    text: &str,
+) -> String {
+    let mut searched = 0;
+    within(&format!("receiving {text:?}"), async {
+        loop {
+            let found = memchr::memmem::find(&received[searched..], text.as_bytes());
+            if let Some(at) = found {
+                let rest = received.split_off(searched + at + text.len());
+                let before = std::mem::replace(received, rest);
+                return String::from_utf8(before).unwrap();
+            }
+            searched = received.len().saturating_sub(text.len());
+            let count = socket.read_buf(received).await.unwrap();
+            assert_ne!(
+                count,
+                0,
+                "closed before {text:?}: {:?}",
+                String::from_utf8_lossy(received)
+            );
+        }
+    })
+    .await
 }
