@@ -14,8 +14,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::edge::Edge;
-use super::stream::StreamTask;
+use super::cut_off;
+use super::edge::{Edge, OpenStream};
+use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
 
 /// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
@@ -74,21 +75,37 @@ async fn serve_http1(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
         .header_read_timeout(HEAD_DEADLINE)
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(io, service);
-    let stream = poll_fn(|context| {
-        let ended = Pin::new(&mut connection).poll(context).is_ready();
-        match handoff.take() {
-            Some(stream) => Poll::Ready(Some(stream)),
-            None if ended => Poll::Ready(None),
-            None => Poll::Pending,
+    let becomes = {
+        let hyper = poll_fn(|context| {
+            let ended = Pin::new(&mut connection).poll(context).is_ready();
+            match handoff.take() {
+                Some(stream) => Poll::Ready(Becomes::Stream(stream)),
+                None if ended => Poll::Ready(Becomes::Closed),
+                None => Poll::Pending,
+            }
+        });
+        cut_off::watching(hyper).await.unwrap_or(Becomes::CutOff)
+    };
+    // What the client has sent behind its request is dropped with hyper's buffer: the answer of a
+    // stream says `connection: close`, so nothing after it is answered (RFC 9112, section 9.6).
+    match becomes {
+        Becomes::Closed => {}
+        Becomes::Stream(stream) => {
+            let socket = connection.into_parts().io.into_socket();
+            tokio::task::spawn_local(StreamTask::new(socket, stream));
         }
-    })
-    .await;
-    if let Some(stream) = stream {
-        // What the client has sent behind its request is dropped with hyper's buffer: the answer
-        // says `connection: close`, so nothing after it is answered (RFC 9112, section 9.6).
-        let socket = connection.into_parts().io.into_socket();
-        tokio::task::spawn_local(StreamTask::new(socket, stream));
+        Becomes::CutOff => reset(&connection.into_parts().io.into_socket()),
     }
+}
+
+/// What becomes of a connection that hyper has served.
+enum Becomes {
+    /// Nothing: it has ended.
+    Closed,
+    /// A stream, written without hyper.
+    Stream(OpenStream),
+    /// A stream that hyper writes has to be cut off.
+    CutOff,
 }
 
 async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
@@ -112,6 +129,7 @@ struct LocalExecutor;
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        // A stream that is dropped unfinished is reset (RFC 9113, section 5.4.2).
+        tokio::task::spawn_local(cut_off::watching(future));
     }
 }

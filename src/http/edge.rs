@@ -12,6 +12,7 @@ use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, Version};
 use tower_service::Service;
 
+use super::cut_off;
 use super::error::{BUSY_HEADER, busy};
 use super::stream::EdgeBody;
 use super::subscribe::StreamRequest;
@@ -133,7 +134,10 @@ impl Edge {
                 handoff.leave(stream);
                 std::future::pending().await
             }
-            (Ok(stream), None) => head.into_response(EdgeBody::Stream(stream)),
+            (Ok(stream), None) => {
+                cut_off::leave_watch(stream.subscription.watch());
+                head.into_response(EdgeBody::Stream(stream))
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 //! else is an ordinary body ([`stream`]).
 
 mod connection;
+mod cut_off;
 mod edge;
 mod error;
 mod listener;

@@ -59,7 +59,7 @@ impl StreamTask {
                         slices => socket.try_write_vectored(slices),
                     })
                 }
-                MailboxState::Ended(_) => {
+                MailboxState::Ended => {
                     let Some(rest) = LAST_CHUNK
                         .get(self.last_chunk_written..)
                         .filter(|rest| !rest.is_empty())
@@ -70,9 +70,8 @@ impl StreamTask {
                         .try_write(rest)
                         .map(|written| self.last_chunk_written += written)
                 }
-                MailboxState::Abort(_) => {
-                    // RST, so that the kernel lets go of what the client did not read.
-                    let _ = SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO));
+                MailboxState::Abort => {
+                    reset(&self.socket);
                     return Poll::Ready(());
                 }
             };
@@ -87,6 +86,11 @@ impl StreamTask {
             }
         }
     }
+}
+
+/// Has the socket closed with RST, so that the kernel lets go of what the client did not read.
+pub(super) fn reset(socket: &TcpStream) {
+    let _ = SockRef::from(socket).set_linger(Some(std::time::Duration::ZERO));
 }
 
 impl Future for StreamTask {
@@ -125,9 +129,9 @@ impl http_body::Body for EdgeBody {
                         .take()
                         .map(|bytes| Ok(Frame::data(bytes))),
                 ),
-                MailboxState::Ended(_) => Poll::Ready(None),
+                MailboxState::Ended => Poll::Ready(None),
                 // hyper resets an HTTP/2 stream, and cuts an HTTP/1 connection.
-                MailboxState::Abort(_) => Poll::Ready(Some(Err(StreamBroken))),
+                MailboxState::Abort => Poll::Ready(Some(Err(StreamBroken))),
             },
         }
     }

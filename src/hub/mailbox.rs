@@ -48,9 +48,9 @@ pub enum MailboxState {
     /// Nothing now; the writer's waker is kept.
     Empty,
     /// Everything is written and no more will come.
-    Ended(CloseReason),
+    Ended,
     /// To be cut off at once, whatever still waits.
-    Abort(CloseReason),
+    Abort,
 }
 
 /// Encoded bytes that wait together, and how many events they hold.
@@ -153,9 +153,11 @@ impl Mailbox {
         self.wake();
     }
 
-    /// Whether the stream is to end.
-    pub(super) fn has_ended(&self) -> bool {
-        self.end.is_some()
+    /// Why the stream is to end, if it is.
+    pub(super) fn end_reason(&self) -> Option<CloseReason> {
+        match self.end? {
+            End::Orderly(reason) | End::Abort(reason) => Some(reason),
+        }
     }
 
     /// Whether bytes wait to be written.
@@ -166,19 +168,29 @@ impl Mailbox {
     /// What the writer should do; its waker is kept for when that changes.
     pub(super) fn poll(&mut self, context: &Context<'_>) -> MailboxState {
         match self.end {
-            Some(End::Abort(reason)) => return MailboxState::Abort(reason),
+            Some(End::Abort(_)) => return MailboxState::Abort,
             _ if !self.parcels.is_empty() => {}
-            Some(End::Orderly(reason)) => return MailboxState::Ended(reason),
+            Some(End::Orderly(_)) => return MailboxState::Ended,
             None => {}
         }
-        match &mut self.waker {
-            Some(waker) if waker.will_wake(context.waker()) => {}
-            waker => *waker = Some(context.waker().clone()),
-        }
+        self.keep_waker(context);
         if self.parcels.is_empty() {
             MailboxState::Empty
         } else {
             MailboxState::Ready
+        }
+    }
+
+    /// Whether the stream is to be cut off; the waker is kept for when that changes.
+    pub(super) fn poll_aborted(&mut self, context: &Context<'_>) -> bool {
+        self.keep_waker(context);
+        matches!(self.end, Some(End::Abort(_)))
+    }
+
+    fn keep_waker(&mut self, context: &Context<'_>) {
+        match &mut self.waker {
+            Some(waker) if waker.will_wake(context.waker()) => {}
+            waker => *waker = Some(context.waker().clone()),
         }
     }
 
@@ -270,10 +282,8 @@ mod tests {
             mailbox.push(parcel(b"x"), 10, SlowClientPolicy::Close),
             Pushed::Overflowed
         );
-        assert_eq!(
-            poll(&mut mailbox),
-            MailboxState::Abort(CloseReason::SlowClient)
-        );
+        assert_eq!(poll(&mut mailbox), MailboxState::Abort);
+        assert_eq!(mailbox.end_reason(), Some(CloseReason::SlowClient));
         assert!(mailbox.is_empty());
         assert_eq!(
             mailbox.push(parcel(b"x"), 10, SlowClientPolicy::Close),
@@ -301,7 +311,7 @@ mod tests {
         mailbox.end(CloseReason::Drain);
         assert_eq!(poll(&mut mailbox), MailboxState::Ready);
         assert_eq!(mailbox.written(4), 1);
-        assert_eq!(poll(&mut mailbox), MailboxState::Ended(CloseReason::Drain));
+        assert_eq!(poll(&mut mailbox), MailboxState::Ended);
     }
 
     proptest! {

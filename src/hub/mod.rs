@@ -26,7 +26,7 @@ pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
 pub use shard::Hub;
 pub use stats::{Counter, Gauge, ShardStats};
-pub use subscription::{NotActive, Subscription};
+pub use subscription::{AbortWatch, NotActive, Subscription};
 
 /// Batches that may wait for a shard. The bus waits beyond that, and Redis behind it: each batch
 /// holds at most [`HubSettings::max_batch_bytes`] of data, or one event.

@@ -283,7 +283,7 @@ impl Hub {
 
     fn end(&self, subscriber: &Subscriber, reason: CloseReason) {
         let mut mailbox = subscriber.mailbox.borrow_mut();
-        if mailbox.has_ended() {
+        if mailbox.end_reason().is_some() {
             return;
         }
         let mut bytes = Vec::new();

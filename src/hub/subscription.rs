@@ -84,7 +84,6 @@ impl Drop for Interest {
 pub struct Subscription {
     interest: Interest,
     subscriber: Rc<Subscriber>,
-    closed: CloseReason,
 }
 
 impl Subscription {
@@ -96,17 +95,12 @@ impl Subscription {
         Self {
             interest,
             subscriber,
-            closed: CloseReason::Client,
         }
     }
 
     /// What there is to do. When nothing, the task of `context` is woken later.
     pub fn poll(&mut self, context: &Context<'_>) -> MailboxState {
-        let state = self.subscriber.mailbox.borrow_mut().poll(context);
-        if let MailboxState::Ended(reason) | MailboxState::Abort(reason) = state {
-            self.closed = reason;
-        }
-        state
+        self.subscriber.mailbox.borrow_mut().poll(context)
     }
 
     /// Shows up to `slices` of what waits, oldest first, to a writer, and takes note of how much
@@ -137,10 +131,26 @@ impl Subscription {
         Some(parcel.bytes)
     }
 
+    /// Tells whether the stream is to be cut off, also while nobody polls the subscription.
+    pub fn watch(&self) -> AbortWatch {
+        AbortWatch(Rc::clone(&self.subscriber))
+    }
+
     fn count_sent(&self, bytes: usize, events: u64) {
         let stats = &self.interest.hub.stats;
         stats.sent_bytes.add(bytes as u64);
         stats.events_delivered.add(events);
+    }
+}
+
+/// Where hyper writes, a mailbox is not polled while the client takes nothing: what polls hyper
+/// must look here.
+pub struct AbortWatch(Rc<Subscriber>);
+
+impl AbortWatch {
+    /// Whether the stream is to be cut off. When not, the task of `context` is woken once it is.
+    pub fn poll_aborted(&self, context: &Context<'_>) -> bool {
+        self.0.mailbox.borrow_mut().poll_aborted(context)
     }
 }
 
@@ -150,7 +160,9 @@ impl Drop for Subscription {
         hub.detach(&self.subscriber);
         hub.stats.connections.sub(1);
         hub.stats.subscriptions.sub(self.interest.keys.len() as u64);
-        hub.stats.count_closed(self.closed);
+        let reason = self.subscriber.mailbox.borrow().end_reason();
+        hub.stats
+            .count_closed(reason.unwrap_or(CloseReason::Client));
     }
 }
 

@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Installs what the tests run against: Debian's packages, and the examples' npm packages.
+# A tool that is missing and cannot be installed is an error, never a skipped test.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+# command:package
+needed=(
+  redis-server:redis-server
+  redis-cli:redis-tools
+  promtool:prometheus
+  chromium:chromium
+  chromedriver:chromium-driver
+  curl:curl
+  cc:gcc
+)
+
+for component in fmt clippy; do
+  if ! cargo "$component" --version >/dev/null 2>&1; then
+    echo "cargo $component is missing: rustup component add rustfmt clippy" >&2
+    exit 1
+  fi
+done
+
+missing=()
+for pair in "${needed[@]}"; do
+  command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
+done
+/usr/bin/python3 -c 'import redis' 2>/dev/null || missing+=(python3-redis)
+command -v npm >/dev/null || missing+=(nodejs npm)
+
+if ((${#missing[@]})); then
+  install=(apt-get install --yes --no-install-recommends "${missing[@]}")
+  if ((EUID == 0)); then
+    as_root=()
+  elif sudo --non-interactive true 2>/dev/null; then
+    as_root=(sudo)
+  else
+    echo "the tests need packages that only root may install:" >&2
+    echo "  sudo apt-get update && sudo ${install[*]}" >&2
+    exit 1
+  fi
+  "${as_root[@]}" apt-get update --quiet
+  # The packaged servers are not to be started: the tests start their own.
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 "${install[@]}"
+fi

@@ -1,0 +1,105 @@
+//! Stopping: not ready first, then streams are closed with a reconnection time, then the end.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{Gateway, Raw, eventually};
+use tokio::time::Instant;
+
+#[tokio::test]
+async fn a_stop_drains_in_order() {
+    let mut gateway = Gateway::start(&[
+        ("FANFARE_DRAIN_DELAY", "1s"),
+        ("FANFARE_DRAIN_PERIOD", "2s"),
+    ])
+    .await;
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        let mut raw = Raw::get(gateway.data, "/events/a").await;
+        raw.until("\n\n\r\n").await;
+        streams.push(raw);
+    }
+    gateway.process.signal("TERM");
+    eventually("readiness turns red", async || !gateway.is_ready().await).await;
+    let (_, body) = gateway.admin_get("/readyz").await;
+    assert!(body.contains("stopping"), "{body}");
+    // Until the balancer has looked, streams are opened and events delivered as ever.
+    let mut late = Raw::get(gateway.data, "/events/a").await;
+    late.until("\n\n\r\n").await;
+    gateway.post("/events/a", "x").await;
+    late.until("data: x\n\n\r\n").await;
+    streams.push(late);
+    for stream in &mut streams[..40] {
+        stream.until("data: x\n\n\r\n").await;
+    }
+    let start = Instant::now();
+    let ends = futures_util::future::join_all(streams.iter_mut().map(async |stream| {
+        let end = stream.rest().await;
+        (start.elapsed(), end)
+    }))
+    .await;
+    let mut retries = Vec::new();
+    for (_, end) in &ends {
+        // A last block with a reconnection time, and an orderly end of the body.
+        let block = end
+            .strip_suffix("\n\n\r\n0\r\n\r\n")
+            .unwrap_or_else(|| panic!("{end:?}"));
+        retries.push(block.split("retry: ").nth(1).unwrap().to_owned());
+    }
+    retries.sort();
+    retries.dedup();
+    assert!(retries.len() > 20, "{retries:?}");
+    // Spread, not all at once.
+    let first = ends.iter().map(|(at, _)| *at).min().unwrap();
+    let last = ends.iter().map(|(at, _)| *at).max().unwrap();
+    assert!(
+        last - first > Duration::from_secs(1),
+        "{first:?} to {last:?}"
+    );
+    assert!(gateway.process.ended().await);
+}
+
+/// Whoever still comes is told to come back, until the process is gone.
+#[tokio::test]
+async fn a_draining_replica_answers_retry_and_close() {
+    let gateway = Gateway::start(&[("FANFARE_DRAIN_PERIOD", "10s")]).await;
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        open.push(gateway.events("/events/a").await.opened().await);
+    }
+    gateway.process.signal("TERM");
+    let rejected = r#"fanfare_connections_rejected_total{reason="draining"}"#;
+    eventually("new streams are sent away", async || {
+        let mut raw = Raw::get(gateway.data, "/events/a").await;
+        raw.until("retry: ").await;
+        drop(raw);
+        gateway.metric(rejected).await > 0.0
+    })
+    .await;
+    let answer = Raw::get(gateway.data, "/events/a").await.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.ends_with("\n\n"), "{answer}");
+    let answer = Raw::send(
+        gateway.data,
+        "GET /events/a HTTP/1.1\r\nhost: x\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
+    )
+    .await
+    .rest()
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+}
+
+#[tokio::test]
+async fn a_second_signal_stops_at_once() {
+    let mut gateway = Gateway::start(&[
+        ("FANFARE_DRAIN_DELAY", "1h"),
+        ("FANFARE_DRAIN_PERIOD", "1h"),
+    ])
+    .await;
+    let _open = gateway.events("/events/a").await.opened().await;
+    gateway.process.signal("INT");
+    eventually("readiness turns red", async || !gateway.is_ready().await).await;
+    gateway.process.signal("TERM");
+    assert!(gateway.process.ended().await);
+}
