@@ -1,6 +1,6 @@
 //! The command line and the start: what is wrong is told, all of it, before anything starts.
 
-#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
 
 mod support;
 

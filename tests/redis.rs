@@ -219,6 +219,8 @@ async fn streams_survive_a_restart_of_redis() {
     .await;
     redis.publish("a", "back").await;
     assert_eq!(events.data().await, "back");
+    assert_eq!(gateway.post("/events/a", "over http").await.0, 200);
+    assert_eq!(events.data().await, "over http");
     assert!(gateway.metric("fanfare_redis_reconnects_total").await >= 1.0);
     assert_eq!(
         gateway.metric("fanfare_connections_opened_total").await,

@@ -1,6 +1,6 @@
 //! Clients that do not read: bounded, counted, and no trouble to anybody else.
 
-#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
 
 mod support;
 

@@ -63,8 +63,9 @@ async fn read_preface(socket: &mut TcpStream) -> std::io::Result<(Vec<u8>, bool)
 async fn serve_http1(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
     let handoff = Rc::new(Handoff::default());
     let service = {
-        let handoff = Rc::clone(&handoff);
+        let (edge, handoff) = (Rc::clone(&edge), Rc::clone(&handoff));
         service_fn(move |request| {
+            handoff.note_request();
             let answer = Rc::clone(&edge).answer(request, Some(Rc::clone(&handoff)));
             async move { Ok::<_, Infallible>(answer.await) }
         })
@@ -77,12 +78,17 @@ async fn serve_http1(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
         .serve_connection(io, service);
     let becomes = {
         let hyper = poll_fn(|context| {
-            let ended = Pin::new(&mut connection).poll(context).is_ready();
-            match handoff.take() {
-                Some(stream) => Poll::Ready(Becomes::Stream(stream)),
-                None if ended => Poll::Ready(Becomes::Closed),
-                None => Poll::Pending,
+            let served = Pin::new(&mut connection).poll(context);
+            if let Some(stream) = handoff.take() {
+                return Poll::Ready(Becomes::Stream(stream));
             }
+            served.map(|served| {
+                let timed_out = served.is_err_and(|error| error.is_timeout());
+                if timed_out && !handoff.has_been_asked() {
+                    edge.hub().stats().rejected_head.add(1);
+                }
+                Becomes::Closed
+            })
         });
         cut_off::watching(hyper).await.unwrap_or(Becomes::CutOff)
     };

@@ -23,6 +23,8 @@ use crate::protocol::Framing;
 /// How long a stream waits for its channels while the bus is away.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
 
+const DRAINING: &str = "this replica is being stopped";
+
 /// The bound on open streams, shared by all shards. Counted when streams open and close, never
 /// when events pass.
 #[derive(Debug)]
@@ -150,7 +152,7 @@ impl Edge {
         let stats = self.hub.stats();
         if self.hub.is_draining() {
             stats.rejected_draining.add(1);
-            return Err("this replica is being stopped");
+            return Err(DRAINING);
         }
         let Some(permit) = self.limit.admit() else {
             stats.rejected_limit.add(1);
@@ -173,6 +175,11 @@ impl Edge {
             .subscribe(&stream.channels, framing, first, SUBSCRIBE_PATIENCE)
             .await;
         match subscription {
+            // The drain has passed over it while it waited.
+            Ok(_) if self.hub.is_draining() => {
+                stats.rejected_draining.add(1);
+                Err(DRAINING)
+            }
             Ok(subscription) => Ok(OpenStream {
                 subscription,
                 _permit: permit,

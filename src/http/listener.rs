@@ -93,3 +93,38 @@ pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Resu
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn accepted_connections_inherit_the_options() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listeners = bind(any, NonZeroUsize::MIN, 64 * 1024).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        listeners[0].set_nonblocking(false).unwrap();
+        let (accepted, _) = listeners[0].accept().unwrap();
+        let accepted = socket2::SockRef::from(&accepted);
+        assert!(accepted.tcp_nodelay().unwrap());
+        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        // The kernel doubles it for its own bookkeeping (socket(7)).
+        assert_eq!(accepted.send_buffer_size().unwrap(), 2 * 64 * 1024);
+    }
+
+    #[test]
+    fn shards_share_a_port_that_nobody_else_can_share() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let shards = NonZeroUsize::new(3).unwrap();
+        let listeners = bind(any, shards, 64 * 1024).unwrap();
+        let address = listeners[0].local_addr().unwrap();
+        assert!(
+            listeners
+                .iter()
+                .all(|one| one.local_addr().unwrap() == address)
+        );
+        let error = bind(address, shards, 64 * 1024).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+    }
+}

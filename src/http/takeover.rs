@@ -28,11 +28,22 @@ pub(super) struct Handoff {
     stream: RefCell<Option<OpenStream>>,
     /// hyper has written something and not flushed it since.
     unwritten: Cell<bool>,
+    /// A request has been read.
+    asked: Cell<bool>,
 }
 
 impl Handoff {
     pub(super) fn leave(&self, stream: OpenStream) {
         self.stream.replace(Some(stream));
+    }
+
+    /// Notes that a request has been read.
+    pub(super) fn note_request(&self) {
+        self.asked.set(true);
+    }
+
+    pub(super) fn has_been_asked(&self) -> bool {
+        self.asked.get()
     }
 
     pub(super) fn take(&self) -> Option<OpenStream> {

@@ -65,7 +65,7 @@ pub struct ShardStats {
     pub rejected_limit: Counter,
     /// Streams answered with retry-and-close while draining.
     pub rejected_draining: Counter,
-    /// Connections closed before their protocol or request head was read.
+    /// Connections closed because their first request's head did not come in time.
     pub rejected_head: Counter,
     /// Events written to clients, counted once a client.
     pub events_delivered: Counter,

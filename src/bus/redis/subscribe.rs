@@ -23,7 +23,7 @@ use crate::bus::BusHealth;
 use crate::bus::routing::{Routing, Wish};
 use crate::config::Config;
 use crate::hub::{BusEvent, InterestUpdate};
-use crate::protocol::{ChannelName, decode};
+use crate::protocol::{ChannelName, EnvelopeFault, decode};
 use crate::telemetry::{BusMetrics, DropReason};
 
 /// Between attempts to connect: doubled from the first to the last, each drawn from the upper
@@ -37,6 +37,9 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Channels named in one command: some ten kilobytes, so that no command holds Redis up.
 const CHANNELS_PER_COMMAND: usize = 512;
+
+/// Broken messages are logged this often at the most.
+const DROP_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Why a connection was given up.
 #[derive(Debug, thiserror::Error)]
@@ -80,6 +83,9 @@ pub(super) struct Supervisor {
     health: watch::Sender<BusHealth>,
     metrics: BusMetrics,
     backoff: Duration,
+    /// Until when broken messages are counted without being logged, and how many were.
+    quiet_until: Option<Instant>,
+    dropped_quietly: u64,
 }
 
 impl Supervisor {
@@ -102,6 +108,8 @@ impl Supervisor {
             health,
             metrics,
             backoff: *BACKOFF.start(),
+            quiet_until: None,
+            dropped_quietly: 0,
         })
     }
 
@@ -165,6 +173,20 @@ impl Supervisor {
                 }
             }
         }
+    }
+
+    /// Counts a broken message, and logs at most one a second: a broken publisher must not fill
+    /// the log.
+    fn note_dropped(&mut self, channel: &ChannelName, fault: &EnvelopeFault) {
+        self.metrics.dropped(DropReason::from(fault)).inc();
+        let now = Instant::now();
+        if self.quiet_until.is_some_and(|until| now < until) {
+            self.dropped_quietly += 1;
+            return;
+        }
+        self.quiet_until = Some(now + DROP_LOG_INTERVAL);
+        let before = std::mem::take(&mut self.dropped_quietly);
+        tracing::warn!(%channel, %fault, before, "a message from Redis was dropped");
     }
 
     async fn lose(&mut self, end: &SessionEnd) {
@@ -423,13 +445,7 @@ impl<'a> Session<'a> {
                         .route(BusEvent { channel, event })
                         .await;
                 }
-                Err(fault) => {
-                    self.supervisor
-                        .metrics
-                        .dropped(DropReason::from(&fault))
-                        .inc();
-                    tracing::warn!(%channel, %fault, "a message from Redis was dropped");
-                }
+                Err(fault) => self.supervisor.note_dropped(&channel, &fault),
             }
         }
         self.supervisor.routing.flush().await;
