@@ -367,3 +367,61 @@ async fn a_password_is_used_and_never_printed() {
         + &other.admin_get("/metrics").await.1;
     assert!(!seen.contains("canary"), "{seen}");
 }
+
+/// Exactly the rights that the README names, and nothing in the server's log of refusals.
+#[tokio::test]
+async fn the_documented_rights_suffice() {
+    let redis = Redis::start().await;
+    for user in [
+        "gateway on >pass resetchannels &sse:* -@all +subscribe +unsubscribe +publish +ping +unwatch",
+        "publisher on >pass resetchannels &sse:* -@all +publish",
+    ] {
+        let mut command = vec!["ACL", "SETUSER"];
+        command.extend(user.split(' '));
+        let _: String = redis.command(&command).await;
+    }
+    let url = |user| format!("redis://{user}:pass@127.0.0.1:{}", redis.port());
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &url("gateway"))]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    for data in ["one", "two"] {
+        let (status, body) = gateway.post("/events/a", data).await;
+        assert_eq!(status, 200, "{body}");
+        assert_eq!(events.data().await, data);
+    }
+    let publisher = redis::Client::open(url("publisher")).unwrap();
+    let mut publisher = publisher.get_multiplexed_async_connection().await.unwrap();
+    redis::cmd("PUBLISH")
+        .arg("sse:a")
+        .arg("three")
+        .exec_async(&mut publisher)
+        .await
+        .unwrap();
+    assert_eq!(events.data().await, "three");
+    drop(events);
+    eventually("the channel is given up", async || {
+        redis.channels().await.is_empty()
+    })
+    .await;
+    gateway.ready().await;
+    let refusals: Vec<redis::Value> = redis.command(&["ACL", "LOG"]).await;
+    // CLIENT SETINFO only names the library, and may be refused.
+    let refusals = format!("{refusals:?}");
+    assert!(
+        !["subscribe", "publish", "ping", "unwatch", "hello"]
+            .iter()
+            .any(|command| refusals.contains(command)),
+        "{refusals}"
+    );
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_well() {
+    let redis = Redis::start().await;
+    let url = format!("redis+unix://{}", redis.socket().display());
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &url)]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    gateway.post("/events/a", "by post").await;
+    assert_eq!(events.data().await, "by post");
+    redis.publish("a", "by redis").await;
+    assert_eq!(events.data().await, "by redis");
+}

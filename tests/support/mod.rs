@@ -123,6 +123,8 @@ impl Redis {
             .args(["--save", "", "--appendonly", "no"])
             .arg("--dir")
             .arg(directory.path())
+            .arg("--unixsocket")
+            .arg(directory.path().join("redis.sock"))
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed (make test installs it)");
@@ -147,6 +149,11 @@ impl Redis {
     /// Its port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// Its unix socket.
+    pub fn socket(&self) -> std::path::PathBuf {
+        self.directory.path().join("redis.sock")
     }
 
     /// A connection for commands.
