@@ -12,6 +12,7 @@ needed=(
   chromium:chromium
   chromedriver:chromium-driver
   curl:curl
+  openssl:openssl
   cc:gcc
 )
 

@@ -425,3 +425,51 @@ async fn a_unix_socket_serves_as_well() {
     redis.publish("a", "by redis").await;
     assert_eq!(events.data().await, "by redis");
 }
+
+/// The authority is the system's, or the one that `SSL_CERT_FILE` names.
+#[tokio::test]
+async fn tls_is_spoken_and_certificates_are_checked() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
+    let openssl = std::process::Command::new("openssl")
+        .args([
+            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+        ])
+        .args([
+            "-subj",
+            "/CN=127.0.0.1",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+        ])
+        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+        .args(["-keyout", &key, "-out", &certificate])
+        .output()
+        .expect("openssl is installed (make test installs it)");
+    assert!(openssl.status.success(), "{openssl:?}");
+    let tls_port = support::free_port().to_string();
+    let redis = Redis::start_with(&[
+        ("--tls-port", &tls_port),
+        ("--tls-cert-file", &certificate),
+        ("--tls-key-file", &key),
+        ("--tls-auth-clients", "no"),
+    ])
+    .await;
+    let url = format!("rediss://127.0.0.1:{tls_port}");
+    let trusting = [
+        ("FANFARE_REDIS_URL", url.as_str()),
+        ("SSL_CERT_FILE", &certificate),
+    ];
+    let gateway = Gateway::start(&trusting).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    redis.publish("a", "sealed").await;
+    assert_eq!(events.data().await, "sealed");
+    gateway.post("/events/a", "both ways").await;
+    assert_eq!(events.data().await, "both ways");
+    let suspicious = Gateway::start_unready(&[("FANFARE_REDIS_URL", &url)]).await;
+    eventually("the certificate is not trusted", async || {
+        let (_, body) = suspicious.admin_get("/readyz").await;
+        body.contains("certificate")
+    })
+    .await;
+}

@@ -100,24 +100,35 @@ pub struct Redis {
     process: Process,
     port: u16,
     directory: tempfile::TempDir,
+    options: Vec<String>,
 }
 
 impl Redis {
     /// Starts a server on a free port.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts a server with further options.
+    pub async fn start_with(options: &[(&str, &str)]) -> Self {
         let port = free_port();
         let directory = tempfile::tempdir().unwrap();
-        let process = Self::spawn(port, &directory);
+        let options: Vec<String> = options
+            .iter()
+            .flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()])
+            .collect();
+        let process = Self::spawn(port, &directory, &options);
         let redis = Self {
             process,
             port,
             directory,
+            options,
         };
         redis.answers().await;
         redis
     }
 
-    fn spawn(port: u16, directory: &tempfile::TempDir) -> Process {
+    fn spawn(port: u16, directory: &tempfile::TempDir, options: &[String]) -> Process {
         let child = Command::new("redis-server")
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no"])
@@ -125,6 +136,7 @@ impl Redis {
             .arg(directory.path())
             .arg("--unixsocket")
             .arg(directory.path().join("redis.sock"))
+            .args(options)
             .stdout(Stdio::null())
             .spawn()
             .expect("redis-server is installed (make test installs it)");
@@ -207,7 +219,7 @@ impl Redis {
 
     /// Starts it again on the same port.
     pub async fn restart(&mut self) {
-        self.process = Self::spawn(self.port, &self.directory);
+        self.process = Self::spawn(self.port, &self.directory, &self.options);
         self.answers().await;
     }
 
