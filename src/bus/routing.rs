@@ -77,6 +77,9 @@ impl Routing {
         holders.retain(|(holder, _)| *holder != shard);
         if holders.is_empty() {
             self.holders.remove(name);
+            if self.holders.len() * 4 < self.holders.capacity() {
+                self.holders.shrink_to(self.holders.len() * 2);
+            }
             return Wish::Unwanted;
         }
         Wish::Unchanged

@@ -138,6 +138,16 @@ impl Channels {
                 self.remove(oldest.key);
             }
         }
+        self.shrink();
+    }
+
+    /// A crowd that has left should not keep its place.
+    fn shrink(&mut self) {
+        if self.keys.len() * 4 < self.keys.capacity() {
+            self.keys.shrink_to(self.keys.len() * 2);
+            self.channels.shrink_to_fit();
+            self.lingering.shrink_to(self.lingering.len() * 2);
+        }
     }
 
     fn remove(&mut self, key: ChannelKey) {

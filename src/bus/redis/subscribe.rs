@@ -379,6 +379,11 @@ impl<'a> Session<'a> {
                 self.unsettle(name.clone());
             }
         }
+        if self.standing.len() * 4 < self.standing.capacity() {
+            self.standing.shrink_to(self.standing.len() * 2);
+            self.in_unsettled.shrink_to(self.in_unsettled.len() * 2);
+            self.unsettled.shrink_to(self.unsettled.len() * 2);
+        }
         if command.becomes.is_some() {
             self.supervisor.routing.tell_active(&command.channels).await;
         }
