@@ -1,10 +1,11 @@
 //! The peer "a plain axum server as people write it first": axum's `Sse`, a tokio broadcast channel for
 //! each channel, one Redis subscription to all of them.
 //!
-//! `peer-axum LISTEN [REDIS_URL]`; without Redis, events come by `POST /events/{channel}` only.
+//! `peer-axum LISTEN [REDIS_URL]` prints its address; without Redis, events come by `POST /events/{channel}` only.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::io::Write;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::{Path, State};
@@ -70,7 +71,6 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let channels = Arc::clone(&channels);
         tokio::spawn(async move {
             if let Err(error) = subscribe(redis, channels).await {
-                use std::io::Write;
                 let _ = writeln!(std::io::stderr(), "peer-axum: {error}");
             }
         });
@@ -79,6 +79,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .route("/events/{channel}", get(events).post(publish))
         .with_state(channels);
     let listener = TcpListener::bind(&listen).await?;
+    // Port 0 is anyone's guess: whoever started this reads the address here.
+    writeln!(std::io::stdout(), "{}", listener.local_addr()?)?;
     serve(listener, router).await?;
     Ok(())
 }

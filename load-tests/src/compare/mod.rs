@@ -138,6 +138,7 @@ pub(crate) fn run(arguments: &CompareArgs) -> Result<bool> {
         servers: present,
         missing,
         outcomes: comparison.outcomes,
+        shrink: arguments.shrink,
     };
     let text = if arguments.json {
         serde_json::to_string_pretty(&summary)?

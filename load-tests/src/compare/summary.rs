@@ -32,6 +32,8 @@ pub(crate) struct Summary {
     pub(crate) servers: Vec<Kind>,
     pub(crate) missing: BTreeMap<Kind, Missing>,
     pub(crate) outcomes: Vec<Outcome>,
+    /// So many times fewer clients than the rows say.
+    pub(crate) shrink: u32,
 }
 
 impl Outcome {
@@ -76,6 +78,13 @@ impl Summary {
     }
 
     fn write_text(&self, text: &mut String) -> std::fmt::Result {
+        if self.shrink > 1 {
+            writeln!(
+                text,
+                "A REHEARSAL with {} times fewer clients than the rows say.\n",
+                self.shrink
+            )?;
+        }
         let table_rows: Vec<Row> = self
             .rows
             .iter()

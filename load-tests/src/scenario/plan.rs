@@ -103,6 +103,18 @@ impl Plan {
         }
     }
 
+    /// Whether memory is what the run is about.
+    pub(crate) fn watches_memory(&self) -> bool {
+        matches!(
+            self.work,
+            Work::Hold { .. }
+                | Work::Steady {
+                    memory_must_be_flat: true,
+                    ..
+                }
+        )
+    }
+
     fn reading_clients(&self) -> u32 {
         self.clients - self.slow_clients()
     }

@@ -463,9 +463,13 @@ impl Running<'_> {
             return Ok(None);
         };
         let gone_ns = now_ns();
-        self.progress
-            .stage("leaving", SETTLE_AFTER_LEAVING_NS / NANOS_PER_SECOND);
-        while now_ns() < gone_ns + SETTLE_AFTER_LEAVING_NS {
+        let settle_ns = if self.plan.watches_memory() {
+            SETTLE_AFTER_LEAVING_NS
+        } else {
+            SETTLE_NS
+        };
+        self.progress.stage("leaving", settle_ns / NANOS_PER_SECOND);
+        while now_ns() < gone_ns + settle_ns {
             self.crew.listen(LISTEN)?;
             self.sampler
                 .sample_every(SAMPLE_NS / 2, self.crew.status().open);
