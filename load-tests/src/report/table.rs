@@ -81,6 +81,13 @@ fn figures(result: &RunResult) -> Vec<(String, String)> {
         rows.push(("memory before / connected / peak / after".into(), value));
     }
     for phase in &result.phases {
+        if let (Some(cpu), true) = (phase.cpu, phase.published == 0 && phase.seconds > 0.0) {
+            let micros = cpu.seconds * 1e6 / f64::from(result.clients) / phase.seconds;
+            rows.push((
+                format!("{}: server CPU a connection a second", phase.name),
+                format!("{micros:.3} µs"),
+            ));
+        }
         rows.extend(
             phase_figures(phase)
                 .into_iter()

@@ -25,7 +25,7 @@ const SAMPLE_WHILE_CONNECTING_NS: u64 = NANOS_PER_SECOND / 5;
 const SAMPLE_NS: u64 = NANOS_PER_SECOND;
 /// A warm-up event that somebody has not seen is followed by another.
 const WARM_UP_AGAIN_NS: u64 = 2 * NANOS_PER_SECOND;
-/// Memory settles after connecting and after leaving.
+/// Memory settles after starting, connecting and leaving.
 const SETTLE_NS: u64 = NANOS_PER_SECOND;
 const SETTLE_AFTER_LEAVING_NS: u64 = 3 * NANOS_PER_SECOND;
 /// Beyond the drain timeout, for a client process to notice and count.
@@ -45,6 +45,10 @@ pub(crate) fn run(plan: &Plan, progress: &Progress) -> Result<RunResult> {
         stem: format!("load.{run:08x}"),
     };
     let setups = setups(plan, run, &names)?;
+    if !plan.target.processes.is_empty() {
+        // A server that has just started is still growing.
+        sleep_until(now_ns() + SETTLE_NS);
+    }
     let sampler = Sampler::new(plan.target.processes.clone());
     let mut running = Running {
         plan,

@@ -114,7 +114,7 @@ impl Client {
         Ok(self.socket.insert(TcpStream::from_std(socket.into())))
     }
 
-    /// Sends the request once the handshake is over. Trying early costs nothing: on loopback it mostly is.
+    /// Sends the request, once the handshake is over.
     pub(crate) fn request(&mut self, request: &[u8]) -> std::io::Result<()> {
         let Some(socket) = &mut self.socket else {
             return Ok(());

@@ -297,9 +297,10 @@ impl EventLoop {
                 )
             });
         self.under_way += 1;
-        match connected {
-            Ok(()) => self.request(number),
-            Err(error) => self.closed(number, Why::Refused(error.to_string())),
+        // The request follows when the socket is writable: a storm is all handshakes first, the way
+        // they arrive from many machines.
+        if let Err(error) = connected {
+            self.closed(number, Why::Refused(error.to_string()));
         }
     }
 
