@@ -15,7 +15,7 @@ use support::server::{self, Fault};
 use support::{axum_peer, redis, scenario, tool};
 
 const BRIEFLY: &str =
-    "--clients 50 --rate 100 --duration 1s --publish http --publish-path /events/{channel}";
+    "--clients 50 --rate 200 --duration 500ms --publish http --publish-path /events/{channel}";
 
 #[test]
 fn every_delivery_of_a_good_server_is_counted() {
@@ -79,7 +79,7 @@ fn several_channels_on_a_connection() {
 fn a_server_with_ids_is_resumed_without_loss() {
     let address = server::start(Fault::None);
     let (result, well) = scenario(&format!(
-        "resume --away 400ms --url http://{address} {BRIEFLY}"
+        "resume --away 200ms --url http://{address} {BRIEFLY}"
     ));
     assert!(well, "{result:#}");
     let phase = &result["phases"][0];

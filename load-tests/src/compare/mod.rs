@@ -87,9 +87,16 @@ pub(crate) fn run(arguments: &CompareArgs) -> Result<bool> {
     let folder =
         Folder(std::env::temp_dir().join(format!("fanfare-compare-{}", std::process::id())));
     fs::create_dir_all(&folder.0)?;
-    let beside = std::env::current_exe()?.with_file_name("fanfare");
+    let programs = std::env::current_exe()?
+        .parent()
+        .context("this program's folder")?
+        .to_owned();
     let bench = Bench {
-        fanfare: arguments.fanfare.clone().unwrap_or(beside),
+        fanfare: arguments
+            .fanfare
+            .clone()
+            .unwrap_or_else(|| programs.join("fanfare")),
+        programs,
         peers: fs::canonicalize(&arguments.peers_folder)
             .with_context(|| format!("{}", arguments.peers_folder.display()))?,
         folder: folder.0.clone(),

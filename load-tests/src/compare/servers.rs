@@ -73,6 +73,8 @@ pub(crate) struct Missing {
 #[derive(Debug)]
 pub(crate) struct Bench {
     pub(crate) fanfare: PathBuf,
+    /// Where this program and the axum peer are.
+    pub(crate) programs: PathBuf,
     pub(crate) peers: PathBuf,
     /// Private to this comparison, removed with it.
     pub(crate) folder: PathBuf,
@@ -118,7 +120,7 @@ impl Bench {
     }
 
     fn beside(&self, program: &str) -> PathBuf {
-        self.fanfare.with_file_name(program)
+        self.programs.join(program)
     }
 
     fn floor(&self) -> PathBuf {
@@ -175,7 +177,7 @@ impl Bench {
                     .env("FANFARE_LISTEN", address.to_string())
                     .env("FANFARE_ADMIN_LISTEN", free_address()?.to_string())
                     .env("FANFARE_REDIS_URL", format!("redis://{}", redis.address))
-                    .env("FANFARE_LOG", "warn");
+                    .env("FANFARE_LOG", "error");
                 command
             }
             Kind::NchanMemory => self.nginx("nchan-memory.conf", &port, &redis_port)?,

@@ -1,12 +1,14 @@
 //! SVG plots: latency distribution, throughput over time, memory over connections.
 
 use anyhow::{Result, anyhow};
+use plotters::coord::ranged1d::Ranged;
 use plotters::prelude::{
-    ChartBuilder, Color, IntoDrawingArea, IntoLogRange, LineSeries, PathElement, RGBColor,
-    SVGBackend, WHITE,
+    Cartesian2d, ChartBuilder, ChartContext, Color, IntoDrawingArea, IntoLogRange, LineSeries,
+    PathElement, RGBColor, SVGBackend, SeriesLabelPosition, WHITE,
 };
 
 const SIZE: (u32, u32) = (860, 420);
+const MARGIN: u32 = 24;
 /// Told apart without telling red from green.
 const COLORS: [RGBColor; 7] = [
     RGBColor(0x00, 0x72, 0xb2),
@@ -50,7 +52,7 @@ pub(crate) fn latency(lines: &[Line]) -> Result<String> {
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE).map_err(broken)?;
         let mut chart = ChartBuilder::on(&area)
-            .margin(12)
+            .margin(MARGIN)
             .x_label_area_size(40)
             .y_label_area_size(70)
             .build_cartesian_2d(
@@ -62,26 +64,14 @@ pub(crate) fn latency(lines: &[Line]) -> Result<String> {
             .configure_mesh()
             .x_desc("percentile")
             .y_desc("publish to received, ms")
-            .x_label_formatter(&|nines| format!("{:.3} %", 100.0 * (1.0 - 0.1_f64.powf(*nines))))
+            .x_labels(6)
+            .max_light_lines(1)
+            .x_label_formatter(&|nines| {
+                format!("{} %", round(100.0 * (1.0 - 0.1_f64.powf(*nines))))
+            })
             .draw()
             .map_err(broken)?;
-        for (line, color) in lines.iter().zip(COLORS.into_iter().cycle()) {
-            chart
-                .draw_series(LineSeries::new(
-                    line.points.iter().copied(),
-                    color.stroke_width(2),
-                ))
-                .map_err(broken)?
-                .label(&line.name)
-                .legend(move |(x, y)| {
-                    PathElement::new(vec![(x, y), (x + 18, y)], color.stroke_width(2))
-                });
-        }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.8))
-            .draw()
-            .map_err(broken)?;
+        draw(&mut chart, &lines)?;
         area.present().map_err(broken)?;
     }
     Ok(svg)
@@ -95,7 +85,7 @@ pub(crate) fn plain(lines: &[Line], x_name: &str, y_name: &str) -> Result<String
         let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
         area.fill(&WHITE).map_err(broken)?;
         let mut chart = ChartBuilder::on(&area)
-            .margin(12)
+            .margin(MARGIN)
             .x_label_area_size(40)
             .y_label_area_size(90)
             .build_cartesian_2d(0.0..x_end.max(1e-3), 0.0..y_end.max(1e-3) * 1.1)
@@ -104,28 +94,47 @@ pub(crate) fn plain(lines: &[Line], x_name: &str, y_name: &str) -> Result<String
             .configure_mesh()
             .x_desc(x_name)
             .y_desc(y_name)
+            .max_light_lines(1)
             .draw()
             .map_err(broken)?;
-        for (line, color) in lines.iter().zip(COLORS.into_iter().cycle()) {
-            chart
-                .draw_series(LineSeries::new(
-                    line.points.iter().copied(),
-                    color.stroke_width(2),
-                ))
-                .map_err(broken)?
-                .label(&line.name)
-                .legend(move |(x, y)| {
-                    PathElement::new(vec![(x, y), (x + 18, y)], color.stroke_width(2))
-                });
-        }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.8))
-            .draw()
-            .map_err(broken)?;
+        draw(&mut chart, lines)?;
         area.present().map_err(broken)?;
     }
     Ok(svg)
+}
+
+/// The lines, each in its colour, and the legend.
+fn draw<'a, X, Y>(
+    chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
+    lines: &[Line],
+) -> Result<()>
+where
+    X: Ranged<ValueType = f64>,
+    Y: Ranged<ValueType = f64>,
+{
+    for (line, color) in lines.iter().zip(COLORS.into_iter().cycle()) {
+        chart
+            .draw_series(LineSeries::new(
+                line.points.iter().copied(),
+                color.stroke_width(2),
+            ))
+            .map_err(broken)?
+            .label(&line.name)
+            .legend(move |(x, y)| {
+                PathElement::new(vec![(x, y), (x + 18, y)], color.stroke_width(2))
+            });
+    }
+    chart
+        .configure_series_labels()
+        .position(SeriesLabelPosition::UpperLeft)
+        .background_style(WHITE.mix(0.8))
+        .draw()
+        .map_err(broken)
+}
+
+/// Three decimals at most, none that say nothing.
+fn round(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
 }
 
 /// 90 % → 1, 99 % → 2, 99.9 % → 3
