@@ -4,6 +4,7 @@
 //! servers for a row, then the next row, the whole of it N times, every time beginning with another
 //! server), so that a machine that gets slower or faster does so for all. Medians and spreads are shown.
 
+mod noise;
 mod pinning;
 mod rows;
 mod servers;
@@ -199,6 +200,7 @@ impl Comparison<'_> {
             self.arguments.runs,
             kind.name()
         );
+        let busy_before = noise::busy_share()?;
         let (result, failure) = match self.carry_out(row, kind, shards, &title) {
             Ok(result) => (Some(result), None),
             Err(error) => (None, Some(format!("{error:#}"))),
@@ -207,6 +209,7 @@ impl Comparison<'_> {
             row,
             kind,
             shards,
+            busy_before,
             result,
             failure,
         };

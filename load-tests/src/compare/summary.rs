@@ -8,6 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::clock::as_f64;
+use crate::compare::noise;
 use crate::compare::rows::{Row, median};
 use crate::compare::servers::{Kind, Missing};
 use crate::report::html::{self, Figure, latency_line, memory_line, throughput_line};
@@ -21,6 +22,8 @@ pub(crate) struct Outcome {
     pub(crate) row: Row,
     pub(crate) kind: Kind,
     pub(crate) shards: usize,
+    /// Share of the machine that something else used just before.
+    pub(crate) busy_before: f64,
     pub(crate) result: Option<RunResult>,
     /// Why there is no result.
     pub(crate) failure: Option<String>,
@@ -106,6 +109,18 @@ impl Summary {
             writeln!(text, "{}\n\n{}\n", row.title(), self.alone(*row))?;
         }
         writeln!(text, "Spread over the runs:\n\n{}\n", self.spread())?;
+        let noisy = self
+            .outcomes
+            .iter()
+            .filter(|outcome| !noise::is_quiet(outcome.busy_before))
+            .count();
+        if noisy > 0 {
+            writeln!(
+                text,
+                "NOISE: {noisy} of {} runs began while the machine was busy.",
+                self.outcomes.len()
+            )?;
+        }
         for outcome in &self.outcomes {
             for problem in outcome.problems() {
                 writeln!(
