@@ -1,0 +1,247 @@
+//! Server-Sent Events out of body bytes, as they come: any split, several events a read.
+//!
+//! Follows the WHATWG "interpreting an event stream" rules except that a lone CR does not end a line
+//! (no server writes it). One `memchr` an event on the common path, nothing is copied unless a line
+//! is split over two reads.
+
+use memchr::memchr;
+
+use crate::payload::{Payload, RunTag};
+
+/// No event of a run comes near it: a server that sends a longer line is broken.
+const MAX_LINE_BYTES: usize = 4 << 20;
+
+/// Receives what the parser finds.
+pub(crate) trait Sink {
+    fn event(&mut self, payload: Payload);
+    /// An event with data that is not this run's.
+    fn foreign(&mut self);
+    /// An event the gateway itself sends, its name beginning with `$`.
+    fn control(&mut self, name: &[u8]);
+    fn comment(&mut self);
+    fn retry(&mut self, milliseconds: u64);
+    /// The last event id, at the end of the block that held it.
+    fn id(&mut self, id: &[u8]);
+}
+
+/// A line longer than [`MAX_LINE_BYTES`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct LineTooLong;
+
+#[derive(Debug, Default, Clone, Copy)]
+enum Data {
+    #[default]
+    None,
+    Ours(Payload),
+    Foreign,
+    Control,
+}
+
+/// One connection's parser.
+#[derive(Debug, Default)]
+pub(crate) struct Parser {
+    /// The beginning of a line whose end has not come yet.
+    partial: Vec<u8>,
+    data: Data,
+    id: Option<Vec<u8>>,
+}
+
+impl Parser {
+    #[inline]
+    pub(crate) fn feed(
+        &mut self,
+        run: RunTag,
+        mut bytes: &[u8],
+        sink: &mut impl Sink,
+    ) -> Result<(), LineTooLong> {
+        while let Some(end) = memchr(b'\n', bytes) {
+            let (line, rest) = bytes.split_at(end);
+            let rest = rest.get(1..).unwrap_or_default();
+            if self.partial.is_empty() {
+                // An event of one data line and nothing else: its two line ends stand together.
+                if let (Data::None, None, Some(data), Some((b'\n', rest))) = (
+                    self.data,
+                    &self.id,
+                    line.strip_prefix(b"data: "),
+                    rest.split_first(),
+                ) && let Some(payload) = Payload::decode(run, data)
+                {
+                    sink.event(payload);
+                    bytes = rest;
+                    continue;
+                }
+                self.line(run, line, sink);
+            } else {
+                let mut whole = std::mem::take(&mut self.partial);
+                whole.extend_from_slice(line);
+                self.line(run, &whole, sink);
+                whole.clear();
+                self.partial = whole;
+            }
+            bytes = rest;
+        }
+        if self.partial.len() + bytes.len() > MAX_LINE_BYTES {
+            return Err(LineTooLong);
+        }
+        self.partial.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn line(&mut self, run: RunTag, line: &[u8], sink: &mut impl Sink) {
+        let line = line.strip_suffix(b"\r").unwrap_or(line);
+        if line.is_empty() {
+            return self.dispatch(sink);
+        }
+        let (field, value) = match memchr(b':', line) {
+            Some(0) => return sink.comment(),
+            Some(colon) => {
+                let (field, value) = line.split_at(colon);
+                let value = value.get(1..).unwrap_or_default();
+                (field, value.strip_prefix(b" ").unwrap_or(value))
+            }
+            None => (line, &[][..]),
+        };
+        match field {
+            b"data" => {
+                self.data = match self.data {
+                    Data::None => {
+                        Payload::decode(run, unquoted(value)).map_or(Data::Foreign, Data::Ours)
+                    }
+                    Data::Control => Data::Control,
+                    Data::Ours(_) | Data::Foreign => Data::Foreign,
+                };
+            }
+            b"event" if value.first() == Some(&b'$') => {
+                sink.control(value);
+                self.data = Data::Control;
+            }
+            b"id" => self.id = Some(value.to_vec()),
+            b"retry" => {
+                if let Some(milliseconds) = std::str::from_utf8(value)
+                    .ok()
+                    .and_then(|value| value.parse().ok())
+                {
+                    sink.retry(milliseconds);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn dispatch(&mut self, sink: &mut impl Sink) {
+        match std::mem::take(&mut self.data) {
+            Data::Ours(payload) => sink.event(payload),
+            Data::Foreign => sink.foreign(),
+            Data::None | Data::Control => {}
+        }
+        if let Some(id) = self.id.take() {
+            sink.id(&id);
+        }
+    }
+}
+
+/// Servers that send data as JSON turn the run's text into a JSON string.
+fn unquoted(data: &[u8]) -> &[u8] {
+    data.strip_prefix(b"\"")
+        .and_then(|data| data.strip_suffix(b"\""))
+        .unwrap_or(data)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// Writes down what it is told.
+    #[derive(Debug, Default, PartialEq, Eq)]
+    pub(crate) struct Notes(pub(crate) Vec<String>);
+
+    impl Sink for Notes {
+        fn event(&mut self, payload: Payload) {
+            self.0
+                .push(format!("event {}/{}", payload.channel, payload.sequence));
+        }
+        fn foreign(&mut self) {
+            self.0.push("foreign".into());
+        }
+        fn control(&mut self, name: &[u8]) {
+            self.0.push(String::from_utf8_lossy(name).into());
+        }
+        fn comment(&mut self) {
+            self.0.push("comment".into());
+        }
+        fn retry(&mut self, milliseconds: u64) {
+            self.0.push(format!("retry {milliseconds}"));
+        }
+        fn id(&mut self, id: &[u8]) {
+            self.0.push(format!("id {}", String::from_utf8_lossy(id)));
+        }
+    }
+
+    pub(crate) const RUN: u32 = 77;
+
+    pub(crate) fn data(sequence: u32) -> String {
+        let mut data = Vec::new();
+        Payload {
+            channel: 3,
+            sequence,
+            intended_ns: 9,
+        }
+        .encode(RunTag::new(RUN), 100, &mut data);
+        String::from_utf8(data).unwrap()
+    }
+
+    #[test]
+    fn every_split_of_a_stream_reads_the_same() {
+        let (one, two, three, four) = (data(1), data(2), data(3), data(4));
+        let stream = format!(
+            "retry: 2500\nid: 0-0.7\n\n:\n\ndata: {one}\n\ndata: {two}\n\n:\nid: 5-0\n\n\
+             event: price\nid: 6-0\ndata: {three}\n\ndata: {one}\ndata: {one}\n\ndata: hello\r\n\r\n\
+             event: $gap\ndata: {{}}\n\ndata:\"{four}\"\n\ndata: {one}"
+        );
+        let expected = [
+            "retry 2500",
+            "id 0-0.7",
+            "comment",
+            "event 3/1",
+            "event 3/2",
+            "comment",
+            "id 5-0",
+            "event 3/3",
+            "id 6-0",
+            "foreign",
+            "foreign",
+            "$gap",
+            "event 3/4",
+        ];
+        let bytes = stream.as_bytes();
+        for at in 0..bytes.len() {
+            let mut notes = Notes::default();
+            let mut parser = Parser::default();
+            parser
+                .feed(RunTag::new(RUN), &bytes[..at], &mut notes)
+                .unwrap();
+            parser
+                .feed(RunTag::new(RUN), &bytes[at..], &mut notes)
+                .unwrap();
+            assert_eq!(notes.0, expected, "split at {at}");
+        }
+        let mut notes = Notes::default();
+        let mut parser = Parser::default();
+        for byte in bytes {
+            parser.feed(RunTag::new(RUN), &[*byte], &mut notes).unwrap();
+        }
+        assert_eq!(notes.0, expected, "byte by byte");
+    }
+
+    #[test]
+    fn an_endless_line_is_refused() {
+        let mut parser = Parser::default();
+        let mut notes = Notes::default();
+        let half = vec![b'x'; MAX_LINE_BYTES / 2 + 1];
+        assert_eq!(parser.feed(RunTag::new(RUN), &half, &mut notes), Ok(()));
+        assert_eq!(
+            parser.feed(RunTag::new(RUN), &half, &mut notes),
+            Err(LineTooLong)
+        );
+    }
+}
