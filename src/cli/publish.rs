@@ -6,7 +6,8 @@ use bytes::Bytes;
 use clap::Args;
 
 use super::{Failure, runtime};
-use crate::bus::{RedisUrl, publish_once};
+use crate::bus::publish_once;
+use crate::config::RedisUrl;
 use crate::protocol::{ChannelName, Event};
 
 /// The limit that a gateway has unless told otherwise; Redis would take more, gateways drop it.

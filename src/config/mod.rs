@@ -3,6 +3,7 @@
 //! Settings come as text, from flags or the environment under the same names, and become a
 //! [`Config`] only when all of them are right. All faults are reported at once.
 
+mod redis_url;
 mod settings;
 mod values;
 
@@ -10,11 +11,11 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use crate::bus::RedisUrl;
 use crate::hub::{HubSettings, SlowClientPolicy};
 use crate::protocol::{ChannelName, ChannelPattern, RetryRange};
 use crate::telemetry::LogFormat;
 
+pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings, unknown_variables};
 
 /// Where events come from.

@@ -10,8 +10,7 @@ use clap::{Args, CommandFactory};
 use tracing_subscriber::EnvFilter;
 
 use super::values::{duration, duration_range, list, size};
-use super::{Access, BusConfig, Config};
-use crate::bus::RedisUrl;
+use super::{Access, BusConfig, Config, RedisUrl};
 use crate::hub::SlowClientPolicy;
 use crate::protocol::{ChannelPattern, RetryRange};
 use crate::telemetry::LogFormat;

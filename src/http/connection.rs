@@ -14,8 +14,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::admission::OpenStream;
 use super::cut_off;
-use super::edge::{Edge, OpenStream};
+use super::edge::Edge;
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
 

@@ -2,7 +2,6 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -12,58 +11,19 @@ use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, Version};
 use tower_service::Service;
 
+use super::admission::{ConnectionLimit, OpenStream};
+use super::answer::{BUSY_HEADER, busy};
 use super::cut_off;
-use super::error::{BUSY_HEADER, busy};
 use super::stream::EdgeBody;
 use super::subscribe::StreamRequest;
 use super::takeover::{Handoff, StreamHead};
-use crate::hub::{Hub, NotActive, Subscription};
+use crate::hub::{Hub, NotActive};
 use crate::protocol::Framing;
 
 /// How long a stream waits for its channels while the bus is away.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
 
 const DRAINING: &str = "this replica is being stopped";
-
-/// The bound on open streams, shared by all shards. Counted when streams open and close, never
-/// when events pass.
-#[derive(Debug)]
-pub struct ConnectionLimit {
-    most: usize,
-    open: AtomicUsize,
-}
-
-impl ConnectionLimit {
-    /// Allows `most` streams.
-    pub fn new(most: usize) -> Arc<Self> {
-        Arc::new(Self {
-            most,
-            open: AtomicUsize::new(0),
-        })
-    }
-
-    fn admit(self: &Arc<Self>) -> Option<Permit> {
-        // Counted first, so that two shards cannot both take the last place.
-        let permit = Permit(Arc::clone(self));
-        (self.open.fetch_add(1, Ordering::Relaxed) < self.most).then_some(permit)
-    }
-}
-
-/// A stream's place within the limit, until dropped.
-#[derive(Debug)]
-pub(super) struct Permit(Arc<ConnectionLimit>);
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// An open stream: its place within the limit and in the hub, given back together.
-pub(super) struct OpenStream {
-    pub(super) subscription: Subscription,
-    _permit: Permit,
-}
 
 /// What the connections of a shard share.
 pub struct Edge {
@@ -180,19 +140,11 @@ impl Edge {
                 stats.rejected_draining.add(1);
                 Err(DRAINING)
             }
-            Ok(subscription) => Ok(OpenStream {
-                subscription,
-                _permit: permit,
-            }),
+            Ok(subscription) => Ok(OpenStream::new(subscription, permit)),
             Err(NotActive) => {
                 stats.rejected_bus_unavailable.add(1);
                 Err("the channels could not be subscribed: the bus is not available")
             }
         }
     }
-}
-
-/// The date of now, as responses carry it (RFC 9110, section 6.6.1).
-pub(super) fn date_header() -> Option<HeaderValue> {
-    HeaderValue::try_from(httpdate::fmt_http_date(std::time::SystemTime::now())).ok()
 }

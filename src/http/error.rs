@@ -1,14 +1,11 @@
-//! Answers that are no stream: problem details, and retry-and-close.
+//! Faults of requests, as problem details.
 
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
-
-use crate::protocol::{RetryRange, retry_block};
 
 /// A fault of a request, as problem details (RFC 9457): which field breaks which rule.
 #[derive(Debug, Serialize)]
@@ -78,30 +75,4 @@ impl IntoResponse for Problem {
         }
         response
     }
-}
-
-/// A proxy that wants to try another replica asks for 503 instead of retry-and-close.
-pub(super) const BUSY_HEADER: &str = "fanfare-busy";
-
-/// How long clients stay away that were answered with retry-and-close. Longer than the usual
-/// reconnection time: something is short, and everybody comes back.
-fn busy_retry() -> Duration {
-    RetryRange::new(Duration::from_secs(10), Duration::from_secs(30))
-        .unwrap_or_default()
-        .draw()
-}
-
-/// The answer to a stream that cannot be opened now. A browser gives up for good on any status
-/// but 200, so it gets a reconnection time and the end of the stream; without an `id`, so that
-/// its cursor stays.
-pub(super) fn busy(wants_503: bool, why: &'static str) -> Response {
-    let retry = busy_retry();
-    if wants_503 {
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
-            .retry_after(retry)
-            .into_response();
-    }
-    let mut response = Response::new(Body::from(retry_block(retry)));
-    super::subscribe::stream_headers(response.headers_mut());
-    response
 }

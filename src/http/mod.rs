@@ -7,6 +7,8 @@
 //! connection is then taken out of hyper ([`takeover`]) and only a small task remains; everything
 //! else is an ordinary body ([`stream`]).
 
+mod admission;
+mod answer;
 mod connection;
 mod cut_off;
 mod edge;
@@ -14,10 +16,13 @@ mod error;
 mod listener;
 mod publish;
 mod router;
+mod state;
 mod stream;
 mod subscribe;
 mod takeover;
 
-pub use edge::{ConnectionLimit, Edge};
+pub use admission::ConnectionLimit;
+pub use edge::Edge;
 pub use listener::{accept, bind};
-pub use router::{RouterState, router};
+pub use router::router;
+pub use state::RouterState;

@@ -13,7 +13,7 @@ use http_body_util::BodyExt;
 use serde::Serialize;
 
 use super::error::Problem;
-use super::router::RouterState;
+use super::state::RouterState;
 use crate::protocol::{ChannelName, Event};
 
 /// A body over the limit is read on for so many times the limit, so that its sender, who reads

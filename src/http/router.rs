@@ -10,24 +10,8 @@ use http::header::CACHE_CONTROL;
 use http::{Method, StatusCode};
 
 use super::error::Problem;
+use super::state::RouterState;
 use super::{publish, subscribe};
-use crate::bus::Publisher;
-use crate::config::Access;
-
-/// What the handlers need. Shared by all shards: nothing here is touched by an event.
-#[derive(Debug)]
-pub struct RouterState {
-    /// Who may read and publish.
-    pub access: Access,
-    /// The way to the bus.
-    pub publisher: Publisher,
-    /// Channels of one stream at the most.
-    pub max_channels_per_connection: usize,
-    /// Data of one event at the most.
-    pub max_event_bytes: usize,
-    /// Whether `GET /` is the demo page.
-    pub demo: bool,
-}
 
 /// The router of the data listener.
 pub fn router(state: RouterState) -> Router {

@@ -10,7 +10,7 @@ use http_body::Frame;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::edge::OpenStream;
+use super::admission::OpenStream;
 use crate::hub::MailboxState;
 use crate::protocol::LAST_CHUNK;
 

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::StatusCode;
 
+use super::answer::stream_headers;
 use super::error::Problem;
-use super::router::RouterState;
+use super::state::RouterState;
 use crate::protocol::ChannelName;
 
 /// A stream that may be opened, beside the head of its response.
@@ -91,18 +91,4 @@ fn stream_head(
     stream_headers(response.headers_mut());
     response.extensions_mut().insert(StreamRequest { channels });
     Ok(response)
-}
-
-/// The headers every stream has: nothing between here and the client may keep, change or hold
-/// back its bytes.
-pub(super) fn stream_headers(headers: &mut HeaderMap) {
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(
-        CACHE_CONTROL,
-        HeaderValue::from_static("no-store, no-transform"),
-    );
-    headers.insert(
-        HeaderName::from_static("x-accel-buffering"),
-        HeaderValue::from_static("no"),
-    );
 }

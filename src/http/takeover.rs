@@ -13,13 +13,13 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use axum::response::Response;
-use http::HeaderMap;
 use http::header::{DATE, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderValue};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::edge::{OpenStream, date_header};
+use super::admission::OpenStream;
 use super::stream::EdgeBody;
 
 /// Where the service leaves a stream for the connection to take over.
@@ -87,6 +87,11 @@ impl StreamHead {
         *response.headers_mut() = self.0;
         response
     }
+}
+
+/// The date of now, as responses carry it (RFC 9110, section 6.6.1).
+fn date_header() -> Option<HeaderValue> {
+    HeaderValue::try_from(httpdate::fmt_http_date(std::time::SystemTime::now())).ok()
 }
 
 fn append_header(name: &str, value: &[u8], out: &mut Vec<u8>) {

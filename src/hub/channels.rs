@@ -7,7 +7,7 @@ use slab::Slab;
 use tokio::time::{Duration, Instant};
 
 use super::interest::Generation;
-use super::subscription::{Membership, Subscriber};
+use super::subscriber::{ChannelKey, Membership, Subscriber};
 use crate::protocol::{ChannelName, Framing};
 
 /// How long a channel that nobody wants any more stays subscribed: a reloaded page finds it
@@ -17,8 +17,6 @@ const LINGER: Duration = Duration::from_millis(500);
 /// The most channels that linger at once; beyond it they are given up immediately, so that
 /// clients that come and go cannot pile them up.
 const MOST_LINGERING: usize = 16 * 1024;
-
-pub(super) type ChannelKey = usize;
 
 /// One channel that somebody wants, or wanted a moment ago.
 pub(super) struct Channel {

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::BusEvent;
-use super::channels::ChannelKey;
 use super::mailbox::Parcel;
 use super::shard::Hub;
+use super::subscriber::ChannelKey;
 use crate::protocol::Framing;
 
 /// The events of one channel in this round, encoded one behind the other.

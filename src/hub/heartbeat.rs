@@ -7,7 +7,7 @@
 
 use std::rc::{Rc, Weak};
 
-use super::subscription::Subscriber;
+use super::subscriber::Subscriber;
 
 /// Steps of the sweep in a heartbeat interval: silence is measured this finely.
 pub(super) const TICKS_PER_INTERVAL: u64 = 32;

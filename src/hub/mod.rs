@@ -14,6 +14,7 @@ mod interest;
 mod mailbox;
 mod shard;
 mod stats;
+mod subscriber;
 mod subscription;
 
 use std::sync::Arc;

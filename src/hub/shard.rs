@@ -13,7 +13,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::channels::Channels;
 use super::heartbeat::{HeartbeatWheel, TICKS_PER_INTERVAL};
 use super::mailbox::{CloseReason, Parcel};
-use super::subscription::{Interest, NotActive, Subscriber, Subscription};
+use super::subscriber::Subscriber;
+use super::subscription::{Interest, NotActive, Subscription};
 use super::{
     BusEvent, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, ShardId, ShardMessage, ShardStats,
 };

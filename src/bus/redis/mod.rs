@@ -10,11 +10,10 @@ use tokio::sync::{mpsc, watch};
 
 use super::routing::Routing;
 use super::{BusHealth, Publisher};
-use crate::config::Config;
+use crate::config::{Config, RedisUrl};
 use crate::hub::InterestUpdate;
 use crate::telemetry::BusMetrics;
 
-pub use connect::RedisUrl;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
 

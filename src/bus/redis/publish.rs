@@ -7,8 +7,9 @@ use redis::{AsyncConnectionConfig, ProtocolVersion, RedisError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, RedisUrl};
+use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_info};
 use crate::bus::PublishError;
+use crate::config::RedisUrl;
 use crate::protocol::{ChannelName, Event, encode};
 
 /// Connections for commands. A command takes a fraction of a millisecond, so this many serve
@@ -41,7 +42,7 @@ impl std::fmt::Debug for RedisPublisher {
 impl RedisPublisher {
     pub(super) fn new(url: &RedisUrl, prefix: &str, control: &Handle) -> Result<Self, RedisError> {
         let manager = Manager::new_with_config(
-            url.connection_info(ProtocolVersion::RESP2)?,
+            connection_info(url, ProtocolVersion::RESP2)?,
             connection_config(),
         )?;
         let pool = Pool::builder(manager)
@@ -106,7 +107,7 @@ pub async fn publish_once(
     channel: &ChannelName,
     event: &Event,
 ) -> Result<(), RedisError> {
-    let client = redis::Client::open(url.connection_info(ProtocolVersion::RESP2)?)?;
+    let client = redis::Client::open(connection_info(url, ProtocolVersion::RESP2)?)?;
     let mut connection = client
         .get_multiplexed_async_connection_with_config(&connection_config())
         .await?;

@@ -17,11 +17,11 @@ use redis::{AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, RedisError
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
-use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, RedisUrl};
+use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_info};
 use super::ingest::{Message, PushQueue, QueueEnd};
 use crate::bus::BusHealth;
 use crate::bus::routing::{Routing, Wish};
-use crate::config::Config;
+use crate::config::{Config, RedisUrl};
 use crate::hub::{BusEvent, InterestUpdate};
 use crate::protocol::{ChannelName, EnvelopeFault, decode};
 use crate::telemetry::{BusMetrics, DropReason};
@@ -98,7 +98,7 @@ impl Supervisor {
         metrics: BusMetrics,
     ) -> RedisResult<Self> {
         Ok(Self {
-            client: Client::open(url.connection_info(ProtocolVersion::RESP3)?)?,
+            client: Client::open(connection_info(url, ProtocolVersion::RESP3)?)?,
             prefix: config.prefix.clone(),
             // `$`: no client can name it. Random: no two replicas share it.
             probe_channel: format!("{}$probe.{:016x}", config.prefix, fastrand::u64(..)),

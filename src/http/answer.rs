@@ -1,0 +1,51 @@
+//! The heads of streams, and the answer to a stream that cannot be opened now.
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+
+use super::error::Problem;
+use crate::protocol::{RetryRange, retry_block};
+
+/// The headers every stream has: nothing between here and the client may keep, change or hold
+/// back its bytes.
+pub(super) fn stream_headers(headers: &mut HeaderMap) {
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(
+        CACHE_CONTROL,
+        HeaderValue::from_static("no-store, no-transform"),
+    );
+    headers.insert(
+        HeaderName::from_static("x-accel-buffering"),
+        HeaderValue::from_static("no"),
+    );
+}
+
+/// A proxy that wants to try another replica asks for 503 instead of retry-and-close.
+pub(super) const BUSY_HEADER: &str = "fanfare-busy";
+
+/// How long clients stay away that were answered with retry-and-close. Longer than the usual
+/// reconnection time: something is short, and everybody comes back.
+fn busy_retry() -> Duration {
+    RetryRange::new(Duration::from_secs(10), Duration::from_secs(30))
+        .unwrap_or_default()
+        .draw()
+}
+
+/// The answer to a stream that cannot be opened now. A browser gives up for good on any status
+/// but 200, so it gets a reconnection time and the end of the stream; without an `id`, so that
+/// its cursor stays.
+pub(super) fn busy(wants_503: bool, why: &'static str) -> Response {
+    let retry = busy_retry();
+    if wants_503 {
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
+            .retry_after(retry)
+            .into_response();
+    }
+    let mut response = Response::new(Body::from(retry_block(retry)));
+    stream_headers(response.headers_mut());
+    response
+}
