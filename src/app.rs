@@ -2,20 +2,22 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::runtime::{Builder, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep};
+use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use crate::admin::{self, AdminState};
 use crate::bus::Bus;
 use crate::config::{BusConfig, Config};
 use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
-use crate::hub::{Hub, INBOX_BATCHES, Inbox, InterestUpdate, ShardMessage, ShardStats};
+use crate::hub::{Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats};
 use crate::telemetry::Metrics;
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
@@ -154,7 +156,11 @@ impl App {
             std::thread::Builder::new()
                 .name(format!("shard-{number}"))
                 .spawn(move || {
-                    let Err(error) = shard.run();
+                    let ended = catch_unwind(AssertUnwindSafe(|| shard.run()));
+                    let error = match ended {
+                        Ok(Err(error)) => error,
+                        Err(_) => io::Error::other("it panicked"),
+                    };
                     // While the process stops nobody listens any more.
                     let _ = failure.blocking_send(AppError::ShardFailed { number, error });
                 })?;
@@ -165,13 +171,14 @@ impl App {
             bus: bus.health,
             stopping: AtomicBool::new(false),
         });
-        control.block_on(async {
+        let served = control.block_on(async {
+            // Before anybody is told that this process listens.
+            let mut signals = Signals::new()?;
             let listener = tokio::net::TcpListener::from_std(admin_listener)?;
             let service = admin::router(Arc::clone(&admin));
             tokio::spawn(async move { axum::serve(listener, service).await });
             announce(&config, data_address, admin_address);
 
-            let mut signals = Signals::new()?;
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
                 Some(failure) = failed.recv() => return Err(failure),
@@ -183,7 +190,10 @@ impl App {
             }
             tracing::info!("stopped");
             Ok(())
-        })
+        });
+        // A name that is still being looked up must not hold up the end.
+        control.shutdown_background();
+        served
     }
 }
 
@@ -223,10 +233,11 @@ async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &
         period = ?config.drain_period,
         "closing streams"
     );
-    for inbox in inboxes {
-        let _ = inbox.send(ShardMessage::Drain(config.drain_period)).await;
-    }
     let deadline = Instant::now() + config.drain_period + DRAIN_GRACE;
+    let drain = || ShardMessage::News(News::Drain(config.drain_period));
+    let told = join_all(inboxes.iter().map(|inbox| inbox.send(drain())));
+    // A shard whose queue is full until the deadline is cut off with its streams.
+    let _ = timeout_at(deadline, told).await;
     let mut look = interval(Duration::from_millis(50));
     while admin.metrics.connections() > 0 && Instant::now() < deadline {
         look.tick().await;

@@ -1,6 +1,5 @@
 //! A bus inside the process: one replica, no Redis, the same behaviour.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -29,10 +28,7 @@ impl EmbeddedPublisher {
         channel: &ChannelName,
         event: Event,
     ) -> Result<(), PublishError> {
-        let event = BusEvent {
-            channel: channel.clone(),
-            event: Arc::new(event),
-        };
+        let event = BusEvent::new(channel.clone(), event);
         match timeout(PUBLISH_DEADLINE, self.0.send(event)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(PublishError("the gateway is stopping".into())),
@@ -66,15 +62,17 @@ async fn run(
             update = updates.recv() => {
                 let Some(update) = update else { return };
                 let shard = update.shard;
-                let active = routing
+                let active: Vec<_> = routing
                     .apply(update)
                     .into_iter()
                     .filter_map(|(name, wish)| match wish {
-                        Wish::Wanted(_, generation) => Some((name, generation)),
+                        Wish::Wanted(generation) => Some((name, generation)),
                         Wish::Unwanted | Wish::Unchanged => None,
                     })
                     .collect();
-                routing.tell_one_active(active, shard).await;
+                if !active.is_empty() {
+                    routing.tell_one_active(active, shard).await;
+                }
             }
             _ = published.recv_many(&mut events, PUBLISH_QUEUE) => {
                 for event in events.drain(..) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use crate::hub::{BusEvent, Generation, InterestUpdate, ShardId, ShardMessage};
+use crate::hub::{BusEvent, Generation, InterestUpdate, News, ShardId, ShardMessage};
 use crate::protocol::ChannelName;
 
 /// The shards' wishes, and their queues.
@@ -25,8 +25,8 @@ struct Shard {
 /// What a change of interest means for the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wish {
-    /// The channel is wanted; this holder waits to hear that it is active.
-    Wanted(ShardId, Generation),
+    /// The channel is wanted; the shard waits to hear that this interest is active.
+    Wanted(Generation),
     /// Nobody wants it any more.
     Unwanted,
     /// Others want it still.
@@ -61,7 +61,7 @@ impl Routing {
                         let holders = self.holders.entry(name.clone()).or_default();
                         holders.retain(|(holder, _)| *holder != shard);
                         holders.push((shard, generation));
-                        Wish::Wanted(shard, generation)
+                        Wish::Wanted(generation)
                     }
                     None => self.withdraw(&name, shard),
                 };
@@ -112,8 +112,7 @@ impl Routing {
         }
         for (shard, active) in self.shards.iter().zip(by_shard) {
             if !active.is_empty() {
-                // A shard that is gone takes no news: the process is stopping.
-                let _ = shard.inbox.send(ShardMessage::Active(active)).await;
+                shard.tell(News::Active(active)).await;
             }
         }
     }
@@ -121,14 +120,14 @@ impl Routing {
     /// Tells one shard that a channel it asked for is active.
     pub(super) async fn tell_one_active(&self, names: Vec<(ChannelName, Generation)>, to: ShardId) {
         if let Some(shard) = self.shards.get(to) {
-            let _ = shard.inbox.send(ShardMessage::Active(names)).await;
+            shard.tell(News::Active(names)).await;
         }
     }
 
     /// Tells every shard that the bus is lost.
     pub(super) async fn tell_lost(&self) {
         for shard in &self.shards {
-            let _ = shard.inbox.send(ShardMessage::Lost).await;
+            shard.tell(News::Lost).await;
         }
     }
 
@@ -138,7 +137,7 @@ impl Routing {
         let Some(holders) = self.holders.get(&event.channel) else {
             return;
         };
-        let bytes = event.event.data().len();
+        let bytes = event.cost_bytes();
         for (number, _) in holders {
             let Some(shard) = self.shards.get_mut(*number) else {
                 continue;
@@ -160,6 +159,11 @@ impl Routing {
 }
 
 impl Shard {
+    async fn tell(&self, news: News) {
+        // A shard that is gone takes no news: the process is stopping.
+        let _ = self.inbox.send(ShardMessage::News(news)).await;
+    }
+
     async fn flush(&mut self) {
         if !self.batch.is_empty() {
             let events: Arc<[BusEvent]> = self.batch.drain(..).collect();

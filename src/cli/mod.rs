@@ -69,8 +69,13 @@ fn check(settings: &Settings) -> Result<(), Failure> {
 
 /// Reads the settings; unknown variables and broken rules are reported together.
 fn configuration(settings: &Settings) -> Result<Config, Faults> {
-    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-    let mut faults = unknown_variables::<Cli>(names);
+    let variables = std::env::vars_os().filter_map(|(name, value)| {
+        Some((
+            name.into_string().ok()?,
+            value.to_string_lossy().into_owned(),
+        ))
+    });
+    let mut faults = unknown_variables::<Cli>(variables);
     match settings.read() {
         Ok(config) if faults.is_empty() => Ok(config),
         Ok(_) => Err(Faults(faults)),

@@ -10,6 +10,9 @@ use sse_stream::{Sse, SseByteStream};
 use super::{Failure, runtime};
 use crate::protocol::ChannelName;
 
+/// A stream that is silent for so long is dead: heartbeats come more often.
+const SILENCE: Duration = Duration::from_secs(90);
+
 /// Until the server says otherwise.
 const DEFAULT_RETRY: Duration = Duration::from_secs(3);
 
@@ -47,6 +50,7 @@ impl Tail {
         }
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
+            .read_timeout(SILENCE)
             .build()?;
         let mut retry = DEFAULT_RETRY;
         let mut left = self.count.unwrap_or(u64::MAX);

@@ -3,15 +3,27 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
 use crate::hub::Subscription;
 
-/// The bound on open streams, shared by all shards. Counted when streams open and close, never
-/// when events pass.
+/// Connections beside the streams: requests that end, and clients that are told to come back.
+/// Half of the descriptors that the configuration keeps in reserve; the other half is for Redis,
+/// the admin listener and files.
+const CONNECTIONS_BESIDE_STREAMS: usize = 128;
+
+/// The bound on open streams, and on connections, shared by all shards. Counted when they open and
+/// close, never when events pass.
 #[derive(Debug)]
 pub struct ConnectionLimit {
     most: usize,
     open: AtomicUsize,
+    connections: Arc<Semaphore>,
 }
+
+/// A connection's place within the limit, until dropped.
+#[derive(Debug)]
+pub(super) struct Place(#[expect(dead_code, reason = "held to be dropped")] OwnedSemaphorePermit);
 
 impl ConnectionLimit {
     /// Allows `most` streams.
@@ -19,7 +31,19 @@ impl ConnectionLimit {
         Arc::new(Self {
             most,
             open: AtomicUsize::new(0),
+            connections: Arc::new(Semaphore::new(
+                most.saturating_add(CONNECTIONS_BESIDE_STREAMS)
+                    .min(Semaphore::MAX_PERMITS),
+            )),
         })
+    }
+
+    /// Waits for a place for one connection more: at the bound accepting pauses, and the kernel's
+    /// queue holds who comes.
+    pub(super) async fn place(&self) -> Option<Place> {
+        // Fails only when closed, which it never is.
+        let permit = Arc::clone(&self.connections).acquire_owned().await;
+        permit.map(Place).ok()
     }
 
     /// A place for one stream more, if there is one.

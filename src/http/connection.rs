@@ -1,8 +1,9 @@
 //! One accepted connection: HTTP/1.1 or HTTP/2, told apart by its first bytes.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
@@ -12,9 +13,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, interval_at, timeout, timeout_at};
 
-use super::admission::OpenStream;
+use super::admission::{OpenStream, Place};
 use super::cut_off;
 use super::edge::Edge;
 use super::stream::{StreamTask, reset};
@@ -32,14 +33,21 @@ const MAX_HEAD_BYTES: usize = 32 * 1024;
 /// Streams of one HTTP/2 connection: a browser opens one connection to a host for all its tabs.
 const MAX_HTTP2_STREAMS: u32 = 256;
 
+/// An HTTP/2 client that does not answer a PING of this interval is gone.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(60);
+
 /// What one HTTP/2 stream may have unsent inside hyper, beside its mailbox.
 const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Serves a connection to its end, or until a stream has taken it over.
-pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream) {
-    match timeout(HEAD_DEADLINE, read_preface(&mut socket)).await {
+pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream, place: Place) {
+    let deadline = Instant::now() + HEAD_DEADLINE;
+    match timeout_at(deadline, read_preface(&mut socket)).await {
         Ok(Ok((already_read, true))) => serve_http2(edge, socket, already_read).await,
-        Ok(Ok((already_read, false))) => serve_http1(edge, socket, already_read).await,
+        Ok(Ok((already_read, false))) => {
+            let left = deadline.duration_since(Instant::now());
+            serve_http1(edge, socket, place, already_read, left).await;
+        }
         Ok(Err(_)) => {}
         Err(_) => edge.hub().stats().rejected_head.add(1),
     }
@@ -61,7 +69,13 @@ async fn read_preface(socket: &mut TcpStream) -> std::io::Result<(Vec<u8>, bool)
     }
 }
 
-async fn serve_http1(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
+async fn serve_http1(
+    edge: Rc<Edge>,
+    socket: TcpStream,
+    place: Place,
+    already_read: Vec<u8>,
+    head_deadline: Duration,
+) {
     let handoff = Rc::new(Handoff::default());
     let service = {
         let (edge, handoff) = (Rc::clone(&edge), Rc::clone(&handoff));
@@ -74,7 +88,7 @@ async fn serve_http1(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
     let io = TrackedIo::new(socket, already_read, Rc::clone(&handoff));
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
+        .header_read_timeout(head_deadline)
         .max_buf_size(MAX_HEAD_BYTES)
         .serve_connection(io, service);
     let becomes = {
@@ -99,7 +113,7 @@ async fn serve_http1(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
         Becomes::Closed => {}
         Becomes::Stream(stream) => {
             let socket = connection.into_parts().io.into_socket();
-            tokio::task::spawn_local(StreamTask::new(socket, stream));
+            tokio::task::spawn_local(StreamTask::new(socket, place, stream));
         }
         Becomes::CutOff => reset(&connection.into_parts().io.into_socket()),
     }
@@ -121,22 +135,64 @@ async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let io = TrackedIo::new(socket, already_read, Rc::default());
-    let _ = http2::Builder::new(LocalExecutor)
+    let executor = LocalExecutor::default();
+    let open = Rc::clone(&executor.open);
+    let connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
+        .keep_alive_interval(HTTP2_PING_INTERVAL)
         .max_concurrent_streams(MAX_HTTP2_STREAMS)
         .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
-        .serve_connection(io, service)
-        .await;
+        .serve_connection(io, service);
+    let mut connection = pin!(connection);
+    // Nothing to do between two looks is as long as a request may take to come.
+    let mut looks = interval_at(Instant::now() + HEAD_DEADLINE, HEAD_DEADLINE);
+    let mut served = 0;
+    loop {
+        tokio::select! {
+            _ = &mut connection => return,
+            _ = looks.tick() => {}
+        }
+        let OpenAnswers { open, begun } = open.get();
+        if open == 0 && begun == served {
+            break;
+        }
+        served = begun;
+    }
+    // Says goodbye (RFC 9113, section 6.8), and waits no longer than for a request.
+    connection.as_mut().graceful_shutdown();
+    let _ = timeout(HEAD_DEADLINE, connection).await;
 }
 
-/// Runs hyper's tasks on the shard's own thread.
-#[derive(Clone, Copy)]
-struct LocalExecutor;
+/// The answers of an HTTP/2 connection: those under way, and all so far.
+#[derive(Clone, Copy, Default)]
+struct OpenAnswers {
+    open: usize,
+    begun: u64,
+}
+
+/// Runs hyper's tasks, one an answer, on the shard's own thread, and counts them.
+#[derive(Clone, Default)]
+struct LocalExecutor {
+    open: Rc<Cell<OpenAnswers>>,
+}
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        // A stream that is dropped unfinished is reset (RFC 9113, section 5.4.2).
-        tokio::task::spawn_local(cut_off::watching(future));
+        let count = Rc::clone(&self.open);
+        let OpenAnswers { open, begun } = count.get();
+        count.set(OpenAnswers {
+            open: open + 1,
+            begun: begun + 1,
+        });
+        tokio::task::spawn_local(async move {
+            // A stream that is dropped unfinished is reset (RFC 9113, section 5.4.2).
+            let _ = cut_off::watching(future).await;
+            let OpenAnswers { open, begun } = count.get();
+            count.set(OpenAnswers {
+                open: open - 1,
+                begun,
+            });
+        });
     }
 }

@@ -6,18 +6,19 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, CONTENT_LENGTH};
-use http::{HeaderValue, Method, Request, Version};
+use http::{HeaderValue, Method, Request, StatusCode, Version};
 use tower_service::Service;
 
 use super::admission::{ConnectionLimit, OpenStream};
 use super::answer::{BUSY_HEADER, busy};
 use super::cut_off;
+use super::error::Problem;
 use super::stream::EdgeBody;
 use super::subscribe::StreamRequest;
 use super::takeover::{Handoff, StreamHead};
-use crate::hub::{Hub, NotActive};
+use crate::hub::{Hub, NotOpened};
 use crate::protocol::Framing;
 
 /// How long a stream waits for its channels while the bus is away.
@@ -36,6 +37,10 @@ impl Edge {
     /// The edge of a shard.
     pub fn new(hub: Rc<Hub>, router: Router, limit: Arc<ConnectionLimit>) -> Rc<Self> {
         Rc::new(Self { hub, router, limit })
+    }
+
+    pub(super) fn limit(&self) -> &ConnectionLimit {
+        &self.limit
     }
 
     pub(super) fn hub(&self) -> &Hub {
@@ -59,16 +64,22 @@ impl Edge {
             .headers()
             .get(BUSY_HEADER)
             .is_some_and(|value| value == "503");
-        let handoff = handoff.filter(|_| {
-            version == Version::HTTP_11
-                && request.method() == Method::GET
-                && request.body().is_end_stream()
-        });
+        let handoff =
+            handoff.filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
+        let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
             return response.map(EdgeBody::Plain);
         };
+        if has_body {
+            // Unread bytes would hide from hyper that the client is gone.
+            let problem = Problem::new(
+                StatusCode::BAD_REQUEST,
+                "a stream is asked for without a body",
+            );
+            return problem.into_response().map(EdgeBody::Plain);
+        }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
         // A stream ends its connection: nothing else could follow on it.
@@ -135,13 +146,12 @@ impl Edge {
             .subscribe(&stream.channels, framing, first, SUBSCRIBE_PATIENCE)
             .await;
         match subscription {
-            // The drain has passed over it while it waited.
-            Ok(_) if self.hub.is_draining() => {
+            Ok(subscription) => Ok(OpenStream::new(subscription, permit)),
+            Err(NotOpened::Draining) => {
                 stats.rejected_draining.add(1);
                 Err(DRAINING)
             }
-            Ok(subscription) => Ok(OpenStream::new(subscription, permit)),
-            Err(NotActive) => {
+            Err(NotOpened::NotActive) => {
                 stats.rejected_bus_unavailable.add(1);
                 Err("the channels could not be subscribed: the bus is not available")
             }

@@ -6,8 +6,9 @@ use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use super::connection;
 use super::edge::Edge;
@@ -19,8 +20,14 @@ const BACKLOG: i32 = 65_535;
 /// How long accepting rests when there are no descriptors: streams that end free some.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
-/// How long a client may leave sent bytes unacknowledged before the kernel drops it
-/// (`TCP_USER_TIMEOUT`): heartbeats make sure that something is sent.
+/// That accepting fails is logged this often at the most.
+const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// When nothing is sent for so long, the kernel asks whether the client is still there.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// How long a client may leave sent bytes unacknowledged, or take none at all, before the kernel
+/// drops it (`TCP_USER_TIMEOUT`, tcp(7)): heartbeats make sure that something is sent.
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Binds one socket a shard. The kernel spreads connections over them.
@@ -50,6 +57,7 @@ pub fn bind(
             socket.set_send_buffer_size(send_buffer_bytes)?;
             socket.set_tcp_nodelay(true)?;
             socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             socket.set_nonblocking(true)?;
@@ -69,16 +77,17 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Accepts connections for ever.
+/// Accepts connections for ever, while there is place.
 ///
 /// # Errors
 /// When the socket cannot be used on this runtime.
 pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    loop {
+    let mut quiet_until = Instant::now();
+    while let Some(place) = edge.limit().place().await {
         match listener.accept().await {
             Ok((socket, _)) => {
-                tokio::task::spawn_local(connection::serve(Rc::clone(&edge), socket));
+                tokio::task::spawn_local(connection::serve(Rc::clone(&edge), socket, place));
             }
             // The client gave up while it waited.
             Err(error)
@@ -87,11 +96,15 @@ pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Resu
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
                 ) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections for the moment");
+                if quiet_until <= Instant::now() {
+                    tracing::error!(%error, "cannot accept connections for the moment");
+                    quiet_until = Instant::now() + ACCEPT_LOG_INTERVAL;
+                }
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -109,6 +122,8 @@ mod tests {
         let accepted = socket2::SockRef::from(&accepted);
         assert!(accepted.tcp_nodelay().unwrap());
         assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+        assert!(accepted.keepalive().unwrap());
+        assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE);
         // The kernel doubles it for its own bookkeeping (socket(7)).
         assert_eq!(accepted.send_buffer_size().unwrap(), 2 * 64 * 1024);
     }

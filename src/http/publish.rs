@@ -63,7 +63,8 @@ pub(super) async fn publish(
         .await
         .map_err(|error| {
             tracing::warn!(%channel, %error, "an event was not published");
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string())
+            // The reason may name what is not the publisher's business.
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the bus is not available")
                 .retry_after(RETRY_AFTER)
         })?;
     Ok(Json(Published { id: None }))

@@ -1,6 +1,6 @@
 //! What keeps a stream once it is open: a task with a socket, or a body for hyper.
 
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -10,45 +10,45 @@ use http_body::Frame;
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
-use super::admission::OpenStream;
-use crate::hub::MailboxState;
+use super::admission::{OpenStream, Place};
+use crate::hub::{CloseReason, MailboxState};
 use crate::protocol::LAST_CHUNK;
 
 /// Writes a mailbox to a socket until either ends.
 pub(super) struct StreamTask {
     socket: TcpStream,
     stream: OpenStream,
+    _place: Place,
     /// How much of the last chunk is written; counted once the mailbox has ended.
     last_chunk_written: usize,
 }
 
 impl StreamTask {
-    pub(super) fn new(socket: TcpStream, stream: OpenStream) -> Self {
+    pub(super) fn new(socket: TcpStream, place: Place, stream: OpenStream) -> Self {
         Self {
             socket,
             stream,
+            _place: place,
             last_chunk_written: 0,
         }
     }
 
     /// Reads and forgets what the client sends: nothing is expected. Ready when it is gone.
-    fn poll_gone(&self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_gone(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut sink = [0; 512];
         loop {
-            if ready!(self.socket.poll_read_ready(context)).is_err() {
-                return Poll::Ready(());
-            }
+            ready!(self.socket.poll_read_ready(context))?;
             match self.socket.try_read(&mut sink) {
-                Ok(0) => return Poll::Ready(()),
+                Ok(0) => return Poll::Ready(Ok(())),
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(_) => return Poll::Ready(()),
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
 
     /// Writes while there is something. Ready when nothing more is to be written, ever.
-    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let written = match self.stream.subscription.poll(context) {
                 MailboxState::Empty => return Poll::Pending,
@@ -64,7 +64,7 @@ impl StreamTask {
                         .get(self.last_chunk_written..)
                         .filter(|rest| !rest.is_empty())
                     else {
-                        return Poll::Ready(());
+                        return Poll::Ready(Ok(()));
                     };
                     self.socket
                         .try_write(rest)
@@ -72,17 +72,15 @@ impl StreamTask {
                 }
                 MailboxState::Abort => {
                     reset(&self.socket);
-                    return Poll::Ready(());
+                    return Poll::Ready(Ok(()));
                 }
             };
             match written {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if ready!(self.socket.poll_write_ready(context)).is_err() {
-                        return Poll::Ready(());
-                    }
+                    ready!(self.socket.poll_write_ready(context))?;
                 }
-                Err(_) => return Poll::Ready(()),
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
@@ -98,10 +96,15 @@ impl Future for StreamTask {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        if this.poll_gone(context).is_ready() {
-            return Poll::Ready(());
+        let ended = match this.poll_gone(context) {
+            Poll::Pending => ready!(this.poll_write(context)),
+            Poll::Ready(gone) => gone,
+        };
+        // What the kernel says of a client that has taken nothing for its user timeout.
+        if ended.is_err_and(|error| error.kind() == ErrorKind::TimedOut) {
+            this.stream.subscription.fail(CloseReason::Unresponsive);
         }
-        this.poll_write(context)
+        Poll::Ready(())
     }
 }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tokio::task::yield_now;
 
 use super::BusEvent;
 use super::mailbox::Parcel;
@@ -27,24 +28,46 @@ struct Piece {
     payload: Range<usize>,
 }
 
+/// Pushes of one round: some milliseconds of work, after which connections get to write and the
+/// shard to accept, however many events there are for however many clients.
+const MOST_PUSHES: usize = 64 * 1024;
+
 impl Hub {
-    /// Delivers `batch` and empties it. Connections on one channel get that channel's events as
-    /// one buffer; the others get theirs one by one, in the order of the batch.
-    pub(super) fn deliver(&self, batch: &mut Vec<Arc<[BusEvent]>>) {
+    /// Delivers `batch` in rounds. After each every connection gets its turn to write.
+    pub(super) async fn deliver(&self, batch: &mut Vec<Arc<[BusEvent]>>) {
         if batch.is_empty() {
             return;
         }
+        {
+            let mut events = batch.iter().flat_map(|events| events.iter()).peekable();
+            while events.peek().is_some() {
+                self.round(&mut events);
+                yield_now().await;
+            }
+        }
+        batch.clear();
+    }
+
+    /// Delivers as many of `events` as one round holds, at least one. Connections on one channel
+    /// get that channel's events as one buffer; the others get theirs one by one, in order.
+    fn round<'a>(&self, events: &mut impl Iterator<Item = &'a BusEvent>) {
         let mut channels = self.channels.borrow_mut();
         let mut lots: Vec<Lot> = Vec::new();
         let mut pieces: Vec<Piece> = Vec::new();
-        for BusEvent { channel, event } in batch.iter().flat_map(|events| events.iter()) {
-            let Some(key) = channels.key_of(channel) else {
+        let (mut cost_bytes, mut pushes) = (0, 0);
+        while cost_bytes < self.settings().max_batch_bytes() && pushes < MOST_PUSHES {
+            let Some(event) = events.next() else {
+                break;
+            };
+            cost_bytes += event.cost_bytes();
+            let Some(key) = channels.key_of(&event.channel) else {
                 continue;
             };
             let Some(channel) = channels.by_key(key).filter(|channel| channel.has_members()) else {
                 continue;
             };
             let number = *channel.lot.get_or_insert_with(|| {
+                pushes += channel.batch_members.len();
                 lots.push(Lot {
                     key,
                     bytes: Vec::new(),
@@ -56,8 +79,9 @@ impl Hub {
                 continue;
             };
             let start = lot.bytes.len();
-            let payload = event.append_chunk(&mut lot.bytes);
+            let payload = event.event.append_chunk(&mut lot.bytes);
             lot.events += 1;
+            pushes += channel.event_members.len();
             if !channel.event_members.is_empty() {
                 pieces.push(Piece {
                     lot: number,
@@ -66,7 +90,6 @@ impl Hub {
                 });
             }
         }
-        batch.clear();
 
         let tick = self.tick();
         let mut encoded = Vec::with_capacity(lots.len());

@@ -22,19 +22,27 @@ pub enum CloseReason {
     Client,
     /// The client was slower than its mailbox could hold.
     SlowClient,
+    /// The client took nothing for so long that the kernel gave it up.
+    Unresponsive,
     /// The replica is being stopped.
     Drain,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 3] = [Self::Client, Self::SlowClient, Self::Drain];
+    pub const ALL: [Self; 4] = [
+        Self::Client,
+        Self::SlowClient,
+        Self::Unresponsive,
+        Self::Drain,
+    ];
 
     /// The metric label.
     pub fn label(self) -> &'static str {
         match self {
             Self::Client => "client",
             Self::SlowClient => "slow_client",
+            Self::Unresponsive => "unresponsive",
             Self::Drain => "drain",
         }
     }
@@ -60,14 +68,22 @@ pub(super) struct Parcel {
     pub(super) events: u32,
 }
 
+impl Parcel {
+    /// What it takes: its place in the queue counts, or a flood of small events would be free.
+    fn cost_bytes(&self) -> usize {
+        self.bytes.len() + size_of::<Self>()
+    }
+}
+
 /// A queue of encoded bytes, bounded: once [`limit`](Mailbox::push) bytes wait it takes no more.
 /// So it never holds more than the limit and one parcel, and an empty one takes any one event.
 #[derive(Debug, Default)]
 pub(super) struct Mailbox {
     parcels: VecDeque<Parcel>,
+    /// The cost of all parcels.
     waiting_bytes: usize,
-    /// The first parcel is partly on the wire, and so must be finished.
-    front_begun: bool,
+    /// The first parcel is partly on the wire, or is the head of the response: it stays.
+    front_stays: bool,
     end: Option<End>,
     waker: Option<Waker>,
 }
@@ -83,15 +99,24 @@ enum End {
 /// What a mailbox did with a parcel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pushed {
-    /// It waits, and so many older events were dropped for it.
-    Queued { dropped_events: u64 },
-    /// The mailbox was full: the client is to be cut off.
-    Overflowed,
+    /// It waits.
+    Queued,
+    /// So many events will never be written: older ones, or all of a client that was too slow.
+    Dropped(u64),
     /// The stream has ended already.
     Ended,
 }
 
 impl Mailbox {
+    /// Queues the beginning of a stream, which is never dropped.
+    pub(super) fn open(&mut self, head: Bytes) {
+        self.queue(Parcel {
+            bytes: head,
+            events: 0,
+        });
+        self.front_stays = true;
+    }
+
     /// Queues a parcel and wakes the writer.
     pub(super) fn push(
         &mut self,
@@ -102,36 +127,39 @@ impl Mailbox {
         if self.end.is_some() {
             return Pushed::Ended;
         }
-        let mut dropped_events = 0;
-        if self.waiting_bytes >= limit {
-            match policy {
-                SlowClientPolicy::Close => {
-                    self.abort(CloseReason::SlowClient);
-                    return Pushed::Overflowed;
-                }
-                SlowClientPolicy::Latest => dropped_events = self.drop_oldest(limit),
+        if self.waiting_bytes < limit {
+            self.queue(parcel);
+            return Pushed::Queued;
+        }
+        match policy {
+            SlowClientPolicy::Close => {
+                let waiting = self.abort(CloseReason::SlowClient);
+                Pushed::Dropped(waiting + u64::from(parcel.events))
+            }
+            SlowClientPolicy::Latest => {
+                let dropped = self.drop_oldest(limit);
+                self.queue(parcel);
+                Pushed::Dropped(dropped)
             }
         }
-        self.queue(parcel);
-        Pushed::Queued { dropped_events }
     }
 
     /// Queues a parcel past the bound: for the few bytes of the gateway's own that must arrive.
     pub(super) fn queue(&mut self, parcel: Parcel) {
-        self.waiting_bytes += parcel.bytes.len();
+        self.waiting_bytes += parcel.cost_bytes();
         self.parcels.push_back(parcel);
         self.wake();
     }
 
-    /// Makes room by dropping whole parcels, oldest first, except one that is partly written.
+    /// Makes room by dropping whole parcels, oldest first, except one that must stay.
     fn drop_oldest(&mut self, limit: usize) -> u64 {
         let mut dropped_events = 0;
-        let kept = usize::from(self.front_begun);
+        let kept = usize::from(self.front_stays);
         while self.waiting_bytes >= limit {
             let Some(parcel) = self.parcels.remove(kept) else {
                 break;
             };
-            self.waiting_bytes -= parcel.bytes.len();
+            self.waiting_bytes -= parcel.cost_bytes();
             dropped_events += u64::from(parcel.events);
         }
         dropped_events
@@ -145,12 +173,13 @@ impl Mailbox {
         }
     }
 
-    /// Cuts the stream off and lets go of what waits.
-    pub(super) fn abort(&mut self, reason: CloseReason) {
+    /// Cuts the stream off, lets go of what waits and returns how many events that were.
+    pub(super) fn abort(&mut self, reason: CloseReason) -> u64 {
         self.end = Some(End::Abort(reason));
-        self.parcels = VecDeque::new();
+        let parcels = std::mem::take(&mut self.parcels);
         self.waiting_bytes = 0;
         self.wake();
+        parcels.iter().map(|parcel| u64::from(parcel.events)).sum()
     }
 
     /// Why the stream is to end, if it is.
@@ -207,26 +236,24 @@ impl Mailbox {
     /// Removes what was written and returns how many events were completed with it.
     pub(super) fn written(&mut self, mut bytes: usize) -> u64 {
         let mut events = 0;
-        self.waiting_bytes = self.waiting_bytes.saturating_sub(bytes);
         while let Some(front) = self.parcels.front_mut() {
             if bytes < front.bytes.len() {
                 front.bytes.advance(bytes);
-                self.front_begun |= bytes > 0;
+                self.waiting_bytes -= bytes;
+                self.front_stays |= bytes > 0;
                 break;
             }
             bytes -= front.bytes.len();
-            events += u64::from(front.events);
-            self.parcels.pop_front();
-            self.front_begun = false;
+            events += self.take().map_or(0, |parcel| u64::from(parcel.events));
         }
-        self.release_when_empty();
         events
     }
 
     /// Takes the oldest parcel whole, for a writer that frames it itself.
     pub(super) fn take(&mut self) -> Option<Parcel> {
         let parcel = self.parcels.pop_front()?;
-        self.waiting_bytes -= parcel.bytes.len();
+        self.waiting_bytes -= parcel.cost_bytes();
+        self.front_stays = false;
         self.release_when_empty();
         Some(parcel)
     }
@@ -269,39 +296,54 @@ mod tests {
         out
     }
 
+    const PLACE: usize = size_of::<Parcel>();
+
     #[test]
     fn an_empty_mailbox_takes_any_one_event_and_then_closes() {
         let mut mailbox = Mailbox::default();
         let big = vec![0; 1000];
-        let queued = Pushed::Queued { dropped_events: 0 };
-        assert_eq!(
-            mailbox.push(parcel(&big), 10, SlowClientPolicy::Close),
-            queued
-        );
-        assert_eq!(
-            mailbox.push(parcel(b"x"), 10, SlowClientPolicy::Close),
-            Pushed::Overflowed
-        );
+        let close = SlowClientPolicy::Close;
+        assert_eq!(mailbox.push(parcel(&big), 10, close), Pushed::Queued);
+        assert_eq!(mailbox.push(parcel(b"x"), 10, close), Pushed::Dropped(2));
         assert_eq!(poll(&mut mailbox), MailboxState::Abort);
         assert_eq!(mailbox.end_reason(), Some(CloseReason::SlowClient));
         assert!(mailbox.is_empty());
-        assert_eq!(
-            mailbox.push(parcel(b"x"), 10, SlowClientPolicy::Close),
-            Pushed::Ended
-        );
+        assert_eq!(mailbox.push(parcel(b"x"), 10, close), Pushed::Ended);
+    }
+
+    #[test]
+    fn events_without_data_fill_it_too() {
+        let mut mailbox = Mailbox::default();
+        let mut taken = 0;
+        while mailbox.push(parcel(b""), 100 * PLACE, SlowClientPolicy::Close) == Pushed::Queued {
+            taken += 1;
+        }
+        assert_eq!(taken, 100);
     }
 
     #[test]
     fn latest_drops_the_oldest_but_never_a_half_written_one() {
         let mut mailbox = Mailbox::default();
+        let latest = SlowClientPolicy::Latest;
+        let limit = 2 * PLACE + 8;
         for text in [b"aaaa", b"bbbb", b"cccc"] {
-            mailbox.push(parcel(text), 8, SlowClientPolicy::Latest);
+            mailbox.push(parcel(text), limit, latest);
         }
         // "aaaa" made room for "cccc".
         assert_eq!(mailbox.written(1), 0);
-        let pushed = mailbox.push(parcel(b"dddd"), 7, SlowClientPolicy::Latest);
-        assert_eq!(pushed, Pushed::Queued { dropped_events: 1 });
+        let pushed = mailbox.push(parcel(b"dddd"), limit - 1, latest);
+        assert_eq!(pushed, Pushed::Dropped(1));
         assert_eq!(contents(&mut mailbox), b"bbbdddd");
+    }
+
+    #[test]
+    fn latest_never_drops_the_head_of_the_response() {
+        let mut mailbox = Mailbox::default();
+        mailbox.open(Bytes::from_static(b"HTTP/1.1 200 OK"));
+        for _ in 0..9 {
+            mailbox.push(parcel(b"x"), 10, SlowClientPolicy::Latest);
+        }
+        assert_eq!(contents(&mut mailbox), b"HTTP/1.1 200 OKx");
     }
 
     #[test]
@@ -343,16 +385,16 @@ mod tests {
         fn latest_never_holds_more_than_the_limit_and_one_parcel(
             pushes in proptest::collection::vec((1usize..40, 0usize..30), 1..80),
         ) {
-            const LIMIT: usize = 50;
+            const LIMIT: usize = 50 + PLACE;
             let mut mailbox = Mailbox::default();
             for (length, written) in pushes {
                 let pushed = mailbox.push(parcel(&vec![b'x'; length]), LIMIT, SlowClientPolicy::Latest);
-                let queued = matches!(pushed, Pushed::Queued { .. });
-                prop_assert!(queued);
-                let held: usize = mailbox.parcels.iter().map(|parcel| parcel.bytes.len()).sum();
+                prop_assert_ne!(pushed, Pushed::Ended);
+                let held: usize = mailbox.parcels.iter().map(Parcel::cost_bytes).sum();
                 prop_assert_eq!(held, mailbox.waiting_bytes);
-                prop_assert!(held < LIMIT + 40);
-                mailbox.written(written.min(held));
+                prop_assert!(held < LIMIT + PLACE + 40);
+                let bytes: usize = mailbox.parcels.iter().map(|parcel| parcel.bytes.len()).sum();
+                mailbox.written(written.min(bytes));
             }
         }
     }

@@ -27,10 +27,10 @@ pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
 pub use shard::Hub;
 pub use stats::{Counter, Gauge, ShardStats};
-pub use subscription::{AbortWatch, NotActive, Subscription};
+pub use subscription::{AbortWatch, NotOpened, Subscription};
 
 /// Batches that may wait for a shard. The bus waits beyond that, and Redis behind it: each batch
-/// holds at most [`HubSettings::max_batch_bytes`] of data, or one event.
+/// costs at most [`HubSettings::max_batch_bytes`], or is one event.
 pub const INBOX_BATCHES: usize = 64;
 
 /// What a shard is told, in order.
@@ -38,6 +38,13 @@ pub const INBOX_BATCHES: usize = 64;
 pub enum ShardMessage {
     /// Events of channels the shard has interest in, in the order of publication.
     Events(Arc<[BusEvent]>),
+    /// What has become of the bus, or is to become of the shard.
+    News(News),
+}
+
+/// News for a shard.
+#[derive(Clone, Debug)]
+pub enum News {
     /// From here on every event of these channels arrives, if the generation still holds.
     Active(Vec<(ChannelName, Generation)>),
     /// The bus is lost: events of any channel may be missing from here on.
@@ -46,6 +53,9 @@ pub enum ShardMessage {
     Drain(std::time::Duration),
 }
 
+/// What an event takes beside its encoded bytes: its own fields, and its place in queues.
+const EVENT_OVERHEAD_BYTES: usize = 160;
+
 /// An event and the channel it was published to.
 #[derive(Clone, Debug)]
 pub struct BusEvent {
@@ -53,6 +63,24 @@ pub struct BusEvent {
     pub channel: ChannelName,
     /// The event, checked.
     pub event: Arc<Event>,
+    cost_bytes: usize,
+}
+
+impl BusEvent {
+    /// An event on its way to the shards.
+    pub fn new(channel: ChannelName, event: Event) -> Self {
+        Self {
+            channel,
+            cost_bytes: event.payload_len() + EVENT_OVERHEAD_BYTES,
+            event: Arc::new(event),
+        }
+    }
+
+    /// What it takes, in memory and encoded: the measure of every bound on its way. Even an event
+    /// without data takes something, and a line end becomes a line.
+    pub fn cost_bytes(&self) -> usize {
+        self.cost_bytes
+    }
 }
 
 /// The receiving end of a shard's queue.
@@ -72,7 +100,7 @@ pub struct HubSettings {
 }
 
 impl HubSettings {
-    /// How much data is handled as one batch: a quarter of a mailbox, so that a healthy client
+    /// What the events of one batch may cost: a quarter of a mailbox, so that a healthy client
     /// drains its mailbox several times before a burst can fill it.
     pub fn max_batch_bytes(&self) -> usize {
         self.client_buffer_bytes / 4

@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
-use tokio::task::yield_now;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::channels::Channels;
 use super::heartbeat::{HeartbeatWheel, TICKS_PER_INTERVAL};
-use super::mailbox::{CloseReason, Parcel};
+use super::mailbox::{CloseReason, Parcel, Pushed};
 use super::subscriber::Subscriber;
-use super::subscription::{Interest, NotActive, Subscription};
+use super::subscription::{Interest, NotOpened, Subscription};
 use super::{
-    BusEvent, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, ShardId, ShardMessage, ShardStats,
+    BusEvent, HubSettings, Inbox, InterestUpdate, News, ShardId, ShardMessage, ShardStats,
 };
-use crate::protocol::{ChannelName, Framing, HEARTBEAT, retry_block};
+use crate::protocol::{ChannelName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, retry_block};
+
+/// Messages taken out of the inbox at once; as many as that are in memory beside it.
+const MERGED_MESSAGES: usize = 16;
 
 /// How often lingering channels are looked at.
 const LINGER_SWEEP: Duration = Duration::from_millis(100);
@@ -73,28 +75,28 @@ impl Hub {
     /// published after a client has seen one of these bytes reaches it.
     ///
     /// # Errors
-    /// When a channel is not active in time.
+    /// When a channel is not active in time, or the shard is draining by then.
     pub async fn subscribe(
         self: &Rc<Self>,
         names: &[ChannelName],
         framing: Framing,
         head: impl FnOnce() -> Vec<u8>,
         patience: Duration,
-    ) -> Result<Subscription, NotActive> {
+    ) -> Result<Subscription, NotOpened> {
         let interest = self.acquire(names);
         timeout(patience, self.all_active(&interest))
             .await
-            .map_err(|_| NotActive)?;
+            .map_err(|_| NotOpened::NotActive)?;
+        if self.draining.get() {
+            return Err(NotOpened::Draining);
+        }
         // From here to the end nothing awaits, so no event can pass between the check above and
         // the first block.
         let subscriber = Rc::new(Subscriber::new(framing));
         let mut first = head();
         let block = retry_block(self.settings.retry.draw());
         framing.append(block.as_bytes(), &mut first);
-        subscriber.mailbox.borrow_mut().queue(Parcel {
-            bytes: Bytes::from(first),
-            events: 0,
-        });
+        subscriber.mailbox.borrow_mut().open(Bytes::from(first));
         self.channels
             .borrow_mut()
             .attach(&subscriber, interest.keys());
@@ -130,65 +132,50 @@ impl Hub {
 
     /// Queues bytes for one connection.
     pub(super) fn push(&self, subscriber: &Subscriber, parcel: Parcel) {
-        use super::mailbox::Pushed;
         let pushed = subscriber.mailbox.borrow_mut().push(
             parcel,
             self.settings.client_buffer_bytes,
             self.settings.slow_client,
         );
-        if let Pushed::Queued { dropped_events } = pushed {
-            self.stats.events_dropped_slow_client.add(dropped_events);
+        if let Pushed::Dropped(events) = pushed {
+            self.stats.events_dropped_slow_client.add(events);
         }
     }
 
-    /// Handles what the bus sends until it is gone. Everything that has arrived meanwhile is one
-    /// batch; between batches every connection gets its turn to write.
+    /// Handles what the bus sends until it is gone. All events that have arrived meanwhile are
+    /// one batch.
     pub async fn run(self: Rc<Self>, mut inbox: Inbox) {
         let mut messages = Vec::new();
         let mut batch: Vec<Arc<[BusEvent]>> = Vec::new();
-        let mut batch_bytes = 0;
-        while inbox.recv_many(&mut messages, INBOX_BATCHES).await > 0 {
+        while inbox.recv_many(&mut messages, MERGED_MESSAGES).await > 0 {
             for message in messages.drain(..) {
-                let ShardMessage::Events(events) = message else {
-                    self.deliver(&mut batch);
-                    batch_bytes = 0;
-                    self.handle_news(message);
-                    continue;
-                };
-                let bytes = events
-                    .iter()
-                    .map(|one| one.event.data().len())
-                    .sum::<usize>();
-                if !batch.is_empty() && batch_bytes + bytes > self.settings.max_batch_bytes() {
-                    self.deliver(&mut batch);
-                    batch_bytes = 0;
-                    yield_now().await;
+                match message {
+                    ShardMessage::Events(events) => batch.push(events),
+                    ShardMessage::News(news) => {
+                        self.deliver(&mut batch).await;
+                        self.handle(news);
+                    }
                 }
-                batch.push(events);
-                batch_bytes += bytes;
             }
-            self.deliver(&mut batch);
-            batch_bytes = 0;
-            yield_now().await;
+            self.deliver(&mut batch).await;
         }
     }
 
-    fn handle_news(self: &Rc<Self>, message: ShardMessage) {
-        match message {
-            ShardMessage::Active(active) => {
+    fn handle(self: &Rc<Self>, news: News) {
+        match news {
+            News::Active(active) => {
                 let mut channels = self.channels.borrow_mut();
                 for (name, generation) in active {
                     channels.activate(&name, generation);
                 }
                 self.activated.notify_waiters();
             }
-            ShardMessage::Lost => self.channels.borrow_mut().deactivate_all(),
-            ShardMessage::Drain(period) => {
+            News::Lost => self.channels.borrow_mut().deactivate_all(),
+            News::Drain(period) => {
                 if !self.draining.replace(true) {
                     tokio::task::spawn_local(Rc::clone(self).drain(period));
                 }
             }
-            ShardMessage::Events(_) => {}
         }
     }
 
@@ -225,20 +212,15 @@ impl Hub {
 
     fn beat(&self) {
         let mut sent = 0;
-        let chunk = {
-            let mut chunk = Vec::new();
-            Framing::Chunked.append(HEARTBEAT, &mut chunk);
-            Bytes::from(chunk)
-        };
         self.heartbeats.borrow_mut().advance(|subscriber| {
             // Bytes that wait are no silence of ours.
             if !subscriber.mailbox.borrow().is_empty() {
                 return;
             }
-            let bytes = match subscriber.framing {
-                Framing::Chunked => chunk.clone(),
-                Framing::Plain => Bytes::from_static(HEARTBEAT),
-            };
+            let bytes = Bytes::from_static(match subscriber.framing {
+                Framing::Chunked => HEARTBEAT_CHUNK,
+                Framing::Plain => HEARTBEAT,
+            });
             self.push(subscriber, Parcel { bytes, events: 0 });
             sent += 1;
         });

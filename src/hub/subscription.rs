@@ -11,9 +11,14 @@ use super::mailbox::{CloseReason, MailboxState};
 use super::shard::Hub;
 use super::subscriber::{ChannelKey, Subscriber};
 
-/// A channel did not become active in time: the bus is away.
+/// Why a stream was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NotActive;
+pub enum NotOpened {
+    /// A channel did not become active in time: the bus is away, or refuses it.
+    NotActive,
+    /// The shard closes its streams.
+    Draining,
+}
 
 /// A hold on channels, given back when dropped.
 pub(super) struct Interest {
@@ -87,6 +92,12 @@ impl Subscription {
         let parcel = self.subscriber.mailbox.borrow_mut().take()?;
         self.count_sent(parcel.bytes.len(), u64::from(parcel.events));
         Some(parcel.bytes)
+    }
+
+    /// Notes that the connection has failed under the stream, and why.
+    pub fn fail(&mut self, reason: CloseReason) {
+        let lost = self.subscriber.mailbox.borrow_mut().abort(reason);
+        self.interest.hub.stats.events_dropped_slow_client.add(lost);
     }
 
     /// Tells whether the stream is to be cut off, also while nobody polls the subscription.

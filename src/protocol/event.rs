@@ -15,8 +15,10 @@ pub const MAX_EVENT_NAME_BYTES: usize = 1024;
 pub const MAX_RETRY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// What a connection silent for the heartbeat interval is sent: a comment, which clients ignore.
-/// Kept in both framings, as [`Framing`] says.
 pub const HEARTBEAT: &[u8] = b":\n\n";
+
+/// [`HEARTBEAT`] as a chunk.
+pub const HEARTBEAT_CHUNK: &[u8] = b"3\r\n:\n\n\r\n";
 
 /// The last chunk of a chunked body (RFC 9112, section 7.1).
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
@@ -205,7 +207,7 @@ impl Event {
     }
 
     /// The length of [`Event::append_payload`]'s output, in bytes.
-    fn payload_len(&self) -> usize {
+    pub fn payload_len(&self) -> usize {
         let lines: usize = lines(&self.data)
             .map(|line| DATA.len() + line.len() + 1)
             .sum();

@@ -12,8 +12,8 @@ mod retry;
 pub use channel::{ChannelName, InvalidChannelName};
 pub use envelope::{EnvelopeFault, decode, encode};
 pub use event::{
-    Event, EventFault, EventName, Framing, HEARTBEAT, LAST_CHUNK, MAX_EVENT_NAME_BYTES, MAX_RETRY,
-    retry_block,
+    Event, EventFault, EventName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, LAST_CHUNK,
+    MAX_EVENT_NAME_BYTES, MAX_RETRY, retry_block,
 };
 pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;

@@ -7,7 +7,6 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 
 use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_info};
-use super::ingest::{Message, PushQueue, QueueEnd};
+use super::ingest::{Message, ProbeArrival, PushQueue, QueueEnd};
 use crate::bus::BusHealth;
 use crate::bus::routing::{Routing, Wish};
 use crate::config::{Config, RedisUrl};
@@ -64,12 +63,20 @@ enum Standing {
     Subscribing,
     Subscribed,
     Unsubscribing,
+    /// Redis does not allow it to this user. Asked for again once nobody wants it any more.
+    Refused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verb {
+    Subscribe,
+    Unsubscribe,
 }
 
 /// A command under way. At most one is, so its effect on each channel is certain.
 struct Command {
+    verb: Verb,
     channels: Vec<ChannelName>,
-    becomes: Option<Standing>,
     answer: BoxFuture<'static, RedisResult<()>>,
 }
 
@@ -134,7 +141,7 @@ impl Supervisor {
     }
 
     async fn connect(&mut self) -> Result<(MultiplexedConnection, PushQueue), SessionEnd> {
-        let queue = PushQueue::default();
+        let queue = PushQueue::new(&self.probe_channel);
         let sender = {
             let queue = queue.clone();
             move |push: PushInfo| {
@@ -213,19 +220,45 @@ struct Session<'a> {
     supervisor: &'a mut Supervisor,
     connection: MultiplexedConnection,
     queue: PushQueue,
-    /// Channels Redis has, or is about to have, on this connection.
+    /// Channels Redis has, is about to have, or refuses, on this connection.
     standing: HashMap<ChannelName, Standing>,
-    /// Channels whose standing may not be what is wanted, each once.
-    unsettled: VecDeque<ChannelName>,
-    in_unsettled: HashSet<ChannelName>,
+    to_subscribe: ChannelQueue,
+    to_unsubscribe: ChannelQueue,
+    /// Parts of a command that was refused, to be tried by themselves.
+    to_narrow: Vec<Vec<ChannelName>>,
     command: Option<Command>,
-    probe: Probe,
+    /// Channels wanted when the connection was made that are not settled yet.
+    unsettled_at_start: usize,
+    probe_number: u64,
+    /// When the probe under way was sent.
+    probe_sent: Option<Instant>,
+    /// A probe has come back.
+    proven: bool,
 }
 
-/// The probe under way, or the one to come.
-struct Probe {
-    number: u64,
-    sent: Option<Instant>,
+/// Channels in the order they came, each once.
+#[derive(Default)]
+struct ChannelQueue {
+    order: VecDeque<ChannelName>,
+    members: HashSet<ChannelName>,
+}
+
+impl ChannelQueue {
+    fn push(&mut self, name: ChannelName) {
+        if self.members.insert(name.clone()) {
+            self.order.push_back(name);
+        }
+    }
+
+    fn pop(&mut self) -> Option<ChannelName> {
+        let name = self.order.pop_front()?;
+        self.members.remove(&name);
+        if self.order.is_empty() {
+            // What a crowd of channels took is given back.
+            *self = Self::default();
+        }
+        Some(name)
+    }
 }
 
 impl<'a> Session<'a> {
@@ -234,19 +267,23 @@ impl<'a> Session<'a> {
         connection: MultiplexedConnection,
         queue: PushQueue,
     ) -> Self {
-        let unsettled: VecDeque<_> = supervisor.routing.wanted().cloned().collect();
+        let mut to_subscribe = ChannelQueue::default();
+        for name in supervisor.routing.wanted() {
+            to_subscribe.push(name.clone());
+        }
         Self {
-            in_unsettled: unsettled.iter().cloned().collect(),
-            unsettled,
+            unsettled_at_start: to_subscribe.order.len(),
+            to_subscribe,
+            to_unsubscribe: ChannelQueue::default(),
+            to_narrow: Vec::new(),
             supervisor,
             connection,
             queue,
             standing: HashMap::new(),
             command: None,
-            probe: Probe {
-                number: fastrand::u64(..),
-                sent: None,
-            },
+            probe_number: fastrand::u64(..),
+            probe_sent: None,
+            proven: false,
         }
     }
 
@@ -265,29 +302,35 @@ impl<'a> Session<'a> {
             if self.command.is_none() {
                 self.command = self.next_command();
             }
+            self.tell_health();
             let command =
                 OptionFuture::from(self.command.as_mut().map(|command| &mut command.answer));
             let probe_deadline = self
-                .probe
-                .sent
+                .probe_sent
                 .map(|sent| sleep_until(sent + PROBE_DEADLINE));
             tokio::select! {
-                messages = self.queue.take() => self.ingest(messages?).await,
+                arrived = self.queue.take() => {
+                    let arrived = arrived?;
+                    if let Some(probe) = arrived.probe {
+                        self.probe_returned(probe);
+                    }
+                    self.ingest(arrived.messages).await;
+                }
                 update = self.supervisor.updates.recv() => {
                     self.take_interest(update.ok_or(SessionEnd::Stopping)?).await;
                 }
-                Some(answer) = command => {
-                    answer.map_err(SessionEnd::Subscribe)?;
-                    self.settle().await;
-                }
-                _ = probes.tick(), if self.probe.sent.is_none() => {
+                Some(answer) = command => self.settle(answer).await?,
+                _ = probes.tick(), if self.probe_sent.is_none() => {
                     probe_answer = OptionFuture::from(Some(self.send_probe()));
                 }
                 Some(answer) = &mut probe_answer => {
                     answer.map_err(SessionEnd::Probe)?;
                     probe_answer = OptionFuture::default();
                 }
-                Some(()) = OptionFuture::from(probe_deadline) => return Err(SessionEnd::ProbeLate),
+                Some(()) = OptionFuture::from(probe_deadline) => match self.queue.probe() {
+                    Some(probe) => self.probe_returned(probe),
+                    None => return Err(SessionEnd::ProbeLate),
+                },
             }
         }
     }
@@ -298,11 +341,16 @@ impl<'a> Session<'a> {
         let mut active = Vec::new();
         for (name, wish) in self.supervisor.routing.apply(update) {
             match (wish, self.standing.get(&name)) {
-                (Wish::Wanted(_, generation), Some(Standing::Subscribed)) => {
+                (Wish::Wanted(generation), Some(Standing::Subscribed)) => {
                     active.push((name, generation));
                 }
-                (Wish::Wanted(..) | Wish::Unwanted, _) => self.unsettle(name),
-                (Wish::Unchanged, _) => {}
+                (Wish::Wanted(_), None) => self.to_subscribe.push(name),
+                (Wish::Unwanted, Some(Standing::Subscribed)) => self.to_unsubscribe.push(name),
+                (Wish::Unwanted, Some(Standing::Refused)) => {
+                    self.standing.remove(&name);
+                }
+                // A command under way: what is wanted then is looked at when it is settled.
+                _ => {}
             }
         }
         if !active.is_empty() {
@@ -310,149 +358,191 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn unsettle(&mut self, name: ChannelName) {
-        if self.in_unsettled.insert(name.clone()) {
-            self.unsettled.push_back(name);
-        }
-    }
-
-    /// The next command that brings Redis nearer to what is wanted.
+    /// The next command that brings Redis nearer to what is wanted. Subscribing comes first:
+    /// somebody waits for it.
     fn next_command(&mut self) -> Option<Command> {
         let mut channels = Vec::new();
-        let mut becomes = None;
-        while channels.len() < CHANNELS_PER_COMMAND {
-            let Some(name) = self.unsettled.front() else {
-                break;
-            };
-            let wanted = self.supervisor.routing.wants(name);
-            let subscribed = self.standing.contains_key(name);
-            let needs = match (wanted, subscribed) {
-                (true, false) => Some(Standing::Subscribing),
-                (false, true) => Some(Standing::Unsubscribing),
-                _ => None,
-            };
-            // One kind a command.
-            if needs.is_some() && !channels.is_empty() && needs != becomes {
-                break;
+        while let (true, Some(part)) = (channels.is_empty(), self.to_narrow.pop()) {
+            let all = part.len();
+            channels.extend(part.into_iter().filter(|name| {
+                self.supervisor.routing.wants(name) && !self.standing.contains_key(name)
+            }));
+            let given_up = all - channels.len();
+            self.unsettled_at_start = self.unsettled_at_start.saturating_sub(given_up);
+        }
+        while channels.len() < CHANNELS_PER_COMMAND
+            && self.to_narrow.is_empty()
+            && let Some(name) = self.to_subscribe.pop()
+        {
+            if self.supervisor.routing.wants(&name) && !self.standing.contains_key(&name) {
+                channels.push(name);
+            } else {
+                self.unsettled_at_start = self.unsettled_at_start.saturating_sub(1);
             }
-            let Some(name) = self.unsettled.pop_front() else {
-                break;
-            };
-            self.in_unsettled.remove(&name);
-            if let Some(standing) = needs {
-                becomes = needs;
-                self.standing.insert(name.clone(), standing);
+        }
+        if !channels.is_empty() {
+            return Some(self.command(Verb::Subscribe, channels));
+        }
+        while channels.len() < CHANNELS_PER_COMMAND
+            && let Some(name) = self.to_unsubscribe.pop()
+        {
+            let subscribed = self.standing.get(&name) == Some(&Standing::Subscribed);
+            if subscribed && !self.supervisor.routing.wants(&name) {
                 channels.push(name);
             }
         }
-        let becomes = becomes?;
+        (!channels.is_empty()).then(|| self.command(Verb::Unsubscribe, channels))
+    }
+
+    fn command(&mut self, verb: Verb, channels: Vec<ChannelName>) -> Command {
+        let standing = match verb {
+            Verb::Subscribe => Standing::Subscribing,
+            Verb::Unsubscribe => Standing::Unsubscribing,
+        };
         let names: Vec<_> = channels
             .iter()
             .map(|name| format!("{}{name}", self.supervisor.prefix))
             .collect();
+        for name in &channels {
+            self.standing.insert(name.clone(), standing);
+        }
         let mut connection = self.connection.clone();
         let answer = async move {
-            match becomes {
-                Standing::Unsubscribing => connection.unsubscribe(names).await,
-                Standing::Subscribing | Standing::Subscribed => connection.subscribe(names).await,
+            match verb {
+                Verb::Subscribe => connection.subscribe(names).await,
+                Verb::Unsubscribe => connection.unsubscribe(names).await,
             }
         };
-        Some(Command {
+        Command {
+            verb,
             channels,
-            becomes: (becomes == Standing::Subscribing).then_some(Standing::Subscribed),
             answer: answer.boxed(),
-        })
+        }
     }
 
     /// Notes what the command under way has done.
-    async fn settle(&mut self) {
-        let Some(command) = self.command.take() else {
-            return;
+    async fn settle(&mut self, answer: RedisResult<()>) -> Result<(), SessionEnd> {
+        let Some(Command { verb, channels, .. }) = self.command.take() else {
+            return Ok(());
         };
-        for name in &command.channels {
-            match command.becomes {
-                Some(standing) => self.standing.insert(name.clone(), standing),
-                None => self.standing.remove(name),
+        match answer {
+            Ok(()) => {}
+            Err(error) if verb == Verb::Subscribe && error.code() == Some("NOPERM") => {
+                self.narrow(channels, &error);
+                return Ok(());
+            }
+            Err(error) => return Err(SessionEnd::Subscribe(error)),
+        }
+        for name in &channels {
+            match verb {
+                Verb::Subscribe => self.standing.insert(name.clone(), Standing::Subscribed),
+                Verb::Unsubscribe => self.standing.remove(name),
             };
             // Wishes may have changed while it was under way.
-            if self.supervisor.routing.wants(name) != command.becomes.is_some() {
-                self.unsettle(name.clone());
+            match (verb, self.supervisor.routing.wants(name)) {
+                (Verb::Subscribe, false) => self.to_unsubscribe.push(name.clone()),
+                (Verb::Unsubscribe, true) => self.to_subscribe.push(name.clone()),
+                _ => {}
             }
         }
         if self.standing.len() * 4 < self.standing.capacity() {
             self.standing.shrink_to(self.standing.len() * 2);
-            self.in_unsettled.shrink_to(self.in_unsettled.len() * 2);
-            self.unsettled.shrink_to(self.unsettled.len() * 2);
         }
-        if command.becomes.is_some() {
-            self.supervisor.routing.tell_active(&command.channels).await;
+        if verb == Verb::Subscribe {
+            self.unsettled_at_start = self.unsettled_at_start.saturating_sub(channels.len());
+            self.supervisor.routing.tell_active(&channels).await;
+        }
+        Ok(())
+    }
+
+    /// Redis refuses a command as a whole when its user may not read one of the channels. Halves
+    /// are tried until that channel stands alone, so that it costs nobody else anything.
+    fn narrow(&mut self, mut channels: Vec<ChannelName>, error: &RedisError) {
+        for name in &channels {
+            self.standing.remove(name);
+        }
+        if channels.len() > 1 {
+            let half = channels.split_off(channels.len() / 2);
+            self.to_narrow.extend([half, channels]);
+            return;
+        }
+        for name in channels {
+            tracing::warn!(channel = %name, %error, "Redis refuses a channel");
+            self.unsettled_at_start = self.unsettled_at_start.saturating_sub(1);
+            if self.supervisor.routing.wants(&name) {
+                self.standing.insert(name, Standing::Refused);
+            }
         }
     }
 
     fn send_probe(&mut self) -> BoxFuture<'static, RedisResult<()>> {
-        self.probe.number = self.probe.number.wrapping_add(1);
-        self.probe.sent = Some(Instant::now());
+        self.probe_number = self.probe_number.wrapping_add(1);
+        self.probe_sent = Some(Instant::now());
         let mut connection = self.connection.clone();
         let mut command = redis::cmd("PUBLISH");
         command
             .arg(&self.supervisor.probe_channel)
-            .arg(self.probe.number.to_string());
+            .arg(self.probe_number.to_string());
         async move { command.exec_async(&mut connection).await }.boxed()
     }
 
-    /// A probe came back: everything subscribed arrives.
-    fn probe_returned(&mut self, payload: &[u8]) {
-        if payload != self.probe.number.to_string().as_bytes() {
+    /// A probe came back: what is subscribed arrives.
+    fn probe_returned(&mut self, probe: ProbeArrival) {
+        if probe.number != self.probe_number {
             return;
         }
-        let Some(sent) = self.probe.sent.take() else {
+        let Some(sent) = self.probe_sent.take() else {
             return;
         };
-        let supervisor = &mut *self.supervisor;
-        supervisor
+        let took = probe.at.saturating_duration_since(sent);
+        self.supervisor
             .metrics
             .probe_seconds
-            .observe(sent.elapsed().as_secs_f64());
+            .observe(took.as_secs_f64());
+        self.proven = true;
+    }
+
+    /// Up is: proven, and everything that was wanted when the connection was made is subscribed.
+    fn tell_health(&mut self) {
+        let supervisor = &mut *self.supervisor;
+        if !self.proven
+            || self.unsettled_at_start > 0
+            || *supervisor.health.borrow() == BusHealth::Up
+        {
+            return;
+        }
         supervisor.metrics.up.set(1);
         supervisor.backoff = *BACKOFF.start();
-        if supervisor.health.send_replace(BusHealth::Up) != BusHealth::Up {
-            tracing::info!("Redis is up: events arrive");
-        }
+        supervisor.health.send_replace(BusHealth::Up);
+        tracing::info!("Redis is up: events arrive");
     }
 
     /// Hands everything that has arrived to the shards that want it.
     async fn ingest(&mut self, messages: VecDeque<Message>) {
+        let supervisor = &mut *self.supervisor;
         for Message { channel, payload } in messages {
-            if channel == self.supervisor.probe_channel.as_bytes() {
-                self.probe_returned(&payload);
-                continue;
-            }
             let Some(channel) = std::str::from_utf8(&channel)
                 .ok()
-                .and_then(|channel| channel.strip_prefix(&self.supervisor.prefix))
-                .and_then(|name| self.supervisor.routing.channel(name))
+                .and_then(|channel| channel.strip_prefix(&supervisor.prefix))
+                .and_then(|name| supervisor.routing.channel(name))
                 .cloned()
             else {
                 continue;
             };
-            self.supervisor.metrics.live_received.inc();
-            match decode(Bytes::from(payload), self.supervisor.max_event_bytes) {
+            supervisor.metrics.live_received.inc();
+            match decode(Bytes::from(payload), supervisor.max_event_bytes) {
                 Ok(event) if event.audience().is_some() => {
-                    self.supervisor
-                        .metrics
-                        .dropped(DropReason::NoAudience)
-                        .inc();
+                    supervisor.metrics.dropped(DropReason::NoAudience).inc();
                 }
                 Ok(event) => {
-                    let event = Arc::new(event);
-                    self.supervisor
+                    supervisor
                         .routing
-                        .route(BusEvent { channel, event })
+                        .route(BusEvent::new(channel, event))
                         .await;
                 }
-                Err(fault) => self.supervisor.note_dropped(&channel, &fault),
+                Err(fault) => supervisor.note_dropped(&channel, &fault),
             }
         }
-        self.supervisor.routing.flush().await;
+        supervisor.routing.flush().await;
     }
 }
