@@ -9,6 +9,7 @@
 
 mod connection;
 mod cut_off;
+mod demo;
 mod edge;
 mod error;
 mod listener;
