@@ -9,8 +9,8 @@ const PAGE: &str = include_str!("demo.html");
 /// origin only, and the browser refuses to make markup of text (Trusted Types), since events hold
 /// what anybody may publish.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-46BgJwwVbVxl2ZnLIRL+YytxSURiEPz6awmWWf3fOi4='; \
-    style-src 'sha256-nf/so4xcGPKyoOE6aY8e2vRhQOu3mljhwh36UTlo30Y='; \
+    script-src 'sha256-lNjUqNc5haqVsceqGScQ2RgQ35g+oiPJWhTkWaL5wzs='; \
+    style-src 'sha256-7/cuPIKHsymMe1Pzi6m6+joXaehPpzCpGW1hr5+Fl3A='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
