@@ -34,9 +34,12 @@ impl Browser {
             std::path::Path::new(CHROMIUM).exists(),
             "{CHROMIUM} {INSTALL}"
         );
+        let profile = tempfile::tempdir().unwrap();
         let mut driver = Process(
             Command::new(CHROMEDRIVER)
                 .arg("--port=0")
+                // Both leave files where temporary files go; there they end with the test.
+                .env("TMPDIR", profile.path())
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
                 .spawn()
@@ -44,7 +47,6 @@ impl Browser {
         );
         let stdout = BufReader::new(driver.0.stdout.take().unwrap());
         let port = within("chromedriver listens", started_on(stdout)).await;
-        let profile = tempfile::tempdir().unwrap();
         let mut flags = vec![
             "--headless".to_owned(),
             "--disable-gpu".to_owned(),
@@ -83,7 +85,7 @@ impl Browser {
     pub async fn goto(&self, url: &str) {
         within("the page loads", self.client.goto(url))
             .await
-            .unwrap();
+            .unwrap_or_else(|error| panic!("{url} does not load: {error}"));
     }
 
     /// The first element that a CSS selector finds.
