@@ -14,6 +14,7 @@ check:
 	cargo clippy --workspace --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
 	cargo test --workspace --locked
+	cargo run --quiet --locked -p load-tests --bin fanfare-load -- compare --peers fanfare --shrink 50 --runs 1 --duration 1s
 
 prerequisites:
 	tests/prerequisites.sh

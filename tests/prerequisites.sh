@@ -45,3 +45,5 @@ if ((${#missing[@]})); then
   # The packaged servers are not to be started: the tests start their own.
   "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 "${install[@]}"
 fi
+
+npm ci --prefix examples/node --no-audit --no-fund --silent

@@ -11,6 +11,7 @@ mod admission;
 mod answer;
 mod connection;
 mod cut_off;
+mod demo;
 mod edge;
 mod error;
 mod listener;

@@ -3,15 +3,13 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{OriginalUri, State};
-use axum::response::{Html, IntoResponse, Response};
+use axum::extract::OriginalUri;
 use axum::routing::{get, post};
-use http::header::CACHE_CONTROL;
 use http::{Method, StatusCode};
 
 use super::error::Problem;
 use super::state::RouterState;
-use super::{publish, subscribe};
+use super::{demo, publish, subscribe};
 
 /// The router of the data listener.
 pub fn router(state: RouterState) -> Router {
@@ -23,20 +21,12 @@ pub fn router(state: RouterState) -> Router {
             get(subscribe::by_path).merge(post(publish::publish)),
         );
     if demo {
-        router = router.route("/", get(demo_page));
+        router = router.route("/", get(demo::page));
     }
     router
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(Arc::new(state))
-}
-
-async fn demo_page(State(_): State<Arc<RouterState>>) -> Response {
-    (
-        [(CACHE_CONTROL, "no-cache")],
-        Html(include_str!("demo.html")),
-    )
-        .into_response()
 }
 
 async fn not_found(OriginalUri(uri): OriginalUri) -> Problem {

@@ -1,0 +1,299 @@
+//! Every example does what it promises: the real program, a real Redis, real gateways.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod support;
+
+#[path = "support/browser.rs"]
+mod browser;
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{ChildStdout, Command, Stdio};
+
+use browser::Browser;
+use serde_json::{Value, json};
+use support::{Gateway, Process, Redis, eventually, within};
+
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+
+/// Debian's own: the python3 first on the path may be another, without its packages.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// An example, with what runs it and the command that installs what it needs.
+struct Example {
+    command: Command,
+    install: &'static str,
+}
+
+impl Example {
+    /// A program for Python and redis-py.
+    fn python(path: &str) -> Self {
+        let install = "apt-get install python3 python3-redis";
+        let has_redis = Command::new(PYTHON).args(["-c", "import redis"]).status();
+        assert!(
+            has_redis.is_ok_and(|status| status.success()),
+            "{PYTHON} with redis-py is missing: {install}"
+        );
+        Self::run_by(PYTHON, path, install)
+    }
+
+    /// A program for Node.js and ioredis.
+    fn node(path: &str) -> Self {
+        assert!(
+            std::path::Path::new(&format!("{EXAMPLES}/node/node_modules/ioredis")).exists(),
+            "ioredis is missing: npm ci --prefix examples/node"
+        );
+        Self::run_by("node", path, "apt-get install nodejs npm")
+    }
+
+    /// A shell script.
+    fn shell(path: &str) -> Self {
+        let install = "apt-get install redis-tools curl";
+        for tool in ["redis-cli", "curl"] {
+            let has_tool = Command::new(tool)
+                .arg("--version")
+                .stdout(Stdio::null())
+                .status();
+            assert!(has_tool.is_ok(), "{tool} is missing: {install}");
+        }
+        Self::run_by("/bin/sh", path, install)
+    }
+
+    fn run_by(interpreter: &str, path: &str, install: &'static str) -> Self {
+        let mut command = Command::new(interpreter);
+        command.arg(format!("{EXAMPLES}/{path}"));
+        Self { command, install }
+    }
+
+    fn args(mut self, args: &[&str]) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.command.env(name, value);
+        self
+    }
+
+    /// Starts it; its standard output is read by the test.
+    fn start(mut self) -> (Process, BufReader<ChildStdout>) {
+        let child = self.command.stdout(Stdio::piped()).spawn();
+        let mut process = Process(child.unwrap_or_else(|error| {
+            panic!(
+                "{:?} does not start ({error}): {}",
+                self.command, self.install
+            )
+        }));
+        let stdout = BufReader::new(process.0.stdout.take().unwrap());
+        (process, stdout)
+    }
+
+    /// Runs it to its end, which must be a success, and returns what it has printed.
+    async fn finish(self) -> String {
+        let (mut process, mut stdout) = self.start();
+        assert!(process.ended().await, "the example ends with success");
+        let mut printed = String::new();
+        stdout.read_to_string(&mut printed).unwrap();
+        printed
+    }
+}
+
+/// Reads lines until one begins with `start`, and returns the rest of that line.
+async fn line(
+    mut stdout: BufReader<ChildStdout>,
+    start: &'static str,
+) -> (BufReader<ChildStdout>, String) {
+    let reading = tokio::task::spawn_blocking(move || {
+        for line in stdout.by_ref().lines() {
+            if let Some(rest) = line.unwrap().strip_prefix(start) {
+                return (rest.to_owned(), stdout);
+            }
+        }
+        panic!("the output ended before {start:?}");
+    });
+    let (rest, stdout) = within("a line of output", reading).await.unwrap();
+    (stdout, rest)
+}
+
+#[tokio::test]
+async fn python_clock_publishes_the_time_every_second() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/clock").await.opened().await;
+    Example::python("python/clock.py")
+        .args(&["clock", "--count", "3"])
+        .env("REDIS_URL", &redis.url())
+        .finish()
+        .await;
+    let mut seconds = Vec::new();
+    for _ in 0..3 {
+        let event = events.event().await;
+        assert_eq!(event.event, None);
+        let time = event.data.unwrap();
+        let parts: Vec<u32> = time.split(':').map(|part| part.parse().unwrap()).collect();
+        let [hour, minute, second] = parts[..] else {
+            panic!("{time} is a time");
+        };
+        seconds.push((hour * 60 + minute) * 60 + second);
+    }
+    // Around midnight too.
+    let steps: Vec<_> = seconds
+        .windows(2)
+        .map(|pair| (pair[1] + 86_400 - pair[0]) % 86_400)
+        .collect();
+    assert!(
+        steps.iter().all(|step| (1..5).contains(step)),
+        "{seconds:?}"
+    );
+}
+
+#[tokio::test]
+async fn node_ping_publishes_a_named_event_with_json() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/status").await.opened().await;
+    Example::node("node/ping.mjs")
+        .args(&["status", "--count", "2"])
+        .env("REDIS_URL", &redis.url())
+        .finish()
+        .await;
+    for sequence in 1..=2 {
+        let event = events.event().await;
+        assert_eq!(event.event.as_deref(), Some("ping"));
+        let data: Value = serde_json::from_str(&event.data.unwrap()).unwrap();
+        assert_eq!(data["sequence"], json!(sequence));
+        assert!(data["time"].as_str().unwrap().ends_with('Z'), "{data}");
+    }
+}
+
+#[tokio::test]
+async fn python_notify_reaches_one_client() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut notified = gateway.events("/events/client-1").await.opened().await;
+    let mut other = gateway.events("/events/client-2").await.opened().await;
+    let notify = |client: &str, text: &str| {
+        Example::python("python/notify.py")
+            .args(&[client, text])
+            .env("REDIS_URL", &redis.url())
+            .finish()
+    };
+    assert_eq!(notify("client-1", "Grüße \"1\"").await, "");
+    let event = notified.event().await;
+    assert_eq!(event.event.as_deref(), Some("notification"));
+    let data: Value = serde_json::from_str(&event.data.unwrap()).unwrap();
+    assert_eq!(data, json!({ "text": "Grüße \"1\"" }));
+
+    // The other client's first event is its own.
+    assert_eq!(notify("client-2", "2").await, "");
+    assert_eq!(other.data().await, r#"{"text":"2"}"#);
+    assert_eq!(
+        notify("client-3", "3").await,
+        "client-3 is not connected: nobody received it\n"
+    );
+}
+
+#[tokio::test]
+async fn shell_broadcast_reaches_all_clients_of_all_replicas() {
+    let redis = Redis::start().await;
+    let mut replicas = Vec::new();
+    let mut clients = Vec::new();
+    for replica in 1..=2 {
+        let gateway = Gateway::behind(&redis, &[]).await;
+        for client in 1..=2 {
+            let path = format!("/events?channel=client-{replica}{client}&channel=broadcast");
+            clients.push(gateway.events(&path).await.opened().await);
+        }
+        replicas.push(gateway);
+    }
+    let printed = Example::shell("shell/broadcast.sh")
+        .args(&["broadcast", "Maintenance starts at noon."])
+        .env("REDIS_URL", &redis.url())
+        .finish()
+        .await;
+    assert_eq!(printed, "passed on to 2 gateway(s)\n");
+    for client in &mut clients {
+        assert_eq!(client.data().await, "Maintenance starts at noon.");
+    }
+}
+
+#[tokio::test]
+async fn shell_receive_prints_events_and_comes_back() {
+    let mut gateway = Gateway::start(&[]).await;
+    let address = gateway.data.to_string();
+    let (_receiver, stdout) = Example::shell("shell/receive.sh")
+        .args(&["orders", "prices"])
+        .env("FANFARE_URL", &gateway.url(""))
+        .start();
+    let (stdout, _) = line(stdout, "retry: ").await;
+    gateway
+        .post("/events/prices?keep=false&event=price", "42")
+        .await;
+    let (stdout, name) = line(stdout, "event: ").await;
+    let (stdout, data) = line(stdout, "data: ").await;
+    assert_eq!([name, data], ["price", "42"]);
+
+    gateway.process.signal("TERM");
+    assert!(gateway.process.ended().await);
+    // Known by its reconnection time: the last block of the drained gateway holds one too.
+    let variables = [
+        ("FANFARE_LISTEN", &*address),
+        ("FANFARE_RETRY", "777ms,777ms"),
+    ];
+    let gateway = Gateway::start(&variables).await;
+    let (stdout, _) = line(stdout, "retry: 777").await;
+    gateway.post("/events/orders?keep=false", "again").await;
+    assert_eq!(line(stdout, "data: ").await.1, "again");
+}
+
+#[tokio::test]
+async fn shell_receive_ends_when_refused() {
+    let gateway = Gateway::start(&[]).await;
+    let (mut receiver, stdout) = Example::shell("shell/receive.sh")
+        .args(&["not/a/channel"])
+        .env("FANFARE_URL", &gateway.url(""))
+        .start();
+    assert!(!receiver.ended().await);
+    let (_, problem) = line(stdout, "{").await;
+    assert!(problem.contains(r#""field":"channel""#), "{problem}");
+}
+
+#[tokio::test]
+async fn browser_page_receives_what_redis_publishes() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let (_server, stdout) = Example::run_by(PYTHON, "browser/serve.py", "apt-get install python3")
+        .args(&["--port", "0"])
+        .env("FANFARE_URL", &gateway.url(""))
+        .start();
+    let (_stdout, page) = line(stdout, "http://").await;
+    let browser = Browser::start().await;
+    browser
+        .goto(&format!("http://{page}&channel=prices&event=price"))
+        .await;
+    browser.shows("#state", "open").await;
+    redis.publish("orders", "<b>hello</b>").await;
+    browser.shows("#events li", "message: <b>hello</b>").await;
+    redis
+        .publish(
+            "prices",
+            r#"{"sse":{"event":"price","data":{"symbol":"X"}}}"#,
+        )
+        .await;
+    browser
+        .shows("#events li:nth-child(2)", r#"price: {"symbol":"X"}"#)
+        .await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    browser.close().await;
+    eventually("the stream ends with the page", async || {
+        gateway.post("/events/orders?keep=false", "gone").await;
+        gateway.metric("fanfare_connections").await == 0.0
+    })
+    .await;
+}
