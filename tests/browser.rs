@@ -319,12 +319,10 @@ fn redis_cli(redis: &Redis, command: &[&str]) {
     assert!(status.success());
 }
 
-/// Not a check: writes pictures of the page, in light and dark, into the folder that
-/// `SCREENSHOTS` names. `docs/images/demo.png` is the light one.
+/// Leaves pictures of the page in `target/tmp`; `docs/images/demo.png` is the light one.
 #[tokio::test]
-#[ignore = "makes pictures for the documentation"]
-async fn screenshots() {
-    let folder = std::env::var("SCREENSHOTS").expect("SCREENSHOTS names a folder");
+async fn the_page_is_light_or_dark_as_the_reader_prefers() {
+    let folder = env!("CARGO_TARGET_TMPDIR");
     let gateway = Gateway::start(&[]).await;
     let browser = Browser::start().await;
     browser.goto(&gateway.url("/")).await;
@@ -345,11 +343,16 @@ async fn screenshots() {
     browser.shows(&card(3, ".count"), "4 events").await;
     // With room for the frame of the window, which the picture does not show.
     browser.client.set_window_size(1280, 1000).await.unwrap();
+    let mut backgrounds = Vec::new();
     for scheme in ["light", "dark"] {
         browser.prefer(scheme).await;
         let picture = within("a screenshot", browser.client.screenshot()).await;
         std::fs::write(format!("{folder}/demo-{scheme}.png"), picture.unwrap()).unwrap();
+        let script = "return getComputedStyle(document.body).backgroundColor";
+        let background = browser.client.execute(script, vec![]).await.unwrap();
+        backgrounds.push(background);
     }
+    assert_ne!(backgrounds[0], backgrounds[1]);
     browser.client.set_window_size(480, 900).await.unwrap();
     browser
         .client

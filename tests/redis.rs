@@ -132,7 +132,8 @@ async fn what_is_published_after_the_first_byte_arrives_thousands_of_times() {
         .expect("all races are run");
 }
 
-/// Under churn nothing is lost and nothing leaks: the oracle is Redis itself.
+/// Under churn nothing is lost and nothing leaks: the oracle is Redis itself. Clients come and go
+/// on both replicas at once, while the subscriber connections are killed.
 #[tokio::test]
 async fn redis_has_exactly_the_channels_that_clients_want() {
     let redis = Redis::start().await;
@@ -140,20 +141,39 @@ async fn redis_has_exactly_the_channels_that_clients_want() {
         Gateway::behind(&redis, &[]).await,
         Gateway::behind(&redis, &[]).await,
     ];
-    let mut random = fastrand::Rng::with_seed(7);
-    let mut held: Vec<(usize, Vec<String>, Events)> = Vec::new();
-    for _ in 0..400 {
-        if held.len() > 30 || (held.len() > 5 && random.bool()) {
-            held.swap_remove(random.usize(..held.len()));
-        } else {
-            let replica = random.usize(..2);
-            let names: Vec<_> = (0..random.usize(1..4))
-                .map(|_| format!("c{}", random.usize(..25)))
-                .collect();
-            let path = format!("/events?channel={}", names.join("&channel="));
-            held.push((replica, names, gateways[replica].events(&path).await));
+    let worker = async |seed: u64| {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let mut held: Vec<(usize, Vec<String>, Events)> = Vec::new();
+        for _ in 0..80 {
+            if held.len() > 5 || (!held.is_empty() && random.bool()) {
+                held.swap_remove(random.usize(..held.len()));
+            } else {
+                let replica = random.usize(..2);
+                let names: Vec<_> = (0..random.usize(1..4))
+                    .map(|_| format!("c{}", random.usize(..25)))
+                    .collect();
+                let path = format!("/events?channel={}", names.join("&channel="));
+                let events = gateways[replica].events(&path).await;
+                held.push((replica, names, events));
+            }
         }
-    }
+        held
+    };
+    let killer = async {
+        for _ in 0..3 {
+            let _: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+            for gateway in &gateways {
+                gateway.ready().await;
+            }
+        }
+    };
+    let (held, ()) = tokio::time::timeout(DEADLINE * 4, async {
+        tokio::join!(join_all((0..8).map(worker)), killer)
+    })
+    .await
+    .expect("the churn ends");
+    let mut held: Vec<_> = held.into_iter().flatten().collect();
+    assert!(!held.is_empty());
     // Which replicas should be subscribed to what.
     let mut wanted: BTreeMap<String, [bool; 2]> = BTreeMap::new();
     for (replica, names, _) in &held {
@@ -180,8 +200,7 @@ async fn redis_has_exactly_the_channels_that_clients_want() {
     for name in wanted.keys() {
         redis.publish(name, name).await;
     }
-    for (_, names, mut events) in held.drain(..) {
-        let mut names = names.clone();
+    for (_, mut names, mut events) in held.drain(..) {
         names.sort_unstable();
         names.dedup();
         for name in names {
@@ -192,6 +211,48 @@ async fn redis_has_exactly_the_channels_that_clients_want() {
         redis.channels().await.is_empty()
     })
     .await;
+}
+
+/// A channel that Redis refuses costs those nothing who asked for others.
+#[tokio::test]
+async fn a_refused_channel_is_nobody_elses_trouble() {
+    let redis = Redis::start().await;
+    let user = "narrow on >pass resetchannels &sse:public.* &sse:$* -@all +subscribe +unsubscribe +publish +ping";
+    let mut command = vec!["ACL", "SETUSER"];
+    command.extend(user.split(' '));
+    let _: String = redis.command(&command).await;
+    let url = format!("redis://narrow:pass@127.0.0.1:{}", redis.port());
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &url)]).await;
+    let mut events = gateway.events("/events/public.0").await.opened().await;
+    let refused = Raw::get(gateway.data, "/events?channel=secret&channel=public.1").await;
+    // Asked for together with the refused one.
+    let others = join_all((2..40).map(|number| {
+        let path = format!("/events/public.{number}");
+        let gateway = &gateway;
+        async move { gateway.events(&path).await.opened().await }
+    }));
+    let (mut others, answer) = tokio::join!(others, async {
+        let mut refused = refused;
+        refused.rest().await
+    });
+    assert!(answer.contains("\r\n\r\nretry: "), "{answer}");
+    for (number, other) in others.iter_mut().enumerate() {
+        let channel = format!("public.{}", number + 2);
+        redis.publish(&channel, &channel).await;
+        assert_eq!(other.data().await, channel);
+    }
+    redis.publish("public.0", "undisturbed").await;
+    assert_eq!(events.data().await, "undisturbed");
+    assert_eq!(gateway.metric("fanfare_redis_reconnects_total").await, 0.0);
+    // When the rights change, the next who asks gets it.
+    let _: String = redis
+        .command(&["ACL", "SETUSER", "narrow", "&sse:secret"])
+        .await;
+    eventually("nobody waits for it any more", async || {
+        gateway.metric("fanfare_channels").await == 39.0
+    })
+    .await;
+    gateway.events("/events/secret").await.opened().await;
 }
 
 #[tokio::test]

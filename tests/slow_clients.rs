@@ -94,12 +94,22 @@ async fn with_latest_a_slow_client_stays_and_loses_older_events_only() {
     )
     .await;
     let mut healthy = gateway.events("/events/a").await.opened().await;
-    let mut slow = gateway.events("/events/a").await.opened().await;
+    let mut slow = Vec::new();
+    for path in ["/events/a", "/events?channel=a&channel=b"] {
+        slow.push(gateway.events(path).await.opened().await);
+    }
     let dropped = r#"fanfare_events_dropped_total{reason="slow_client"}"#;
     let last = publish_until(&redis, &mut healthy, async || {
-        gateway.metric(dropped).await > 100.0
+        gateway.metric(dropped).await > 400.0
     })
     .await;
+    for slow in &mut slow {
+        still_there(slow, last).await;
+    }
+}
+
+/// The client has lost some of the events up to `last`, but none of the newest, and no order.
+async fn still_there(slow: &mut Events, last: usize) {
     let mut received = Vec::new();
     while received.last() != Some(&last) {
         received.push(number_of(&slow.data().await));
@@ -148,4 +158,55 @@ async fn a_stalled_http2_stream_is_reset_and_its_neighbour_goes_on() {
         gateway.metric("fanfare_connections").await == 1.0
     })
     .await;
+}
+
+/// Events without data cost nothing to publish. They must neither stall the shard nor pass the
+/// bounds, however many clients do not read them.
+#[tokio::test]
+async fn a_flood_of_empty_events_stalls_nobody() {
+    const STALLED: usize = 50;
+    const EVENTS: usize = 100_000;
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(
+        &redis,
+        &[
+            ("FANFARE_SHARDS", "1"),
+            ("FANFARE_SLOW_CLIENT", "latest"),
+            ("FANFARE_CLIENT_BUFFER_BYTES", "256KiB"),
+            ("FANFARE_SOCKET_SEND_BUFFER_BYTES", "16KiB"),
+        ],
+    )
+    .await;
+    let mut stalled = Vec::new();
+    for _ in 0..STALLED {
+        let mut raw = Raw::get(gateway.data, "/events?channel=a&channel=b").await;
+        raw.until("retry: ").await;
+        stalled.push(raw);
+    }
+    let mut healthy = gateway.events("/events/c").await.opened().await;
+    let before = gateway.resident_bytes();
+    let mut most = before;
+    let flood = async {
+        let mut connection = redis.connection().await;
+        for _ in 0..EVENTS / 1000 {
+            let mut pipeline = redis::pipe();
+            for _ in 0..1000 {
+                pipeline.cmd("PUBLISH").arg("sse:a").arg("").ignore();
+            }
+            pipeline.exec_async(&mut connection).await.unwrap();
+        }
+    };
+    let life_goes_on = async {
+        for number in 0..10 {
+            // A new stream is opened, and events of other channels arrive.
+            gateway.events("/events/d").await.opened().await;
+            redis.publish("c", number.to_string()).await;
+            assert_eq!(healthy.data().await, number.to_string());
+            most = most.max(gateway.resident_bytes());
+        }
+    };
+    tokio::join!(flood, life_goes_on);
+    // Each has a mailbox of its own parcels; their bounds, and as much again for all else.
+    let bound = 2 * STALLED * (256 << 10) + (64 << 20);
+    assert!(most - before < bound, "{} MiB more", (most - before) >> 20);
 }

@@ -103,3 +103,25 @@ async fn a_second_signal_stops_at_once() {
     gateway.process.signal("TERM");
     assert!(gateway.process.ended().await);
 }
+
+/// Streams that hyper writes end in order as well, and their connection with them.
+#[tokio::test]
+async fn a_stop_ends_http2_streams_in_order() {
+    let mut gateway = Gateway::start(&[]).await;
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..5 {
+        let response = client.get(gateway.url("/events/a")).send().await.unwrap();
+        streams.push(support::Events::of(response).opened().await);
+    }
+    gateway.process.signal("TERM");
+    for stream in &mut streams {
+        let last = stream.block().await.expect("a last block");
+        assert!(last.retry.is_some() && last.data.is_none(), "{last:?}");
+        assert!(stream.block().await.is_none());
+    }
+    assert!(gateway.process.ended().await);
+}

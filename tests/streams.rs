@@ -393,6 +393,66 @@ async fn a_client_that_leaves_a_silent_channel_is_gone_within_a_second() {
     .await;
 }
 
+/// A connection that asks for nothing is closed, whichever protocol it speaks; one with an open
+/// stream is not.
+#[tokio::test]
+async fn connections_without_a_request_do_not_stay() {
+    let gateway = Gateway::start(&[]).await;
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .build()
+        .unwrap();
+    let stream = client.get(gateway.url("/events/a")).send().await.unwrap();
+    let mut stream = Events::of(stream).opened().await;
+    let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\u{4}\0\0\0\0\0";
+    let mut idle = [
+        Raw::connect(gateway.data).await,
+        Raw::send(gateway.data, "GET /events/a HTTP/1.1\r\nhost").await,
+        Raw::send(gateway.data, "PRI * HT").await,
+        Raw::send(gateway.data, preface).await,
+    ];
+    join_all(idle.iter_mut().map(async |raw| {
+        use tokio::io::AsyncReadExt;
+        let mut sink = Vec::new();
+        support::within("it is closed", raw.socket.read_to_end(&mut sink))
+            .await
+            .ok();
+    }))
+    .await;
+    gateway.post("/events/a", "still open").await;
+    assert_eq!(stream.data().await, "still open");
+    let rejected = r#"fanfare_connections_rejected_total{reason="request_head"}"#;
+    assert_eq!(gateway.metric(rejected).await, 3.0);
+}
+
+/// Connections that ask for nothing can take every place but not for long, and never the
+/// descriptors that Redis and the admin listener need.
+#[tokio::test]
+async fn connections_are_bounded_too() {
+    let gateway = Gateway::start(&[("FANFARE_MAX_CONNECTIONS", "1")]).await;
+    let mut idle = Vec::new();
+    for _ in 0..300 {
+        idle.push(Raw::connect(gateway.data).await);
+    }
+    eventually("as many as there are places are accepted", async || {
+        gateway.descriptors() > 129
+    })
+    .await;
+    assert!(gateway.descriptors() < 180, "{}", gateway.descriptors());
+    assert!(gateway.is_ready().await);
+    drop(idle);
+    healthy(&gateway).await;
+}
+
+#[tokio::test]
+async fn a_stream_is_asked_for_without_a_body() {
+    let gateway = Gateway::start(&[]).await;
+    let request = "GET /events/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx";
+    let mut raw = Raw::send(gateway.data, request).await;
+    assert!(raw.until("\r\n").await.starts_with("HTTP/1.1 400 "));
+    healthy(&gateway).await;
+}
+
 /// The gateway serves a stream as if nothing had happened.
 async fn healthy(gateway: &Gateway) {
     let mut events = gateway.events("/events/healthy").await.opened().await;

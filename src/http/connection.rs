@@ -36,6 +36,9 @@ const MAX_HTTP2_STREAMS: u32 = 256;
 /// An HTTP/2 client that does not answer a PING of this interval is gone.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long an HTTP/2 client has to take note of a GOAWAY (RFC 9113, section 6.8).
+const HTTP2_GOODBYE: Duration = Duration::from_secs(2);
+
 /// What one HTTP/2 stream may have unsent inside hyper, beside its mailbox.
 const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
 
@@ -159,9 +162,8 @@ async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
         }
         served = begun;
     }
-    // Says goodbye (RFC 9113, section 6.8), and waits no longer than for a request.
     connection.as_mut().graceful_shutdown();
-    let _ = timeout(HEAD_DEADLINE, connection).await;
+    let _ = timeout(HTTP2_GOODBYE, connection).await;
 }
 
 /// The answers of an HTTP/2 connection: those under way, and all so far.

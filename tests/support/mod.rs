@@ -118,7 +118,7 @@ impl Redis {
             .flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()])
             .collect();
         let process = Self::spawn(port, &directory, &options);
-        let redis = Self {
+        let mut redis = Self {
             process,
             port,
             directory,
@@ -143,14 +143,27 @@ impl Redis {
         Process(child)
     }
 
-    async fn answers(&self) {
-        eventually("redis-server answers", async || {
-            let Ok(client) = redis::Client::open(self.url()) else {
-                return false;
-            };
-            client.get_multiplexed_async_connection().await.is_ok()
-        })
-        .await;
+    /// Waits until this very server answers: its port was free, but nobody kept it so.
+    async fn answers(&mut self) {
+        let own = self.directory.path().canonicalize().unwrap();
+        let url = self.url();
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let exited = self.process.0.try_wait().unwrap();
+            assert!(exited.is_none(), "redis-server has exited: {exited:?}");
+            let client = redis::Client::open(url.as_str()).unwrap();
+            if let Ok(mut connection) = client.get_multiplexed_async_connection().await {
+                let found: Vec<String> = redis::cmd("CONFIG")
+                    .arg(&["GET", "dir"])
+                    .query_async(&mut connection)
+                    .await
+                    .unwrap();
+                assert_eq!(std::path::Path::new(&found[1]), own);
+                return;
+            }
+            assert!(Instant::now() < end, "redis-server does not answer");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     /// Its URL.
