@@ -46,8 +46,8 @@ const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
 pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream, place: Place) {
     let deadline = Instant::now() + HEAD_DEADLINE;
     match timeout_at(deadline, read_preface(&mut socket)).await {
-        Ok(Ok((already_read, true))) => serve_http2(edge, socket, already_read).await,
-        Ok(Ok((already_read, false))) => {
+        Ok(Ok((Protocol::Http2, already_read))) => serve_http2(edge, socket, already_read).await,
+        Ok(Ok((Protocol::Http1, already_read))) => {
             let left = deadline.duration_since(Instant::now());
             serve_http1(edge, socket, place, already_read, left).await;
         }
@@ -56,18 +56,23 @@ pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream, place: Place) {
     }
 }
 
-/// Reads until it is clear whether the client speaks HTTP/2, and returns what was read.
-async fn read_preface(socket: &mut TcpStream) -> std::io::Result<(Vec<u8>, bool)> {
+enum Protocol {
+    Http1,
+    Http2,
+}
+
+/// Reads until it is clear which protocol the client speaks, and returns what was read with it.
+async fn read_preface(socket: &mut TcpStream) -> std::io::Result<(Protocol, Vec<u8>)> {
     let mut read = Vec::with_capacity(1024);
     loop {
         if socket.read_buf(&mut read).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         if read.starts_with(HTTP2_PREFACE) {
-            return Ok((read, true));
+            return Ok((Protocol::Http2, read));
         }
         if !HTTP2_PREFACE.starts_with(&read) {
-            return Ok((read, false));
+            return Ok((Protocol::Http1, read));
         }
     }
 }
