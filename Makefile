@@ -4,7 +4,7 @@
 
 # A gateway on its embedded bus. It prints the address of the demo page; Ctrl-C stops it.
 run:
-	FANFARE_DRAIN_DELAY=$${FANFARE_DRAIN_DELAY:-0s} FANFARE_DRAIN_PERIOD=$${FANFARE_DRAIN_PERIOD:-1s} cargo run --quiet
+	FANFARE_DRAIN_DELAY=$${FANFARE_DRAIN_DELAY:-0s} FANFARE_DRAIN_PERIOD=$${FANFARE_DRAIN_PERIOD:-1s} cargo run
 
 # Everything that is checked, with what the checks need installed first.
 test: prerequisites check

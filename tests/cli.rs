@@ -71,7 +71,7 @@ fn check_tells_what_the_configuration_comes_to() {
     let output = fanfare(&["check"], &[secret]);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("heartbeat: 15s"), "{text}");
+    assert!(text.contains("\nFANFARE_HEARTBEAT=15s\n"), "{text}");
     assert!(!text.contains("canary"), "{text}");
     let output = fanfare(&["check"], &[("FANFARE_HEARTBEAT", "never")]);
     assert!(!output.status.success());

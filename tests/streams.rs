@@ -194,6 +194,8 @@ async fn events_that_break_a_rule_are_refused_and_reach_nobody() {
         ("/events/a?retry=-1", b"x".to_vec(), 400, "retry"),
         ("/events/a?retry=86400001", b"x".to_vec(), 400, "retry"),
         ("/events/a?to=5", b"x".to_vec(), 400, "to"),
+        ("/events/a?evnt=x", b"x".to_vec(), 400, "evnt"),
+        ("/events/a?event=x&event=y", b"x".to_vec(), 400, "twice"),
         ("/events/a?key=k", b"x".to_vec(), 400, "key"),
         ("/events/a?keep=true", b"x".to_vec(), 400, "keep"),
         ("/events/a", b"\xff\xfe".to_vec(), 400, "UTF-8"),
@@ -441,6 +443,30 @@ async fn connections_are_bounded_too() {
     assert!(gateway.descriptors() < 180, "{}", gateway.descriptors());
     assert!(gateway.is_ready().await);
     drop(idle);
+    healthy(&gateway).await;
+}
+
+#[tokio::test]
+async fn heads_that_are_no_heads_are_refused_and_counted() {
+    let gateway = Gateway::start(&[]).await;
+    let too_large = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(70_000));
+    for (request, status) in [
+        ("nonsense\r\n\r\n", "400"),
+        ("GET /events/a HTTP/1.1\r\nbad header\r\n\r\n", "400"),
+        (too_large.as_str(), "431"),
+    ] {
+        let mut raw = Raw::send(gateway.data, request).await;
+        let answer = raw.until("\r\n").await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+    }
+    let rejected = r#"fanfare_connections_rejected_total{reason="request_head"}"#;
+    eventually("they are counted", async || {
+        gateway.metric(rejected).await == 3.0
+    })
+    .await;
     healthy(&gateway).await;
 }
 

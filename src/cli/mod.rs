@@ -63,7 +63,7 @@ fn serve(settings: &Settings) -> Result<(), Failure> {
 
 fn check(settings: &Settings) -> Result<(), Failure> {
     let config = configuration(settings)?;
-    writeln!(std::io::stdout(), "{config:#?}\nthe configuration is valid")?;
+    writeln!(std::io::stdout(), "{config}the configuration is valid")?;
     Ok(())
 }
 

@@ -3,20 +3,25 @@
 //! Settings come as text, from flags or the environment under the same names, and become a
 //! [`Config`] only when all of them are right. All faults are reported at once.
 
+mod environment;
 mod redis_url;
 mod settings;
 mod values;
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
+
+use humantime::format_duration;
 
 use crate::hub::{HubSettings, SlowClientPolicy};
 use crate::protocol::{ChannelName, ChannelPattern, RetryRange};
 use crate::telemetry::LogFormat;
 
+pub use environment::unknown_variables;
 pub use redis_url::RedisUrl;
-pub use settings::{Fault, Faults, Settings, unknown_variables};
+pub use settings::{Fault, Faults, Settings};
 
 /// Where events come from.
 #[derive(Clone, Debug)]
@@ -90,6 +95,43 @@ pub struct Config {
     pub log: String,
     /// How they look.
     pub log_format: LogFormat,
+}
+
+impl fmt::Display for Config {
+    /// Every setting as it would stand in the environment, secrets left out.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut line = |name: &str, value: &dyn fmt::Display| writeln!(f, "FANFARE_{name}={value}");
+        line("LISTEN", &self.listen)?;
+        line("ADMIN_LISTEN", &self.admin_listen)?;
+        match &self.bus {
+            BusConfig::Embedded => line("REDIS_URL", &"memory:")?,
+            BusConfig::Redis(url) => line("REDIS_URL", &format_args!("… at {}", url.address()))?,
+        }
+        line("PREFIX", &self.prefix)?;
+        match &self.access {
+            Access::Open => line("PUBLIC_CHANNELS", &"* (and anybody may publish)")?,
+            Access::Public(patterns) => {
+                let patterns: Vec<_> = patterns.iter().map(ToString::to_string).collect();
+                line("PUBLIC_CHANNELS", &patterns.join(","))?;
+            }
+        }
+        line("SHARDS", &self.shards)?;
+        line("HEARTBEAT", &format_duration(self.heartbeat))?;
+        line("RETRY", &self.retry)?;
+        line("SLOW_CLIENT", &self.slow_client)?;
+        line("CLIENT_BUFFER_BYTES", &self.client_buffer_bytes)?;
+        line("SOCKET_SEND_BUFFER_BYTES", &self.socket_send_buffer_bytes)?;
+        line("MAX_EVENT_BYTES", &self.max_event_bytes)?;
+        line("MAX_CONNECTIONS", &self.max_connections)?;
+        line(
+            "MAX_CHANNELS_PER_CONNECTION",
+            &self.max_channels_per_connection,
+        )?;
+        line("DRAIN_DELAY", &format_duration(self.drain_delay))?;
+        line("DRAIN_PERIOD", &format_duration(self.drain_period))?;
+        line("LOG", &self.log)?;
+        line("LOG_FORMAT", &self.log_format)
+    }
 }
 
 impl Config {

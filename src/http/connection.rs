@@ -106,8 +106,11 @@ async fn serve_http1(
                 return Poll::Ready(Becomes::Stream(stream));
             }
             served.map(|served| {
-                let timed_out = served.is_err_and(|error| error.is_timeout());
-                if timed_out && !handoff.has_been_asked() {
+                let refused = served.is_err_and(|error| {
+                    // A connection kept for a further request that does not come is no fault.
+                    error.is_parse() || (error.is_timeout() && !handoff.has_been_asked())
+                });
+                if refused {
                     edge.hub().stats().rejected_head.add(1);
                 }
                 Becomes::Closed

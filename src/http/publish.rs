@@ -104,8 +104,11 @@ struct Fields {
 }
 
 impl Fields {
+    /// Unlike a stream's, a publisher's parameters are all known: a mistyped one would change
+    /// what clients get without a word.
     fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
         let mut fields = Self::default();
+        let mut seen = Vec::new();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
             match &*key {
                 "event" => fields.event = value.into_owned(),
@@ -118,15 +121,20 @@ impl Fields {
                 "to" => fields.to = Some(value.into_owned()),
                 "keep" if value == "false" => {}
                 "keep" => {
-                    return Err(Problem::field(
-                        "keep",
-                        "only live events can be published: keep=false",
-                    ));
+                    let rule = "only live events can be published: keep=false";
+                    return Err(Problem::field("keep", rule));
                 }
                 "key" => return Err(Problem::field("key", KEPT_ONLY)),
                 "history" => return Err(Problem::field("history", KEPT_ONLY)),
-                _ => {}
+                _ => {
+                    let rule = format!("{key:?} is unknown; there are event, retry, to and keep");
+                    return Err(Problem::field("query", rule));
+                }
             }
+            if seen.contains(&key) {
+                return Err(Problem::field("query", format!("{key:?} stands twice")));
+            }
+            seen.push(key);
         }
         if headers.contains_key("idempotency-key") {
             return Err(Problem::field("idempotency-key", KEPT_ONLY));

@@ -1,6 +1,7 @@
 //! The bounded queue between the hub and one connection's writer.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::IoSlice;
 use std::task::{Context, Waker};
 
@@ -13,6 +14,15 @@ pub enum SlowClientPolicy {
     Close,
     /// It loses the oldest events that wait, and stays.
     Latest,
+}
+
+impl fmt::Display for SlowClientPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Close => "close",
+            Self::Latest => "latest",
+        })
+    }
 }
 
 /// Why a stream ended.

@@ -65,7 +65,8 @@ pub struct ShardStats {
     pub rejected_limit: Counter,
     /// Streams answered with retry-and-close while draining.
     pub rejected_draining: Counter,
-    /// Connections closed because their first request's head did not come in time.
+    /// Connections closed because a request's head was malformed, too large, or did not come in
+    /// time.
     pub rejected_head: Counter,
     /// Events written to clients, counted once a client.
     pub events_delivered: Counter,

@@ -1,5 +1,7 @@
 //! Channel patterns of configuration rules: an exact name, or a prefix followed by `*`.
 
+use std::fmt;
+
 use super::ChannelName;
 use super::channel::is_channel_byte;
 
@@ -42,6 +44,15 @@ impl ChannelPattern {
         match self {
             Self::Exact(name) => name == channel,
             Self::Prefix(prefix) => channel.starts_with(prefix.as_str()),
+        }
+    }
+}
+
+impl fmt::Display for ChannelPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(name) => write!(f, "{name}"),
+            Self::Prefix(prefix) => write!(f, "{prefix}*"),
         }
     }
 }

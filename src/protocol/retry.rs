@@ -1,5 +1,6 @@
 //! The reconnection time that streams are opened with.
 
+use std::fmt;
 use std::time::Duration;
 
 /// A range that reconnection times are drawn from, so that clients cut off together do not come
@@ -36,6 +37,12 @@ impl Default for RetryRange {
             least_ms: 2_000,
             most_ms: 6_000,
         }
+    }
+}
+
+impl fmt::Display for RetryRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}ms,{}ms", self.least_ms, self.most_ms)
     }
 }
 

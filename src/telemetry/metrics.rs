@@ -265,7 +265,7 @@ impl Metrics {
         let rejected = IntCounterVec::new(
             Opts::new(
                 "fanfare_connections_rejected_total",
-                "Streams answered with retry-and-close, and connections cut before their request.",
+                "Streams answered with retry-and-close, and connections closed for their request's head.",
             ),
             &["reason"],
         )?;

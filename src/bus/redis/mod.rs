@@ -3,6 +3,7 @@
 mod connect;
 mod ingest;
 mod publish;
+mod session;
 mod subscribe;
 
 use tokio::runtime::Handle;
