@@ -1,10 +1,11 @@
 //! One round of fan-out: a batch of events is encoded once and handed to every member.
 
+use std::future::poll_fn;
 use std::ops::Range;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
-use tokio::task::yield_now;
 
 use super::BusEvent;
 use super::mailbox::Parcel;
@@ -32,6 +33,20 @@ struct Piece {
 /// shard to accept, however many events there are for however many clients.
 const MOST_PUSHES: usize = 64 * 1024;
 
+/// Lets every task run that has been woken so far. Unlike `yield_now` it does not have the runtime
+/// look for I/O as well, which would cost a system call a round.
+async fn after_those_woken() {
+    let mut woken = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut woken, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
+}
+
 impl Hub {
     /// Delivers `batch` in rounds. After each every connection gets its turn to write.
     pub(super) async fn deliver(&self, batch: &mut Vec<Arc<[BusEvent]>>) {
@@ -42,7 +57,7 @@ impl Hub {
             let mut events = batch.iter().flat_map(|events| events.iter()).peekable();
             while events.peek().is_some() {
                 self.round(&mut events);
-                yield_now().await;
+                after_those_woken().await;
             }
         }
         batch.clear();

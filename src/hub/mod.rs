@@ -30,7 +30,9 @@ pub use stats::{Counter, Gauge, ShardStats};
 pub use subscription::{AbortWatch, NotOpened, Subscription};
 
 /// Batches that may wait for a shard. The bus waits beyond that, and Redis behind it: each batch
-/// costs at most [`HubSettings::max_batch_bytes`], or is one event.
+/// costs at most [`HubSettings::max_batch_bytes`], or is one event. The shard takes all of them at
+/// once, so that a shard that is behind catches up with larger batches; so twice as many may be
+/// in memory.
 pub const INBOX_BATCHES: usize = 64;
 
 /// What a shard is told, in order.

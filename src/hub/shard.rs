@@ -15,12 +15,10 @@ use super::mailbox::{CloseReason, Parcel, Pushed};
 use super::subscriber::Subscriber;
 use super::subscription::{Interest, NotOpened, Subscription};
 use super::{
-    BusEvent, HubSettings, Inbox, InterestUpdate, News, ShardId, ShardMessage, ShardStats,
+    BusEvent, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId, ShardMessage,
+    ShardStats,
 };
 use crate::protocol::{ChannelName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, retry_block};
-
-/// Messages taken out of the inbox at once; as many as that are in memory beside it.
-const MERGED_MESSAGES: usize = 16;
 
 /// How often lingering channels are looked at.
 const LINGER_SWEEP: Duration = Duration::from_millis(100);
@@ -147,7 +145,7 @@ impl Hub {
     pub async fn run(self: Rc<Self>, mut inbox: Inbox) {
         let mut messages = Vec::new();
         let mut batch: Vec<Arc<[BusEvent]>> = Vec::new();
-        while inbox.recv_many(&mut messages, MERGED_MESSAGES).await > 0 {
+        while inbox.recv_many(&mut messages, INBOX_BATCHES).await > 0 {
             for message in messages.drain(..) {
                 match message {
                     ShardMessage::Events(events) => batch.push(events),
