@@ -71,7 +71,7 @@ pub(crate) fn latency(lines: &[Line]) -> Result<String> {
             })
             .draw()
             .map_err(broken)?;
-        draw(&mut chart, &lines)?;
+        draw(&mut chart, &lines, SeriesLabelPosition::LowerRight)?;
         area.present().map_err(broken)?;
     }
     Ok(svg)
@@ -94,10 +94,11 @@ pub(crate) fn plain(lines: &[Line], x_name: &str, y_name: &str) -> Result<String
             .configure_mesh()
             .x_desc(x_name)
             .y_desc(y_name)
+            .y_label_formatter(&|value| round(*value).to_string())
             .max_light_lines(1)
             .draw()
             .map_err(broken)?;
-        draw(&mut chart, lines)?;
+        draw(&mut chart, lines, SeriesLabelPosition::UpperRight)?;
         area.present().map_err(broken)?;
     }
     Ok(svg)
@@ -107,6 +108,7 @@ pub(crate) fn plain(lines: &[Line], x_name: &str, y_name: &str) -> Result<String
 fn draw<'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
     lines: &[Line],
+    legend: SeriesLabelPosition,
 ) -> Result<()>
 where
     X: Ranged<ValueType = f64>,
@@ -126,7 +128,7 @@ where
     }
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperLeft)
+        .position(legend)
         .background_style(WHITE.mix(0.8))
         .draw()
         .map_err(broken)
