@@ -6,6 +6,7 @@
 mod channel;
 mod envelope;
 mod event;
+mod id;
 mod pattern;
 mod retry;
 
@@ -15,5 +16,6 @@ pub use event::{
     Event, EventFault, EventName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, LAST_CHUNK,
     MAX_EVENT_NAME_BYTES, MAX_RETRY, retry_block,
 };
+pub use id::{EventId, InvalidEventId};
 pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;
