@@ -5,6 +5,7 @@
 //! channel is active and when everything is lost. What is published over HTTP goes out through a
 //! [`Publisher`]. The hub and the HTTP edge know nothing else of it.
 
+pub(crate) mod chain;
 mod embedded;
 mod redis;
 mod routing;

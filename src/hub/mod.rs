@@ -12,10 +12,12 @@ mod fanout;
 mod heartbeat;
 mod interest;
 mod mailbox;
+pub(crate) mod replay;
 mod shard;
 mod stats;
 mod subscriber;
 mod subscription;
+pub(crate) mod tail;
 
 use std::sync::Arc;
 

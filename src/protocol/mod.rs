@@ -4,17 +4,23 @@
 //! arrives from outside becomes one of these types first, so a value that exists is valid.
 
 mod channel;
+mod cursor;
 mod envelope;
 mod event;
+mod history;
 mod id;
 mod pattern;
 mod retry;
 
 pub use channel::{ChannelName, InvalidChannelName};
+pub use cursor::{Cursor, InvalidCursor};
 pub use envelope::{EnvelopeFault, decode, encode};
 pub use event::{
     Event, EventFault, EventName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, LAST_CHUNK,
     MAX_EVENT_NAME_BYTES, MAX_RETRY, retry_block,
+};
+pub use history::{
+    Evidence, GapReason, HistoryPage, Issued, KeptEvent, Link, Linked, Retention, judge,
 };
 pub use id::{EventId, InvalidEventId};
 pub use pattern::{ChannelPattern, InvalidPattern};

@@ -1,0 +1,275 @@
+//! How a client that comes back gets what it missed, and joins the live events without a seam.
+//!
+//! Pure: a [`Replay`] looks at what is known of each channel, and says what must be read or what
+//! is to be sent. Who reads, waits and writes is [`super::resume`].
+//!
+//! Each step moves the client's cursor: everything up to its position has been sent. The step
+//! that finds all tails reaching back to the position sends their rest and hands the client over
+//! to the live events. So nothing but the tails, which are bounded, waits for a replay, however
+//! slow its client is.
+
+use std::time::Duration;
+
+use super::tail::{Entry, Tail};
+use crate::protocol::{Cursor, EventId, Evidence, GapReason, HistoryPage, Linked, judge};
+
+/// A client on its way to the live events.
+#[derive(Clone, Debug)]
+pub(crate) struct Replay {
+    cursor: Cursor,
+    /// For each channel the first id that is asked for.
+    floors: Vec<EventId>,
+    /// The cursor is our own and was never told: nothing is to be judged yet.
+    trusted: bool,
+    lag_bound: Duration,
+}
+
+/// What is known of a channel.
+#[derive(Debug)]
+pub(crate) struct View<'a, E> {
+    pub(crate) tail: &'a Tail<E>,
+    /// A read of its history.
+    pub(crate) page: Option<&'a HistoryPage<E>>,
+    /// The page was read for this very step, so it is newer than the client's cursor.
+    pub(crate) fresh: bool,
+}
+
+/// What comes next.
+#[derive(Debug)]
+pub(crate) enum Step<E> {
+    /// The histories of these channels (by index) must be read, each from this id on.
+    Read(Vec<(usize, EventId)>),
+    /// This is to be sent.
+    Send(Part<E>),
+}
+
+/// A stretch of a replay.
+#[derive(Debug)]
+pub(crate) struct Part<E> {
+    /// Channels (by index) that cannot be proven complete; to be told before the events.
+    pub(crate) gaps: Vec<Gap>,
+    /// The events, in the order of their ids.
+    pub(crate) events: Vec<E>,
+    /// Where the client is afterwards.
+    pub(crate) cursor: Cursor,
+    /// Nothing is missing any more: the next event is a live one, after the cursor's position.
+    pub(crate) live: bool,
+    /// History was read for it.
+    pub(crate) from_history: bool,
+}
+
+/// A channel that cannot be proven complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Gap {
+    /// The channel's index.
+    pub(crate) channel: usize,
+    pub(crate) reason: GapReason,
+    /// What the client had.
+    pub(crate) after: EventId,
+    /// What is still there.
+    pub(crate) oldest: Option<EventId>,
+}
+
+impl<E> Part<E> {
+    /// The id that gaps are told with: just below the first event that follows.
+    pub(crate) fn gap_id(&self) -> EventId
+    where
+        E: Linked,
+    {
+        self.events
+            .first()
+            .map_or(self.cursor.position(), |first| first.link().id.pred())
+    }
+}
+
+impl Replay {
+    /// A client that sent `cursor`, on so many channels.
+    pub(crate) fn resume(cursor: Cursor, channels: usize, lag_bound: Duration) -> Self {
+        Self {
+            cursor,
+            floors: vec![EventId::ZERO; channels],
+            trusted: false,
+            lag_bound,
+        }
+    }
+
+    /// A new client that wants each channel from this id on.
+    pub(crate) fn from_floors(floors: Vec<EventId>, lag_bound: Duration) -> Self {
+        let first = floors.iter().min().copied().unwrap_or_default();
+        Self {
+            cursor: Cursor::fresh(first.pred()),
+            floors,
+            trusted: true,
+            lag_bound,
+        }
+    }
+
+    /// Where the client is.
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// The next step. `views` are the stream's channels, all of them active; `seen` is the
+    /// newest id up to which this replica has seen everything; at most about `most_bytes` are
+    /// sent.
+    pub(crate) fn step<E: Entry>(
+        &mut self,
+        views: &[View<'_, E>],
+        seen: Option<EventId>,
+        most_bytes: usize,
+    ) -> Step<E> {
+        let pages = match self.sources(views, seen) {
+            Ok(pages) => pages,
+            Err(reads) => return Step::Read(reads),
+        };
+        let position = self.cursor.position();
+        let gaps = self.gaps(views, &pages);
+        let is_unknown = gaps.iter().any(|gap| gap.reason == GapReason::UnknownId);
+        let told_by_all = pages
+            .iter()
+            .map(|page| page.map_or(seen.unwrap_or_default(), HistoryPage::end))
+            .min()
+            .unwrap_or_default()
+            .max(position);
+        // Nothing is after an id that was never issued.
+        let begin = if is_unknown { told_by_all } else { position };
+        let meets_tails = views.iter().all(|view| view.tail.covers(told_by_all));
+
+        let mut events: Vec<E> = Vec::new();
+        for ((view, page), floor) in views.iter().zip(&pages).zip(&self.floors) {
+            let is_asked_for = |event: &&E| event.link().id > begin && event.link().id >= *floor;
+            let is_told = |event: &&E| is_asked_for(event) && event.link().id <= told_by_all;
+            match page {
+                Some(page) => events.extend(page.events.iter().filter(is_told).cloned()),
+                None => events.extend(view.tail.after(begin).filter(is_told).cloned()),
+            }
+            if meets_tails {
+                events.extend(view.tail.after(told_by_all).filter(is_asked_for).cloned());
+            }
+        }
+        events.sort_unstable_by_key(|event| event.link().id);
+        let is_whole = !cut(&mut events, most_bytes);
+        let last = events.last().map(|event| event.link().id);
+        let end = if is_whole {
+            told_by_all.max(last.unwrap_or_default())
+        } else {
+            last.unwrap_or(begin)
+        };
+
+        let had = if gaps.is_empty() {
+            self.cursor.event()
+        } else {
+            EventId::ZERO
+        };
+        self.cursor = Cursor::new(last.unwrap_or(had), end);
+        self.trusted = false;
+        Step::Send(Part {
+            gaps,
+            events,
+            cursor: self.cursor,
+            live: is_whole && meets_tails,
+            from_history: pages.iter().any(Option::is_some),
+        })
+    }
+
+    /// For each channel the page to take its events from, or `None`: its tail. Otherwise what must
+    /// be read first.
+    #[expect(clippy::type_complexity, reason = "either of two lists")]
+    fn sources<'a, E: Entry>(
+        &self,
+        views: &[View<'a, E>],
+        seen: Option<EventId>,
+    ) -> Result<Vec<Option<&'a HistoryPage<E>>>, Vec<(usize, EventId)>> {
+        let position = self.cursor.position();
+        let event = self.cursor.event();
+        let pages = || {
+            views.iter().zip(&self.floors).map(|(view, floor)| {
+                view.page
+                    .filter(|page| self.may_use(page, view.fresh, *floor))
+            })
+        };
+        let event_is_certain = self.trusted
+            || self.cursor.is_vouched(self.lag_bound)
+            || views.iter().any(|view| view.tail.holds(event))
+            || pages().flatten().any(|page| page.holds(event));
+        let was_issued = self.trusted || seen.is_some_and(|seen| position <= seen);
+        let is_any_read = pages().any(|page| page.is_some());
+        let mut reads = Vec::new();
+        let mut sources = Vec::new();
+        for (channel, ((view, page), floor)) in
+            views.iter().zip(pages()).zip(&self.floors).enumerate()
+        {
+            let is_seen = event_is_certain && view.tail.covers(position);
+            match page {
+                _ if is_seen && was_issued => sources.push(None),
+                Some(page) => sources.push(Some(page)),
+                None if is_seen && is_any_read => sources.push(None),
+                None => reads.push((channel, self.cursor.read_from(self.lag_bound).max(*floor))),
+            }
+        }
+        if reads.is_empty() {
+            Ok(sources)
+        } else {
+            Err(reads)
+        }
+    }
+
+    /// Whether a page tells what this step needs of its channel.
+    fn may_use<E: Entry>(&self, page: &HistoryPage<E>, fresh: bool, floor: EventId) -> bool {
+        let position = self.cursor.position();
+        let reaches_back = page.from <= self.cursor.read_from(self.lag_bound).max(floor);
+        let reaches_on = if page.complete {
+            fresh || page.end() >= position
+        } else {
+            page.end() > position
+        };
+        reaches_back && reaches_on
+    }
+
+    fn gaps<E: Entry>(&self, views: &[View<'_, E>], pages: &[Option<&HistoryPage<E>>]) -> Vec<Gap> {
+        if self.trusted {
+            return Vec::new();
+        }
+        let evidence: Vec<_> = pages
+            .iter()
+            .zip(&self.floors)
+            .map(|(page, floor)| {
+                page.map(|page| Evidence {
+                    page,
+                    floor: *floor,
+                })
+            })
+            .collect();
+        let event = self.cursor.event();
+        let event_was_seen = views.iter().any(|view| view.tail.holds(event));
+        judge(self.cursor, event_was_seen, &evidence, self.lag_bound)
+            .into_iter()
+            .zip(pages)
+            .enumerate()
+            .filter_map(|(channel, (reason, page))| {
+                Some(Gap {
+                    channel,
+                    reason: reason?,
+                    after: self.cursor.position(),
+                    oldest: page.and_then(|page| page.oldest).map(|oldest| oldest.id),
+                })
+            })
+            .collect()
+    }
+}
+
+/// Cuts `events` where they exceed `most_bytes`, but for one, and tells whether it did.
+fn cut<E: Entry>(events: &mut Vec<E>, most_bytes: usize) -> bool {
+    let mut bytes = 0;
+    let fits = events
+        .iter()
+        .take_while(|event| {
+            let is_first = bytes == 0;
+            bytes += event.cost_bytes();
+            is_first || bytes <= most_bytes
+        })
+        .count();
+    let is_cut = fits < events.len();
+    events.truncate(fits);
+    is_cut
+}

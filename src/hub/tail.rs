@@ -1,0 +1,149 @@
+//! The recent kept events of a channel, so that most clients that come back cost no read.
+
+use std::collections::VecDeque;
+
+use crate::protocol::{EventId, HistoryPage, Linked};
+
+/// What a tail holds.
+pub(crate) trait Entry: Linked + Clone {
+    /// What it takes, in memory.
+    fn cost_bytes(&self) -> usize;
+}
+
+/// How much one tail may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TailLimits {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+}
+
+/// The newest kept events of one channel, without a hole.
+#[derive(Debug)]
+pub(crate) struct Tail<E> {
+    /// Every event of the channel after this id stands in `events`. `None`: since when events
+    /// arrive is not known, so nothing is kept.
+    complete_after: Option<EventId>,
+    /// The event just before those, where it is known.
+    before: Option<EventId>,
+    events: VecDeque<E>,
+    bytes: usize,
+}
+
+impl<E> Default for Tail<E> {
+    fn default() -> Self {
+        Self {
+            complete_after: None,
+            before: None,
+            events: VecDeque::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<E: Entry> Tail<E> {
+    /// From now on every event after `position` is appended. Without effect on a tail that knows
+    /// of an earlier beginning.
+    pub(crate) fn start(&mut self, position: EventId) {
+        self.complete_after.get_or_insert(position);
+    }
+
+    /// Begins anew: what was before `position` may have holes.
+    pub(crate) fn restart(&mut self, position: EventId) {
+        *self = Self {
+            complete_after: self.complete_after.map(|_| position),
+            ..Self::default()
+        };
+    }
+
+    /// Takes the next event of the channel; one that it has already is ignored.
+    pub(crate) fn append(&mut self, event: E, limits: TailLimits) {
+        let link = event.link();
+        let is_known = self
+            .events
+            .back()
+            .is_some_and(|newest| link.id <= newest.link().id);
+        let Some(complete_after) = self.complete_after else {
+            return;
+        };
+        if is_known || link.id <= complete_after {
+            return;
+        }
+        if self.events.is_empty() {
+            self.before = Some(link.prev);
+        }
+        self.bytes += event.cost_bytes();
+        self.events.push_back(event);
+        self.trim(limits);
+    }
+
+    /// Takes what a read of the history tells about the time before the tail, if both meet.
+    pub(crate) fn extend(&mut self, page: &HistoryPage<E>, limits: TailLimits) {
+        let Some(complete_after) = self.complete_after else {
+            return;
+        };
+        // A history that began anew (`prev` is 0-0) says nothing of what was before it.
+        let (begin, before) = match page.events.first().map(Linked::link) {
+            Some(first) if first.prev > EventId::ZERO => (first.prev, Some(first.prev)),
+            Some(first) => (first.id.pred(), None),
+            None if page.oldest.is_some() => (page.from, None),
+            None => return,
+        };
+        let meets = page.complete && page.end() >= complete_after;
+        if !meets || begin >= complete_after {
+            return;
+        }
+        let newest = page.events.last().map(|event| event.link().id);
+        let mut events: VecDeque<E> = page.events.iter().cloned().collect();
+        events.extend(
+            self.events
+                .drain(..)
+                .filter(|event| newest.is_none_or(|newest| event.link().id > newest)),
+        );
+        self.bytes = events.iter().map(Entry::cost_bytes).sum();
+        self.before = before.or_else(|| events.front().map(|first| first.link().prev));
+        self.events = events;
+        self.complete_after = Some(begin);
+        self.trim(limits);
+    }
+
+    fn trim(&mut self, limits: TailLimits) {
+        while self.events.len() > limits.events || self.bytes > limits.bytes {
+            let Some(oldest) = self.events.pop_front() else {
+                break;
+            };
+            self.bytes -= oldest.cost_bytes();
+            self.complete_after = Some(oldest.link().id);
+            self.before = Some(oldest.link().id);
+        }
+        if self.events.is_empty() {
+            self.events = VecDeque::new();
+        }
+    }
+
+    /// What its events take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it holds every event after `position`.
+    pub(crate) fn covers(&self, position: EventId) -> bool {
+        self.complete_after.is_some_and(|after| after <= position)
+    }
+
+    /// Whether `id` is known to be an event of the channel.
+    pub(crate) fn holds(&self, id: EventId) -> bool {
+        self.before == Some(id)
+            || self
+                .events
+                .binary_search_by(|event| event.link().id.cmp(&id))
+                .is_ok()
+    }
+
+    /// The events after `position`, oldest first.
+    pub(crate) fn after(&self, position: EventId) -> impl Iterator<Item = &E> {
+        let at = self
+            .events
+            .partition_point(|event| event.link().id <= position);
+        self.events.range(at..)
+    }
+}

@@ -1,0 +1,273 @@
+//! What a channel's history says, and what of it proves that a client misses nothing.
+//!
+//! The rules are those of `docs/protocol.md`, section "What is proven". They are explored
+//! exhaustively over small worlds by the tests of the hub: weakening one is caught there.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::cursor::Cursor;
+use super::event::Event;
+use super::id::EventId;
+
+/// An event with its place in the history of its channel.
+#[derive(Clone, Debug)]
+pub struct KeptEvent {
+    /// Its id.
+    pub id: EventId,
+    /// The id before it in its channel; [`EventId::ZERO`] for the first.
+    pub prev: EventId,
+    /// When it was published, in Unix milliseconds by the clock of Redis.
+    pub published_ms: u64,
+    /// What clients get. `None` when it may not be delivered: it still stands in the chain.
+    pub event: Option<Arc<Event>>,
+}
+
+/// How long histories last. A history without new events expires after this time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// After the newest event.
+    pub ttl: Duration,
+    /// What it was before it was raised…
+    pub old_ttl: Duration,
+    /// …at this id.
+    pub ttl_since: EventId,
+}
+
+impl Retention {
+    /// A time that never was another.
+    pub fn constant(ttl: Duration) -> Self {
+        Self {
+            ttl,
+            old_ttl: ttl,
+            ttl_since: EventId::ZERO,
+        }
+    }
+
+    /// How long an event published after `position` is certain to be retained, its history's
+    /// length aside.
+    pub fn after(&self, position: EventId) -> Duration {
+        if position >= self.ttl_since {
+            self.ttl
+        } else {
+            self.ttl.min(self.old_ttl)
+        }
+    }
+}
+
+/// The ids that a primary has issued, for events and probes of all channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Issued {
+    /// The first, as far back as the primary knows.
+    pub epoch: EventId,
+    /// The newest.
+    pub last: EventId,
+}
+
+/// An event's id and the one before it in its channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The event.
+    pub id: EventId,
+    /// The event before.
+    pub prev: EventId,
+}
+
+/// One read of a channel's history, all of it taken at the same moment.
+#[derive(Clone, Debug)]
+pub struct HistoryPage<E> {
+    /// `None`: the primary has never issued an id, or has lost all memory of it.
+    pub issued: Option<Issued>,
+    /// How long events last.
+    pub retention: Retention,
+    /// Redis may remove histories to save memory.
+    pub evictable: bool,
+    /// The oldest event retained.
+    pub oldest: Option<Link>,
+    /// Every event retained from this id on stands in `events`…
+    pub from: EventId,
+    /// …oldest first…
+    pub events: Vec<E>,
+    /// …up to the newest, or only so many of them.
+    pub complete: bool,
+}
+
+/// What has a place in a history.
+pub trait Linked {
+    /// Its own id and the one before it.
+    fn link(&self) -> Link;
+}
+
+impl Linked for Link {
+    fn link(&self) -> Link {
+        *self
+    }
+}
+
+impl Linked for KeptEvent {
+    fn link(&self) -> Link {
+        Link {
+            id: self.id,
+            prev: self.prev,
+        }
+    }
+}
+
+impl<E: Linked> HistoryPage<E> {
+    /// Up to which id the page tells everything, from [`from`](Self::from) on.
+    pub fn end(&self) -> EventId {
+        match (self.complete, self.events.last()) {
+            (false, Some(last)) => last.link().id,
+            _ => self.issued.map_or(self.from, |issued| issued.last),
+        }
+    }
+
+    /// Whether `id` is known to be an event of the channel.
+    pub fn holds(&self, id: EventId) -> bool {
+        self.oldest.is_some_and(|oldest| oldest.prev == id)
+            || self
+                .events
+                .binary_search_by(|event| event.link().id.cmp(&id))
+                .is_ok()
+    }
+
+    fn first_after(&self, position: EventId) -> Option<Link> {
+        let at = self
+            .events
+            .partition_point(|event| event.link().id <= position);
+        self.events.get(at).map(Linked::link)
+    }
+}
+
+/// Why a stretch of a channel cannot be proven complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GapReason {
+    /// The cursor was never issued here.
+    UnknownId,
+    /// What followed the cursor is no longer retained.
+    Expired,
+    /// Redis has lost events that it had: a failover, a flush.
+    Rewound,
+    /// The subscription lost something that could not be read again.
+    Lost,
+    /// The client was slower than its events arrived.
+    Slow,
+}
+
+impl GapReason {
+    /// Every reason, in the order of their discriminants.
+    pub const ALL: [Self; 5] = [
+        Self::UnknownId,
+        Self::Expired,
+        Self::Rewound,
+        Self::Lost,
+        Self::Slow,
+    ];
+
+    /// What clients and metrics call it.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::UnknownId => "unknown_id",
+            Self::Expired => "expired",
+            Self::Rewound => "rewound",
+            Self::Lost => "lost",
+            Self::Slow => "slow",
+        }
+    }
+}
+
+impl fmt::Display for GapReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.label())
+    }
+}
+
+/// What a read says of one channel of a stream.
+#[derive(Debug)]
+pub struct Evidence<'a, E> {
+    /// Read from [`Cursor::read_from`] on, or from the floor where that is later.
+    pub page: &'a HistoryPage<E>,
+    /// What is before it the client never asked for.
+    pub floor: EventId,
+}
+
+/// Judges a cursor: for each channel why it cannot be proven complete, or `None` where it is.
+///
+/// A channel without evidence is one of which this replica has seen every event after the
+/// cursor's position. `event_was_seen`: it has seen the cursor's event in one of the channels.
+pub fn judge<E: Linked>(
+    cursor: Cursor,
+    event_was_seen: bool,
+    channels: &[Option<Evidence<'_, E>>],
+    lag_bound: Duration,
+) -> Vec<Option<GapReason>> {
+    let pages = || channels.iter().flatten().map(|evidence| evidence.page);
+    let everywhere = |reason| vec![Some(reason); channels.len()];
+    if pages().next().is_some() {
+        // The newest read knows best which ids were issued.
+        let newest = pages()
+            .filter_map(|page| page.issued)
+            .map(|issued| issued.last);
+        match newest.max() {
+            None => return everywhere(GapReason::Rewound),
+            Some(last) if cursor.position() > last => return everywhere(GapReason::UnknownId),
+            Some(_) => {}
+        }
+        let is_older =
+            |issued: Option<Issued>| issued.is_none_or(|issued| cursor.position() < issued.epoch);
+        if pages().any(|page| is_older(page.issued)) {
+            return everywhere(GapReason::Rewound);
+        }
+    }
+    let event_is_certain = event_was_seen
+        || cursor.is_vouched(lag_bound)
+        || pages().any(|page| page.holds(cursor.event()));
+    channels
+        .iter()
+        .map(|evidence| match evidence {
+            Some(Evidence { page, floor }) if event_is_certain => {
+                incomplete(page, cursor.position().max(floor.pred()))
+            }
+            Some(Evidence { page, .. }) => Some(lost_event(page, cursor)),
+            None if event_is_certain => None,
+            None => Some(GapReason::Rewound),
+        })
+        .collect()
+}
+
+/// Why a history does not prove that it holds everything after `position`.
+fn incomplete<E: Linked>(page: &HistoryPage<E>, position: EventId) -> Option<GapReason> {
+    let first = match (page.oldest, page.first_after(position)) {
+        // The newest event of a history is never trimmed: nothing came after the position.
+        (Some(_), None) => return None,
+        (_, first) => first,
+    };
+    match first {
+        Some(first) if first.prev > position => Some(GapReason::Expired),
+        Some(first) if first.prev > EventId::ZERO => None,
+        // The history began anew, or is not there: an earlier one may have held something.
+        _ => {
+            let age = page.issued.map(|issued| issued.last.since(position));
+            let is_young = age.is_some_and(|age| age < page.retention.after(position));
+            (page.evictable || !is_young).then_some(GapReason::Expired)
+        }
+    }
+}
+
+/// Why the event of a cursor is in none of the histories.
+fn lost_event<E: Linked>(page: &HistoryPage<E>, cursor: Cursor) -> GapReason {
+    match page.oldest {
+        Some(oldest) if oldest.id > cursor.event() => GapReason::Expired,
+        Some(_) => GapReason::Rewound,
+        None => {
+            let age = page.issued.map(|issued| issued.last.since(cursor.event()));
+            let was_retained = age.is_some_and(|age| age < page.retention.after(cursor.event()));
+            if was_retained && !page.evictable {
+                GapReason::Rewound
+            } else {
+                GapReason::Expired
+            }
+        }
+    }
+}
