@@ -17,7 +17,9 @@ use crate::admin::{self, AdminState};
 use crate::bus::Bus;
 use crate::config::{BusConfig, Config};
 use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
-use crate::hub::{Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats};
+use crate::hub::{
+    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
+};
 use crate::telemetry::Metrics;
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
@@ -148,6 +150,7 @@ impl App {
                 listener,
                 inbox,
                 interest: bus.interest.clone(),
+                history: bus.history.clone(),
                 edge: (router.clone(), Arc::clone(&limit)),
                 settings: config.hub_settings(),
                 stats,
@@ -276,6 +279,7 @@ struct Shard {
     listener: std::net::TcpListener,
     inbox: Inbox,
     interest: mpsc::Sender<InterestUpdate>,
+    history: mpsc::Sender<HistoryRequest>,
     edge: (axum::Router, Arc<ConnectionLimit>),
     settings: crate::hub::HubSettings,
     stats: Arc<ShardStats>,
@@ -288,7 +292,7 @@ impl Shard {
             .enable_all()
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
-            let hub = Hub::new(self.settings, self.stats);
+            let hub = Hub::new(self.settings, self.stats, self.history);
             let (router, limit) = self.edge;
             let edge = Edge::new(hub.clone(), router, limit);
             let hub_task = tokio::task::spawn_local(hub.clone().run(self.inbox));

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::routing::{Routing, Wish};
 use super::{BusHealth, PublishError, Publisher};
-use crate::hub::{BusEvent, InterestUpdate};
+use crate::hub::{BusEvent, InterestUpdate, Item};
 use crate::protocol::{ChannelName, Event};
 use crate::telemetry::{BusMetrics, DropReason};
 
@@ -28,7 +28,7 @@ impl EmbeddedPublisher {
         channel: &ChannelName,
         event: Event,
     ) -> Result<(), PublishError> {
-        let event = BusEvent::new(channel.clone(), event);
+        let event = BusEvent::live(channel.clone(), event);
         match timeout(PUBLISH_DEADLINE, self.0.send(event)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(PublishError("the gateway is stopping".into())),
@@ -71,13 +71,13 @@ async fn run(
                     })
                     .collect();
                 if !active.is_empty() {
-                    routing.tell_one_active(active, shard).await;
+                    routing.tell_one_active(active, None, shard).await;
                 }
             }
             _ = published.recv_many(&mut events, PUBLISH_QUEUE) => {
                 for event in events.drain(..) {
                     metrics.live_received.inc();
-                    if event.event.audience().is_some() {
+                    if matches!(&event.item, Item::Live(event) if event.audience().is_some()) {
                         metrics.dropped(DropReason::NoAudience).inc();
                     } else {
                         routing.route(event).await;

@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
-use crate::hub::{InterestUpdate, ShardMessage};
+use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
 use crate::protocol::{ChannelName, Event};
 use crate::telemetry::BusMetrics;
 
@@ -23,6 +23,10 @@ pub use redis::publish_once;
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
 /// what changes meanwhile, so this many shards never wait for one another.
 const INTEREST_QUEUE: usize = 256;
+
+/// Requests for history that may wait for the bus. A shard has at most one under way for each
+/// channel; beyond this number they wait at the shard.
+const HISTORY_QUEUE: usize = 256;
 
 /// Whether events arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,6 +68,8 @@ impl Publisher {
 pub struct Bus {
     /// Takes the shards' interest.
     pub interest: mpsc::Sender<InterestUpdate>,
+    /// Takes the shards' requests for history.
+    pub history: mpsc::Sender<HistoryRequest>,
     /// Publishes for the HTTP edge.
     pub publisher: Publisher,
     /// Whether events arrive.
@@ -82,6 +88,7 @@ impl Bus {
         metrics: BusMetrics,
     ) -> Result<Self, ::redis::RedisError> {
         let (interest, updates) = mpsc::channel(INTEREST_QUEUE);
+        let (history, _requests) = mpsc::channel(HISTORY_QUEUE);
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
         let (publisher, health) = match &config.bus {
             BusConfig::Embedded => embedded::start(control, routing, updates, metrics),
@@ -89,6 +96,7 @@ impl Bus {
         };
         Ok(Self {
             interest,
+            history,
             publisher,
             health,
         })

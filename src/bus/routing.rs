@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use crate::hub::{BusEvent, Generation, InterestUpdate, News, ShardId, ShardMessage};
-use crate::protocol::ChannelName;
+use crate::protocol::{ChannelName, EventId};
 
 /// The shards' wishes, and their queues.
 pub(super) struct Routing {
@@ -101,7 +101,7 @@ impl Routing {
     }
 
     /// Tells every shard that wants them that these channels are active.
-    pub(super) async fn tell_active(&self, names: &[ChannelName]) {
+    pub(super) async fn tell_active(&self, names: &[ChannelName], position: Option<EventId>) {
         let mut by_shard: Vec<Vec<(ChannelName, Generation)>> = vec![Vec::new(); self.shards.len()];
         for name in names {
             for (shard, generation) in self.holders.get(name).into_iter().flatten() {
@@ -112,15 +112,31 @@ impl Routing {
         }
         for (shard, active) in self.shards.iter().zip(by_shard) {
             if !active.is_empty() {
-                shard.tell(News::Active(active)).await;
+                let news = News::Active {
+                    channels: active,
+                    position,
+                };
+                shard.tell(news).await;
             }
         }
     }
 
-    /// Tells one shard that a channel it asked for is active.
-    pub(super) async fn tell_one_active(&self, names: Vec<(ChannelName, Generation)>, to: ShardId) {
+    /// Tells one shard that channels it asked for are active.
+    pub(super) async fn tell_one_active(
+        &self,
+        channels: Vec<(ChannelName, Generation)>,
+        position: Option<EventId>,
+        to: ShardId,
+    ) {
         if let Some(shard) = self.shards.get(to) {
-            shard.tell(News::Active(names)).await;
+            shard.tell(News::Active { channels, position }).await;
+        }
+    }
+
+    /// Tells every shard up to which id everything was seen.
+    pub(super) async fn tell_position(&self, position: EventId) {
+        for shard in &self.shards {
+            shard.tell(News::Position(position)).await;
         }
     }
 

@@ -23,6 +23,10 @@ pub use environment::unknown_variables;
 pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings};
 
+/// What the recent kept events of all channels may take, in all shards together: most clients
+/// that come back find what they missed there.
+const TAIL_BYTES: usize = 64 << 20;
+
 /// Where events come from.
 #[derive(Clone, Debug)]
 pub enum BusConfig {
@@ -142,6 +146,8 @@ impl Config {
             retry: self.retry,
             client_buffer_bytes: self.client_buffer_bytes,
             slow_client: self.slow_client,
+            lag_bound: Duration::from_secs(60),
+            tail_bytes: TAIL_BYTES / self.shards,
         }
     }
 }

@@ -7,10 +7,10 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::BusEvent;
 use super::mailbox::Parcel;
 use super::shard::Hub;
 use super::subscriber::ChannelKey;
+use super::{BusEvent, Item};
 use crate::protocol::Framing;
 
 /// The events of one channel in this round, encoded one behind the other.
@@ -75,6 +75,9 @@ impl Hub {
                 break;
             };
             cost_bytes += event.cost_bytes();
+            let Item::Live(live) = &event.item else {
+                continue;
+            };
             let Some(key) = channels.key_of(&event.channel) else {
                 continue;
             };
@@ -94,7 +97,7 @@ impl Hub {
                 continue;
             };
             let start = lot.bytes.len();
-            let payload = event.event.append_chunk(&mut lot.bytes);
+            let payload = live.append_chunk(&mut lot.bytes);
             lot.events += 1;
             pushes += channel.event_members.len();
             if !channel.event_members.is_empty() {

@@ -21,9 +21,9 @@ pub(crate) mod tail;
 
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::protocol::{ChannelName, Event};
+use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
 
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
@@ -49,8 +49,15 @@ pub enum ShardMessage {
 /// News for a shard.
 #[derive(Clone, Debug)]
 pub enum News {
-    /// From here on every event of these channels arrives, if the generation still holds.
-    Active(Vec<(ChannelName, Generation)>),
+    /// Every event of these channels after `position` arrives, if the generation still holds.
+    Active {
+        /// The channels, and which interest in them is meant.
+        channels: Vec<(ChannelName, Generation)>,
+        /// The newest id up to which this replica has seen everything, where ids are known.
+        position: Option<EventId>,
+    },
+    /// Everything up to this id has been seen, and what concerned this shard was sent to it.
+    Position(EventId),
     /// The bus is lost: events of any channel may be missing from here on.
     Lost,
     /// Close every stream, spread evenly over this time.
@@ -60,23 +67,72 @@ pub enum News {
 /// What an event takes beside its encoded bytes: its own fields, and its place in queues.
 const EVENT_OVERHEAD_BYTES: usize = 160;
 
-/// An event and the channel it was published to.
+/// Something for the clients of a channel.
 #[derive(Clone, Debug)]
 pub struct BusEvent {
     /// The channel, without the Redis prefix.
     pub channel: ChannelName,
-    /// The event, checked.
-    pub event: Arc<Event>,
+    /// What happened there.
+    pub item: Item,
     cost_bytes: usize,
 }
 
+/// What clients of a channel are told.
+#[derive(Clone, Debug)]
+pub enum Item {
+    /// An event that is in no history.
+    Live(Arc<Event>),
+    /// An event of the channel's history; the ids of a channel only grow.
+    Kept {
+        /// The event and its place.
+        event: KeptEvent,
+        /// It was recovered after later events of other channels had been sent.
+        late: bool,
+    },
+    /// Something is missing here.
+    Gap(GapNotice),
+}
+
+/// A stretch of a channel that cannot be proven complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GapNotice {
+    /// Why.
+    pub reason: GapReason,
+    /// The newest that is certain.
+    pub after: Option<EventId>,
+    /// The oldest kept event that is still there.
+    pub oldest: Option<EventId>,
+    /// Where a client is that was told: just below the next kept event. `None` where only live
+    /// events are missing.
+    pub id: Option<EventId>,
+}
+
 impl BusEvent {
-    /// An event on its way to the shards.
-    pub fn new(channel: ChannelName, event: Event) -> Self {
+    /// A live event on its way to the shards.
+    pub fn live(channel: ChannelName, event: Event) -> Self {
         Self {
             channel,
             cost_bytes: event.payload_len() + EVENT_OVERHEAD_BYTES,
-            event: Arc::new(event),
+            item: Item::Live(Arc::new(event)),
+        }
+    }
+
+    /// A kept event on its way to the shards.
+    pub fn kept(channel: ChannelName, event: KeptEvent, late: bool) -> Self {
+        let payload_bytes = event.event.as_ref().map_or(0, |event| event.payload_len());
+        Self {
+            channel,
+            cost_bytes: payload_bytes + EVENT_OVERHEAD_BYTES,
+            item: Item::Kept { event, late },
+        }
+    }
+
+    /// A gap, in order with the events around it.
+    pub fn gap(channel: ChannelName, notice: GapNotice) -> Self {
+        Self {
+            channel,
+            cost_bytes: EVENT_OVERHEAD_BYTES,
+            item: Item::Gap(notice),
         }
     }
 
@@ -85,6 +141,42 @@ impl BusEvent {
     pub fn cost_bytes(&self) -> usize {
         self.cost_bytes
     }
+}
+
+/// A shard asks for a part of a channel's history.
+#[derive(Debug)]
+pub struct HistoryRequest {
+    /// Whose history.
+    pub channel: ChannelName,
+    /// Which part.
+    pub read: HistoryRead,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<Arc<HistoryPage<KeptEvent>>, HistoryError>>,
+}
+
+/// A part of a channel's history.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum HistoryRead {
+    /// From this id on, and up to so many events before it.
+    From {
+        /// The id, inclusive.
+        id: EventId,
+        /// How many events before it.
+        preceding: u32,
+    },
+    /// The newest so many.
+    Newest(u32),
+}
+
+/// Why a history was not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum HistoryError {
+    /// Not now; worth another try.
+    #[error("the history cannot be read now: {0}")]
+    Unavailable(String),
+    /// There are no kept events here: Redis does not have the function, or may not have it.
+    #[error("there are no kept events here")]
+    Unsupported,
 }
 
 /// The receiving end of a shard's queue.
@@ -101,6 +193,10 @@ pub struct HubSettings {
     pub client_buffer_bytes: usize,
     /// What happens to a client whose mailbox is full.
     pub slow_client: SlowClientPolicy,
+    /// How far a replica of Redis may be behind its primary: what is older survives a failover.
+    pub lag_bound: std::time::Duration,
+    /// What the recent kept events of this shard's channels may take.
+    pub tail_bytes: usize,
 }
 
 impl HubSettings {

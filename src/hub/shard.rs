@@ -15,8 +15,8 @@ use super::mailbox::{CloseReason, Parcel, Pushed};
 use super::subscriber::Subscriber;
 use super::subscription::{Interest, NotOpened, Subscription};
 use super::{
-    BusEvent, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId, ShardMessage,
-    ShardStats,
+    BusEvent, HistoryRequest, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId,
+    ShardMessage, ShardStats,
 };
 use crate::protocol::{ChannelName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, retry_block};
 
@@ -28,7 +28,9 @@ const DRAIN_STEP: Duration = Duration::from_millis(20);
 
 /// Everything a shard's connections share. Used by one thread only.
 pub struct Hub {
-    settings: HubSettings,
+    pub(super) settings: HubSettings,
+    /// Reads of history are asked for here.
+    pub(super) history: mpsc::Sender<HistoryRequest>,
     pub(super) stats: Arc<ShardStats>,
     pub(super) channels: RefCell<Channels>,
     heartbeats: RefCell<HeartbeatWheel>,
@@ -41,9 +43,14 @@ pub struct Hub {
 
 impl Hub {
     /// An empty hub.
-    pub fn new(settings: HubSettings, stats: Arc<ShardStats>) -> Rc<Self> {
+    pub fn new(
+        settings: HubSettings,
+        stats: Arc<ShardStats>,
+        history: mpsc::Sender<HistoryRequest>,
+    ) -> Rc<Self> {
         Rc::new(Self {
             settings,
+            history,
             stats,
             channels: RefCell::default(),
             heartbeats: RefCell::new(HeartbeatWheel::new()),
@@ -161,7 +168,10 @@ impl Hub {
 
     fn handle(self: &Rc<Self>, news: News) {
         match news {
-            News::Active(active) => {
+            News::Position(_) => {}
+            News::Active {
+                channels: active, ..
+            } => {
                 let mut channels = self.channels.borrow_mut();
                 for (name, generation) in active {
                     channels.activate(&name, generation);

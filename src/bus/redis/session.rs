@@ -246,7 +246,10 @@ impl<'a> Session<'a> {
             }
         }
         if !active.is_empty() {
-            self.state.routing.tell_one_active(active, shard).await;
+            self.state
+                .routing
+                .tell_one_active(active, None, shard)
+                .await;
         }
     }
 
@@ -342,7 +345,7 @@ impl<'a> Session<'a> {
         }
         if verb == Verb::Subscribe {
             self.unsettled_at_start = self.unsettled_at_start.saturating_sub(channels.len());
-            self.state.routing.tell_active(&channels).await;
+            self.state.routing.tell_active(&channels, None).await;
         }
         Ok(())
     }
@@ -420,7 +423,7 @@ impl<'a> Session<'a> {
                     state.metrics.dropped(DropReason::NoAudience).inc();
                 }
                 Ok(event) => {
-                    state.routing.route(BusEvent::new(channel, event)).await;
+                    state.routing.route(BusEvent::live(channel, event)).await;
                 }
                 Err(fault) => state.note_dropped(&channel, &fault),
             }
