@@ -6,6 +6,7 @@
 mod channel;
 mod envelope;
 mod event;
+mod frame;
 mod id;
 mod pattern;
 mod retry;
@@ -16,6 +17,7 @@ pub use event::{
     Event, EventFault, EventName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, LAST_CHUNK,
     MAX_EVENT_NAME_BYTES, MAX_RETRY, retry_block,
 };
+pub use frame::{Frame, FrameFault, KeptFrame, decode_frame, is_frame};
 pub use id::{EventId, InvalidEventId};
 pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;
