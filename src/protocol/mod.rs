@@ -7,6 +7,7 @@ mod channel;
 mod cursor;
 mod envelope;
 mod event;
+mod frame;
 mod history;
 mod id;
 mod pattern;
@@ -19,6 +20,7 @@ pub use event::{
     Event, EventFault, EventName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, LAST_CHUNK,
     MAX_EVENT_NAME_BYTES, MAX_RETRY, retry_block,
 };
+pub use frame::{Frame, FrameFault, KeptFrame, decode_frame, is_frame};
 pub use history::{
     Evidence, GapReason, HistoryPage, Issued, KeptEvent, Link, Linked, Retention, judge,
 };
