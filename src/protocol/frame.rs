@@ -11,7 +11,7 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 
 use super::envelope::EnvelopeFault;
 use super::event::{Event, EventFault};
@@ -83,7 +83,7 @@ pub fn is_frame(payload: &[u8]) -> bool {
 /// # Errors
 /// When it is no frame, or not one of this version. What is wrong with an event's fields alone is
 /// told in [`KeptFrame::event`].
-pub fn decode_frame(payload: Bytes, max_event_bytes: usize) -> Result<Frame, FrameFault> {
+pub fn decode_frame(mut payload: Bytes, max_event_bytes: usize) -> Result<Frame, FrameFault> {
     let [MARK, version, kind, text @ ..] = &payload[..] else {
         return Err(FrameFault::Header);
     };
@@ -96,17 +96,15 @@ pub fn decode_frame(payload: Bytes, max_event_bytes: usize) -> Result<Frame, Fra
     }
     let within = text.get(..MAX_HEADER_BYTES).unwrap_or(text);
     let length = memchr::memchr(b'\n', within).ok_or(FrameFault::Header)?;
-    let header = within
-        .get(..length)
-        .and_then(|header| std::str::from_utf8(header).ok())
-        .ok_or(FrameFault::Header)?;
-    // The mark, the version, the kind; the line's end.
-    let body = payload.slice(3 + length + 1..);
+    // Behind the mark, the version and the kind.
+    let header = payload.split_to(3 + length).split_off(3);
+    payload.advance(1);
+    let header = std::str::from_utf8(&header).map_err(|_| FrameFault::Header)?;
     let fields = Fields(header.split(' '));
     if kind == b'e' {
-        decode_event(fields, body, max_event_bytes).map(Frame::Event)
+        decode_event(fields, payload, max_event_bytes).map(Frame::Event)
     } else {
-        decode_probe(fields, &body)
+        decode_probe(fields, &payload)
     }
 }
 

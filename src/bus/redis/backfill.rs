@@ -75,7 +75,7 @@ impl Recovery {
 }
 
 /// What is known when a connection is about to be served.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Started {
     /// Everything up to this id was read; what is newer arrives. `None`: there are no ids.
     pub(super) bound: Option<EventId>,

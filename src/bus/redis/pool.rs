@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use deadpool_redis::{Connection, Manager, Pool, PoolConfig, Runtime, Timeouts};
-use redis::{AsyncConnectionConfig, ErrorKind, ProtocolVersion, RedisError};
+use redis::{ErrorKind, ProtocolVersion, RedisError};
 
-use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_info};
+use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_config, connection_info};
 use crate::config::RedisUrl;
 
 /// A command takes a fraction of a millisecond, so this many connections serve thousands of
@@ -14,12 +14,6 @@ pub(super) const POOL_SIZE: usize = 8;
 
 /// The longest wait for a connection.
 pub(super) const POOL_PATIENCE: Duration = Duration::from_secs(5);
-
-pub(super) fn connection_config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_DEADLINE))
-        .set_response_timeout(Some(COMMAND_DEADLINE))
-}
 
 /// Connections for commands, to be used on the control runtime only.
 #[derive(Clone)]

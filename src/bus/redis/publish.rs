@@ -4,9 +4,9 @@ use redis::{Cmd, ProtocolVersion, RedisError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::connect::connection_info;
+use super::connect::{connection_config, connection_info};
 use super::functions::{Refusal, call, refusal};
-use super::pool::{CommandPool, POOL_PATIENCE, connection_config};
+use super::pool::{CommandPool, POOL_PATIENCE};
 use crate::bus::{KeepOptions, PublishError};
 use crate::config::RedisUrl;
 use crate::protocol::{ChannelName, Event, EventId, encode};
