@@ -72,7 +72,7 @@ impl SubscriberState {
     /// # Errors
     /// When it shows that this Redis is a replica.
     pub(super) fn note_library(&mut self, library: Library) -> Result<(), SessionEnd> {
-        if matches!(&library, Library::Unavailable(reason) if reason.contains("READONLY")) {
+        if matches!(&library, Library::Unavailable(reason) if reason.contains("connected to a replica")) {
             return Err(SessionEnd::Replica);
         }
         match self.keeping.note(library) {
