@@ -206,7 +206,14 @@ impl Hub {
 
     fn handle(self: &Rc<Self>, news: News) {
         match news {
-            News::Position(position) => self.positions.borrow_mut().note(position),
+            News::Position(position) => {
+                let mut positions = self.positions.borrow_mut();
+                if positions.newest().is_none() {
+                    // Ids came into being while channels were active.
+                    self.channels.borrow_mut().start_tails(position);
+                }
+                positions.note(position);
+            }
             News::Active {
                 channels: active,
                 position,
