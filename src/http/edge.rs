@@ -16,9 +16,8 @@ use super::answer::{BUSY_HEADER, busy};
 use super::cut_off;
 use super::error::Problem;
 use super::stream::EdgeBody;
-use super::subscribe::StreamRequest;
 use super::takeover::{Handoff, StreamHead};
-use crate::hub::{Hub, NotOpened};
+use crate::hub::{Hub, NotOpened, StreamRequest};
 use crate::protocol::Framing;
 
 /// How long a stream waits for its channels while the bus is away.
@@ -143,7 +142,7 @@ impl Edge {
         };
         let subscription = self
             .hub
-            .subscribe(&stream.channels, framing, first, SUBSCRIBE_PATIENCE)
+            .subscribe(stream, framing, first, SUBSCRIBE_PATIENCE)
             .await;
         match subscription {
             Ok(subscription) => Ok(OpenStream::new(subscription, permit)),

@@ -6,9 +6,12 @@ use std::rc::Rc;
 use slab::Slab;
 use tokio::time::{Duration, Instant};
 
+use super::encoded::EncodedEvent;
+use super::history::Reads;
 use super::interest::Generation;
-use super::subscriber::{ChannelKey, Membership, Subscriber};
-use crate::protocol::{ChannelName, Framing};
+use super::subscriber::{ChannelKey, Member, Membership, Subscriber};
+use super::tail::{Tail, TailLimits};
+use crate::protocol::{ChannelName, EventId, Framing, HistoryPage};
 
 /// How long a channel that nobody wants any more stays subscribed: a reloaded page finds it
 /// still active. Short, so that what Redis sends is what clients want.
@@ -18,10 +21,17 @@ const LINGER: Duration = Duration::from_millis(500);
 /// clients that come and go cannot pile them up.
 const MOST_LINGERING: usize = 16 * 1024;
 
+/// What the tail of one channel may hold: the whole of a history of usual length, and as much
+/// as one read of a longer one returns.
+const TAIL: TailLimits = TailLimits {
+    events: 1024,
+    bytes: 1 << 20,
+};
+
 /// One channel that somebody wants, or wanted a moment ago.
 pub(super) struct Channel {
-    name: ChannelName,
-    generation: Generation,
+    pub(super) name: ChannelName,
+    pub(super) generation: Generation,
     /// Every event published to the channel arrives here.
     active: bool,
     /// Subscriptions on the channel, those still waiting for it included.
@@ -32,20 +42,30 @@ pub(super) struct Channel {
     pub(super) batch_members: Vec<Rc<Subscriber>>,
     /// Connections that take events one by one: on several channels, or not framed in chunks.
     pub(super) event_members: Vec<Rc<Subscriber>>,
+    /// Connections that still get their kept events from a replay.
+    pub(super) replaying_members: Vec<Rc<Subscriber>>,
+    /// The newest kept events.
+    pub(super) tail: Tail<EncodedEvent>,
+    /// The newest kept event that came.
+    pub(super) newest: EventId,
+    /// Reads of its history that are waited for.
+    pub(super) reads: Option<Box<Reads>>,
     /// The channel's place in the round of fan-out under way.
     pub(super) lot: Option<usize>,
 }
 
 impl Channel {
     pub(super) fn has_members(&self) -> bool {
-        !(self.batch_members.is_empty() && self.event_members.is_empty())
+        !(self.batch_members.is_empty()
+            && self.event_members.is_empty()
+            && self.replaying_members.is_empty())
     }
 
-    fn members(&mut self, by_batch: bool) -> &mut Vec<Rc<Subscriber>> {
-        if by_batch {
-            &mut self.batch_members
-        } else {
-            &mut self.event_members
+    fn members(&mut self, member: Member) -> &mut Vec<Rc<Subscriber>> {
+        match member {
+            Member::ByBatch => &mut self.batch_members,
+            Member::ByEvent => &mut self.event_members,
+            Member::Replaying => &mut self.replaying_members,
         }
     }
 }
@@ -67,9 +87,20 @@ pub(super) struct Channels {
     /// Channels whose interest the bus has not been told of, and whether it knows an earlier one.
     /// At most one entry for each channel here or known to the bus.
     untold: HashMap<ChannelName, bool>,
+    /// What all tails take.
+    tail_bytes: usize,
+    most_tail_bytes: usize,
 }
 
 impl Channels {
+    /// No channels yet; their tails may take so much together.
+    pub(super) fn new(most_tail_bytes: usize) -> Self {
+        Self {
+            most_tail_bytes,
+            ..Self::default()
+        }
+    }
+
     /// How many there are, lingering ones included.
     pub(super) fn len(&self) -> usize {
         self.channels.len()
@@ -95,6 +126,10 @@ impl Channels {
             lingers_until: None,
             batch_members: Vec::new(),
             event_members: Vec::new(),
+            replaying_members: Vec::new(),
+            tail: Tail::default(),
+            newest: EventId::ZERO,
+            reads: None,
             lot: None,
         });
         self.keys.insert(name.clone(), key);
@@ -153,6 +188,7 @@ impl Channels {
             return;
         };
         self.keys.remove(&channel.name);
+        self.tail_bytes -= channel.tail.bytes();
         match self.untold.get(&channel.name) {
             // Come and gone unnoticed.
             Some(false) => {
@@ -185,13 +221,67 @@ impl Channels {
         !self.untold.is_empty()
     }
 
-    /// Marks a channel active, if it still is the one the bus speaks of.
-    pub(super) fn activate(&mut self, name: &str, generation: Generation) {
+    /// Marks a channel active, if it still is the one the bus speaks of. Every kept event after
+    /// `position` comes.
+    pub(super) fn activate(
+        &mut self,
+        name: &str,
+        generation: Generation,
+        position: Option<EventId>,
+    ) {
         if let Some(channel) = self.get_mut(name)
             && channel.generation == generation
         {
             channel.active = true;
+            if let Some(position) = position {
+                channel.tail.start(position);
+            }
         }
+    }
+
+    /// Every kept event of the active channels after `position` comes.
+    pub(super) fn start_tails(&mut self, position: EventId) {
+        for (_, channel) in &mut self.channels {
+            if channel.active {
+                channel.tail.start(position);
+            }
+        }
+    }
+
+    /// Changes a channel's tail within its bounds.
+    fn change_tail(
+        &mut self,
+        key: ChannelKey,
+        change: impl FnOnce(&mut Tail<EncodedEvent>, TailLimits),
+    ) {
+        let Some(channel) = self.channels.get_mut(key) else {
+            return;
+        };
+        let others = self.tail_bytes - channel.tail.bytes();
+        let room = self.most_tail_bytes.saturating_sub(others);
+        change(
+            &mut channel.tail,
+            TailLimits {
+                bytes: room.min(TAIL.bytes),
+                ..TAIL
+            },
+        );
+        self.tail_bytes = others + channel.tail.bytes();
+    }
+
+    /// Appends a kept event that came.
+    pub(super) fn append_to_tail(&mut self, key: ChannelKey, event: EncodedEvent) {
+        self.change_tail(key, |tail, limits| tail.append(event, limits));
+    }
+
+    /// Takes note of a read of the channel's history.
+    pub(super) fn extend_tail(&mut self, key: ChannelKey, page: &HistoryPage<EncodedEvent>) {
+        self.change_tail(key, |tail, limits| tail.extend(page, limits));
+    }
+
+    /// Forgets the tail: kept events before `position` may be missing from it.
+    pub(super) fn restart_tail(&mut self, key: ChannelKey, position: EventId) {
+        self.change_tail(key, |tail, _| tail.restart(position));
     }
 
     /// Marks every channel as not active: the bus is lost.
@@ -219,13 +309,30 @@ impl Channels {
         self.keys.get(name).copied()
     }
 
+    pub(super) fn get(&self, key: ChannelKey) -> Option<&Channel> {
+        self.channels.get(key)
+    }
+
     /// Puts a subscriber on channels it holds: their events reach it from here on.
     pub(super) fn attach(&mut self, subscriber: &Rc<Subscriber>, keys: &[ChannelKey]) {
-        let by_batch = keys.len() == 1 && subscriber.framing == Framing::Chunked;
+        let member = if keys.len() == 1 && subscriber.framing == Framing::Chunked {
+            Member::ByBatch
+        } else {
+            Member::ByEvent
+        };
+        self.attach_as(member, subscriber, keys);
+    }
+
+    /// Puts a subscriber on channels it holds, as one that replays their history.
+    pub(super) fn attach_replaying(&mut self, subscriber: &Rc<Subscriber>, keys: &[ChannelKey]) {
+        self.attach_as(Member::Replaying, subscriber, keys);
+    }
+
+    fn attach_as(&mut self, member: Member, subscriber: &Rc<Subscriber>, keys: &[ChannelKey]) {
         let mut memberships = Vec::with_capacity(keys.len());
         for &key in keys {
             if let Some(channel) = self.channels.get_mut(key) {
-                let members = channel.members(by_batch);
+                let members = channel.members(member);
                 memberships.push(Membership {
                     key,
                     position: members.len(),
@@ -233,18 +340,18 @@ impl Channels {
                 members.push(Rc::clone(subscriber));
             }
         }
-        subscriber.by_batch.set(by_batch);
+        subscriber.member.set(member);
         subscriber.memberships.replace(memberships);
     }
 
     /// Takes a subscriber off its channels.
     pub(super) fn detach(&mut self, subscriber: &Subscriber) {
-        let by_batch = subscriber.by_batch.get();
+        let member = subscriber.member.get();
         for Membership { key, position } in subscriber.memberships.take() {
             let Some(channel) = self.channels.get_mut(key) else {
                 continue;
             };
-            let members = channel.members(by_batch);
+            let members = channel.members(member);
             if position >= members.len() {
                 continue;
             }
@@ -257,6 +364,16 @@ impl Channels {
                 members.shrink_to(members.len() * 2);
             }
         }
+    }
+
+    /// The newest kept event that came on a subscriber's channels.
+    pub(super) fn newest_of(&self, subscriber: &Subscriber) -> EventId {
+        let memberships = subscriber.memberships.borrow();
+        let newest = memberships
+            .iter()
+            .filter_map(|membership| self.channels.get(membership.key))
+            .map(|channel| channel.newest);
+        newest.max().unwrap_or_default()
     }
 }
 
@@ -305,10 +422,10 @@ mod tests {
         channels.release(key, now);
         channels.expire(now + LINGER);
         let key = channels.acquire(&name("a"));
-        channels.activate("a", earlier);
+        channels.activate("a", earlier, None);
         assert!(!channels.all_active(&[key]));
         let later = channels.take_changes()[0].1.unwrap();
-        channels.activate("a", later);
+        channels.activate("a", later, None);
         assert!(channels.all_active(&[key]));
         channels.deactivate_all();
         assert!(!channels.all_active(&[key]));

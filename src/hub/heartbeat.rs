@@ -59,9 +59,10 @@ impl HeartbeatWheel {
             .and_then(|slot| self.slots.get_mut(slot))
     }
 
-    /// Moves on by one tick and hands every stream that has been silent for the interval to
-    /// `beat`. Streams that are gone are forgotten.
-    pub(super) fn advance(&mut self, mut beat: impl FnMut(&Subscriber)) {
+    /// Moves on by one tick and hands the streams whose turn it is to `visit`, and whether they
+    /// have been silent for the interval. Every stream has its turn at least once an interval.
+    /// Streams that are gone are forgotten.
+    pub(super) fn advance(&mut self, mut visit: impl FnMut(&Subscriber, bool)) {
         self.now += 1;
         let due_now = self.slot(self.now).map(std::mem::take).unwrap_or_default();
         for weak in due_now {
@@ -69,8 +70,9 @@ impl HeartbeatWheel {
                 continue;
             };
             let mut due = subscriber.last_push.get() + TICKS_PER_INTERVAL;
-            if due <= self.now {
-                beat(&subscriber);
+            let is_silent = due <= self.now;
+            visit(&subscriber, is_silent);
+            if is_silent {
                 subscriber.last_push.set(self.now);
                 due = self.now + TICKS_PER_INTERVAL;
             }
@@ -87,18 +89,22 @@ impl HeartbeatWheel {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::Framing;
+    use crate::protocol::{CursorStyle, Framing};
 
     /// Ticks at which heartbeats came, of `ticks`; something is pushed at the ticks `pushes`.
     fn beats(ticks: u64, pushes: &[u64]) -> Vec<u64> {
         let mut wheel = HeartbeatWheel::new();
-        let subscriber = Rc::new(Subscriber::new(Framing::Chunked));
+        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent));
         wheel.insert(&subscriber);
         let start = wheel.now();
         let mut beats = Vec::new();
         for _ in 0..ticks {
             let now = wheel.now() + 1 - start;
-            wheel.advance(|_| beats.push(now));
+            wheel.advance(|_, is_silent| {
+                if is_silent {
+                    beats.push(now);
+                }
+            });
             if pushes.contains(&now) {
                 subscriber.last_push.set(wheel.now());
             }
@@ -129,10 +135,13 @@ mod tests {
     fn streams_that_are_gone_are_forgotten() {
         let mut wheel = HeartbeatWheel::new();
         for _ in 0..100 {
-            wheel.insert(&Rc::new(Subscriber::new(Framing::Chunked)));
+            wheel.insert(&Rc::new(Subscriber::new(
+                Framing::Chunked,
+                CursorStyle::Silent,
+            )));
         }
         for _ in 0..=TICKS_PER_INTERVAL {
-            wheel.advance(|_| panic!("nobody is there"));
+            wheel.advance(|_, _| panic!("nobody is there"));
         }
         assert_eq!(wheel.slots.iter().map(Vec::len).sum::<usize>(), 0);
     }
@@ -141,7 +150,7 @@ mod tests {
     fn streams_opened_together_are_spread() {
         let mut wheel = HeartbeatWheel::new();
         let all: Vec<_> = (0..1600)
-            .map(|_| Rc::new(Subscriber::new(Framing::Chunked)))
+            .map(|_| Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent)))
             .collect();
         all.iter().for_each(|subscriber| wheel.insert(subscriber));
         assert!(wheel.slots.iter().all(|slot| slot.len() < 200));

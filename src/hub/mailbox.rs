@@ -3,9 +3,13 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::IoSlice;
-use std::task::{Context, Waker};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes};
+
+use super::encoded::EncodedEvent;
+use crate::protocol::{ChannelName, EventId, Framing, GapReason, gap_block};
 
 /// What happens to a client that reads slower than events arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,9 +80,59 @@ pub enum MailboxState {
 pub(super) struct Parcel {
     pub(super) bytes: Bytes,
     pub(super) events: u32,
+    /// What the client must be told if it does not get them.
+    pub(super) loss: Option<Loss>,
+}
+
+/// What it means that a parcel is dropped.
+#[derive(Clone, Debug)]
+pub(super) enum Loss {
+    /// Kept events are skipped.
+    Kept(Rc<KeptSpan>),
+    /// The parcel tells of channels whose events were skipped before.
+    Told(Box<[KeptSpan]>),
+}
+
+/// A stretch of a channel's kept events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeptSpan {
+    pub(super) channel: ChannelName,
+    /// The event before it.
+    pub(super) after: Option<EventId>,
+    /// Its last event.
+    pub(super) last: Option<EventId>,
+}
+
+impl KeptSpan {
+    /// The span of one event.
+    pub(super) fn of(event: &EncodedEvent) -> Self {
+        Self {
+            channel: event.channel.clone(),
+            after: Some(event.link.prev),
+            last: Some(event.link.id),
+        }
+    }
+}
+
+/// The rules of a push.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PushRules {
+    /// Once so many bytes wait, no more are taken.
+    pub(super) limit: usize,
+    pub(super) policy: SlowClientPolicy,
+    pub(super) framing: Framing,
 }
 
 impl Parcel {
+    /// The gateway's own words, which are no event.
+    pub(super) fn control(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            events: 0,
+            loss: None,
+        }
+    }
+
     /// What it takes: its place in the queue counts, or a flood of small events would be free.
     fn cost_bytes(&self) -> usize {
         self.bytes.len() + size_of::<Self>()
@@ -96,6 +150,8 @@ pub(super) struct Mailbox {
     front_stays: bool,
     end: Option<End>,
     waker: Option<Waker>,
+    /// The replay that goes on once there is room.
+    feeder: Option<Waker>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +168,8 @@ pub(super) enum Pushed {
     /// It waits.
     Queued,
     /// So many events will never be written: older ones, or all of a client that was too slow.
-    Dropped(u64),
+    /// Of so many channels it is told that kept events were among them.
+    Dropped { events: u64, gaps: u64 },
     /// The stream has ended already.
     Ended,
 }
@@ -120,36 +177,31 @@ pub(super) enum Pushed {
 impl Mailbox {
     /// Queues the beginning of a stream, which is never dropped.
     pub(super) fn open(&mut self, head: Bytes) {
-        self.queue(Parcel {
-            bytes: head,
-            events: 0,
-        });
+        self.queue(Parcel::control(head));
         self.front_stays = true;
     }
 
     /// Queues a parcel and wakes the writer.
-    pub(super) fn push(
-        &mut self,
-        parcel: Parcel,
-        limit: usize,
-        policy: SlowClientPolicy,
-    ) -> Pushed {
+    pub(super) fn push(&mut self, parcel: Parcel, rules: PushRules) -> Pushed {
         if self.end.is_some() {
             return Pushed::Ended;
         }
-        if self.waiting_bytes < limit {
+        if self.waiting_bytes < rules.limit {
             self.queue(parcel);
             return Pushed::Queued;
         }
-        match policy {
+        match rules.policy {
             SlowClientPolicy::Close => {
                 let waiting = self.abort(CloseReason::SlowClient);
-                Pushed::Dropped(waiting + u64::from(parcel.events))
+                Pushed::Dropped {
+                    events: waiting + u64::from(parcel.events),
+                    gaps: 0,
+                }
             }
             SlowClientPolicy::Latest => {
-                let dropped = self.drop_oldest(limit);
+                let dropped = self.drop_oldest(rules);
                 self.queue(parcel);
-                Pushed::Dropped(dropped)
+                dropped
             }
         }
     }
@@ -161,18 +213,54 @@ impl Mailbox {
         self.wake();
     }
 
-    /// Makes room by dropping whole parcels, oldest first, except one that must stay.
-    fn drop_oldest(&mut self, limit: usize) -> u64 {
-        let mut dropped_events = 0;
+    /// Makes room by dropping whole parcels, oldest first, except one that must stay. Where kept
+    /// events were among them, a parcel in their place says so.
+    fn drop_oldest(&mut self, rules: PushRules) -> Pushed {
+        let mut events = 0;
+        let mut skipped: Vec<KeptSpan> = Vec::new();
+        let mut told_before = 0;
         let kept = usize::from(self.front_stays);
-        while self.waiting_bytes >= limit {
+        while self.waiting_bytes >= rules.limit {
             let Some(parcel) = self.parcels.remove(kept) else {
                 break;
             };
             self.waiting_bytes -= parcel.cost_bytes();
-            dropped_events += u64::from(parcel.events);
+            events += u64::from(parcel.events);
+            match parcel.loss {
+                None => {}
+                Some(Loss::Kept(span)) => skip(&mut skipped, &span),
+                Some(Loss::Told(spans)) => {
+                    told_before += spans.len();
+                    spans.iter().for_each(|span| skip(&mut skipped, span));
+                }
+            }
         }
-        dropped_events
+        let gaps = skipped.len().saturating_sub(told_before) as u64;
+        if !skipped.is_empty() {
+            let parcel = slow_gap(skipped, rules.framing);
+            self.waiting_bytes += parcel.cost_bytes();
+            self.parcels.insert(kept.min(self.parcels.len()), parcel);
+        }
+        Pushed::Dropped { events, gaps }
+    }
+
+    /// Ready with `true` once less than `most` bytes wait, with `false` once the stream has ended;
+    /// until then the task of `context` is woken.
+    pub(super) fn poll_room(&mut self, context: &Context<'_>, most: usize) -> Poll<bool> {
+        if self.end.is_some() {
+            return Poll::Ready(false);
+        }
+        if self.waiting_bytes < most {
+            return Poll::Ready(true);
+        }
+        self.feeder = Some(context.waker().clone());
+        Poll::Pending
+    }
+
+    fn wake_feeder(&mut self) {
+        if let Some(feeder) = self.feeder.take() {
+            feeder.wake();
+        }
     }
 
     /// Ends the stream after what waits.
@@ -180,6 +268,7 @@ impl Mailbox {
         if self.end.is_none() {
             self.end = Some(End::Orderly(reason));
             self.wake();
+            self.wake_feeder();
         }
     }
 
@@ -189,6 +278,7 @@ impl Mailbox {
         let parcels = std::mem::take(&mut self.parcels);
         self.waiting_bytes = 0;
         self.wake();
+        self.wake_feeder();
         parcels.iter().map(|parcel| u64::from(parcel.events)).sum()
     }
 
@@ -251,6 +341,7 @@ impl Mailbox {
                 front.bytes.advance(bytes);
                 self.waiting_bytes -= bytes;
                 self.front_stays |= bytes > 0;
+                self.wake_feeder();
                 break;
             }
             bytes -= front.bytes.len();
@@ -265,6 +356,7 @@ impl Mailbox {
         self.waiting_bytes -= parcel.cost_bytes();
         self.front_stays = false;
         self.release_when_empty();
+        self.wake_feeder();
         Some(parcel)
     }
 
@@ -282,6 +374,31 @@ impl Mailbox {
     }
 }
 
+/// Adds a span to those that were skipped, one for each channel.
+fn skip(skipped: &mut Vec<KeptSpan>, span: &KeptSpan) {
+    match skipped
+        .iter_mut()
+        .find(|known| known.channel == span.channel)
+    {
+        Some(known) => known.last = known.last.max(span.last),
+        None => skipped.push(span.clone()),
+    }
+}
+
+/// Tells a client what it skipped, with the id of the last event that it did.
+fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing) -> Parcel {
+    let id = skipped.iter().filter_map(|span| span.last).max();
+    let blocks: String = skipped
+        .iter()
+        .map(|span| gap_block(&span.channel, GapReason::Slow, span.after, None, id))
+        .collect();
+    Parcel {
+        bytes: framing.frame(blocks.as_bytes()),
+        events: 0,
+        loss: Some(Loss::Told(skipped.into())),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -291,7 +408,60 @@ mod tests {
         Parcel {
             bytes: Bytes::copy_from_slice(bytes),
             events: 1,
+            loss: None,
         }
+    }
+
+    fn rules(limit: usize, policy: SlowClientPolicy) -> PushRules {
+        PushRules {
+            limit,
+            policy,
+            framing: Framing::Plain,
+        }
+    }
+
+    /// A parcel of one kept event.
+    fn kept(channel: &str, id: u64) -> Parcel {
+        let span = KeptSpan {
+            channel: ChannelName::parse(channel).unwrap(),
+            after: Some(EventId::new(id - 1, 0)),
+            last: Some(EventId::new(id, 0)),
+        };
+        Parcel {
+            loss: Some(Loss::Kept(Rc::new(span))),
+            ..parcel(format!("{channel}{id};").as_bytes())
+        }
+    }
+
+    #[test]
+    fn latest_tells_once_for_each_channel_what_was_skipped() {
+        let mut mailbox = Mailbox::default();
+        let rules = rules(4 * PLACE, SlowClientPolicy::Latest);
+        let mut gaps_told = 0;
+        for id in 2..30 {
+            let channel = if id % 2 == 0 { "a" } else { "b" };
+            if let Pushed::Dropped { gaps, .. } = mailbox.push(kept(channel, id), rules) {
+                gaps_told += gaps;
+            }
+        }
+        let text = String::from_utf8(contents(&mut mailbox)).unwrap();
+        assert_eq!(gaps_told, 2);
+        assert_eq!(text.matches("$gap").count(), 2, "{text}");
+        // In front of what is left, from the first that was skipped on.
+        let last_skipped = text
+            .split("id: ")
+            .nth(1)
+            .unwrap()
+            .split('-')
+            .next()
+            .unwrap();
+        let last_skipped: u64 = last_skipped.parse().unwrap();
+        let rest = text.rsplit_once("\n\n").unwrap().1;
+        let first_left: u64 = rest[1..rest.find(';').unwrap()].parse().unwrap();
+        assert_eq!(last_skipped + 1, first_left, "{text}");
+        assert!(text.contains(r#"{"channel":"a","reason":"slow","after":"1-0","oldest":null}"#));
+        assert!(text.contains(r#"{"channel":"b","reason":"slow","after":"2-0","oldest":null}"#));
+        assert!(rest.ends_with("b29;"), "{text}");
     }
 
     fn poll(mailbox: &mut Mailbox) -> MailboxState {
@@ -313,19 +483,22 @@ mod tests {
         let mut mailbox = Mailbox::default();
         let big = vec![0; 1000];
         let close = SlowClientPolicy::Close;
-        assert_eq!(mailbox.push(parcel(&big), 10, close), Pushed::Queued);
-        assert_eq!(mailbox.push(parcel(b"x"), 10, close), Pushed::Dropped(2));
+        assert_eq!(mailbox.push(parcel(&big), rules(10, close)), Pushed::Queued);
+        let dropped = Pushed::Dropped { events: 2, gaps: 0 };
+        assert_eq!(mailbox.push(parcel(b"x"), rules(10, close)), dropped);
         assert_eq!(poll(&mut mailbox), MailboxState::Abort);
         assert_eq!(mailbox.end_reason(), Some(CloseReason::SlowClient));
         assert!(mailbox.is_empty());
-        assert_eq!(mailbox.push(parcel(b"x"), 10, close), Pushed::Ended);
+        assert_eq!(mailbox.push(parcel(b"x"), rules(10, close)), Pushed::Ended);
     }
 
     #[test]
     fn events_without_data_fill_it_too() {
         let mut mailbox = Mailbox::default();
         let mut taken = 0;
-        while mailbox.push(parcel(b""), 100 * PLACE, SlowClientPolicy::Close) == Pushed::Queued {
+        while mailbox.push(parcel(b""), rules(100 * PLACE, SlowClientPolicy::Close))
+            == Pushed::Queued
+        {
             taken += 1;
         }
         assert_eq!(taken, 100);
@@ -337,12 +510,12 @@ mod tests {
         let latest = SlowClientPolicy::Latest;
         let limit = 2 * PLACE + 8;
         for text in [b"aaaa", b"bbbb", b"cccc"] {
-            mailbox.push(parcel(text), limit, latest);
+            mailbox.push(parcel(text), rules(limit, latest));
         }
         // "aaaa" made room for "cccc".
         assert_eq!(mailbox.written(1), 0);
-        let pushed = mailbox.push(parcel(b"dddd"), limit - 1, latest);
-        assert_eq!(pushed, Pushed::Dropped(1));
+        let pushed = mailbox.push(parcel(b"dddd"), rules(limit - 1, latest));
+        assert_eq!(pushed, Pushed::Dropped { events: 1, gaps: 0 });
         assert_eq!(contents(&mut mailbox), b"bbbdddd");
     }
 
@@ -351,7 +524,7 @@ mod tests {
         let mut mailbox = Mailbox::default();
         mailbox.open(Bytes::from_static(b"HTTP/1.1 200 OK"));
         for _ in 0..9 {
-            mailbox.push(parcel(b"x"), 10, SlowClientPolicy::Latest);
+            mailbox.push(parcel(b"x"), rules(10, SlowClientPolicy::Latest));
         }
         assert_eq!(contents(&mut mailbox), b"HTTP/1.1 200 OKx");
     }
@@ -374,7 +547,7 @@ mod tests {
         ) {
             let mut mailbox = Mailbox::default();
             for text in &texts {
-                mailbox.push(parcel(text.as_bytes()), usize::MAX, SlowClientPolicy::Close);
+                mailbox.push(parcel(text.as_bytes()), rules(usize::MAX, SlowClientPolicy::Close));
             }
             let (mut out, mut events) = (Vec::new(), 0);
             for cut in cuts.into_iter().chain(std::iter::repeat_n(7, 200)) {
@@ -398,7 +571,7 @@ mod tests {
             const LIMIT: usize = 50 + PLACE;
             let mut mailbox = Mailbox::default();
             for (length, written) in pushes {
-                let pushed = mailbox.push(parcel(&vec![b'x'; length]), LIMIT, SlowClientPolicy::Latest);
+                let pushed = mailbox.push(parcel(&vec![b'x'; length]), rules(LIMIT, SlowClientPolicy::Latest));
                 prop_assert_ne!(pushed, Pushed::Ended);
                 let held: usize = mailbox.parcels.iter().map(Parcel::cost_bytes).sum();
                 prop_assert_eq!(held, mailbox.waiting_bytes);

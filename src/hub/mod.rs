@@ -8,11 +8,15 @@
 //! A hub belongs to one thread: there is no lock and no shared atomic on the way of an event.
 
 mod channels;
+mod encoded;
 mod fanout;
 mod heartbeat;
+mod history;
 mod interest;
 mod mailbox;
+mod positions;
 pub(crate) mod replay;
+mod resume;
 mod shard;
 mod stats;
 mod subscriber;
@@ -27,9 +31,10 @@ use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptE
 
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
+pub use resume::Start;
 pub use shard::Hub;
-pub use stats::{Counter, Gauge, ShardStats};
-pub use subscription::{AbortWatch, NotOpened, Subscription};
+pub use stats::{Counter, Gauge, ResumeOutcome, ResumeSource, ShardStats};
+pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};
 
 /// Batches that may wait for a shard. The bus waits beyond that, and Redis behind it: each batch
 /// costs at most [`HubSettings::max_batch_bytes`], or is one event. The shard takes all of them at

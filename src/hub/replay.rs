@@ -64,8 +64,8 @@ pub(crate) struct Gap {
     /// The channel's index.
     pub(crate) channel: usize,
     pub(crate) reason: GapReason,
-    /// What the client had.
-    pub(crate) after: EventId,
+    /// What the client had, if that is known.
+    pub(crate) after: Option<EventId>,
     /// What is still there.
     pub(crate) oldest: Option<EventId>,
 }
@@ -250,7 +250,7 @@ impl Replay {
                 Some(Gap {
                     channel,
                     reason: reason?,
-                    after: self.cursor.position(),
+                    after: Some(self.cursor.position()),
                     oldest: page.and_then(|page| page.oldest).map(|oldest| oldest.id),
                 })
             })

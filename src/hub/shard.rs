@@ -7,18 +7,23 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::channels::Channels;
 use super::heartbeat::{HeartbeatWheel, TICKS_PER_INTERVAL};
-use super::mailbox::{CloseReason, Parcel, Pushed};
-use super::subscriber::Subscriber;
-use super::subscription::{Interest, NotOpened, Subscription};
+use super::mailbox::{CloseReason, Parcel, PushRules, Pushed};
+use super::positions::Positions;
+use super::resume::{Opening, READ_AGAIN, Start};
+use super::subscriber::{ChannelKey, Member, Subscriber};
+use super::subscription::{Interest, NotOpened, StreamRequest, Subscription};
 use super::{
     BusEvent, HistoryRequest, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId,
     ShardMessage, ShardStats,
 };
-use crate::protocol::{ChannelName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, retry_block};
+use crate::protocol::{
+    ChannelName, Cursor, EventId, Framing, GapReason, HEARTBEAT, HEARTBEAT_CHUNK, cursor_block,
+    first_block, retry_block,
+};
 
 /// How often lingering channels are looked at.
 const LINGER_SWEEP: Duration = Duration::from_millis(100);
@@ -39,6 +44,9 @@ pub struct Hub {
     /// The bus is to be told of interest.
     interest_changed: Notify,
     draining: Cell<bool>,
+    /// How often the bus was lost.
+    pub(super) losses: Cell<u64>,
+    pub(super) positions: RefCell<Positions>,
 }
 
 impl Hub {
@@ -52,11 +60,13 @@ impl Hub {
             settings,
             history,
             stats,
-            channels: RefCell::default(),
+            channels: RefCell::new(Channels::new(settings.tail_bytes)),
+            positions: RefCell::new(Positions::new(settings.lag_bound)),
             heartbeats: RefCell::new(HeartbeatWheel::new()),
             activated: Notify::new(),
             interest_changed: Notify::new(),
             draining: Cell::new(false),
+            losses: Cell::new(0),
         })
     }
 
@@ -75,38 +85,67 @@ impl Hub {
         self.draining.get()
     }
 
-    /// Opens a stream on `names`: waits until each is active at the bus, for `patience` at most,
-    /// and returns with the first bytes in the mailbox: `head`, then the first block. Whatever is
-    /// published after a client has seen one of these bytes reaches it.
+    /// Opens a stream: waits until each channel is active at the bus and it is known what the
+    /// client missed, for `patience` at most, and returns with the first bytes in the mailbox:
+    /// `head`, then the first block. Whatever is published after a client has seen one of these
+    /// bytes reaches it.
     ///
     /// # Errors
-    /// When a channel is not active in time, or the shard is draining by then.
+    /// When a channel is not active in time, or its history cannot be read, or the shard is
+    /// draining by then.
     pub async fn subscribe(
         self: &Rc<Self>,
-        names: &[ChannelName],
+        request: &StreamRequest,
         framing: Framing,
         head: impl FnOnce() -> Vec<u8>,
         patience: Duration,
     ) -> Result<Subscription, NotOpened> {
-        let interest = self.acquire(names);
-        timeout(patience, self.all_active(&interest))
+        let interest = self.acquire(&request.channels);
+        let keys = interest.keys();
+        let opening = timeout(patience, self.open(keys, request.start))
             .await
             .map_err(|_| NotOpened::NotActive)?;
         if self.draining.get() {
             return Err(NotOpened::Draining);
         }
-        // From here to the end nothing awaits, so no event can pass between the check above and
-        // the first block.
-        let subscriber = Rc::new(Subscriber::new(framing));
+        // From the moment that the opening tells of to the end nothing awaits, so no event can
+        // pass in between.
+        let Opening {
+            cursor,
+            part,
+            replay,
+        } = opening;
+        let subscriber = Rc::new(Subscriber::new(framing, request.cursor_style));
+        let mut block = first_block(self.settings.retry.draw(), cursor, request.cursor_style);
+        block += &self.gap_blocks(&subscriber, keys, &part);
         let mut first = head();
-        let block = retry_block(self.settings.retry.draw());
         framing.append(block.as_bytes(), &mut first);
         subscriber.mailbox.borrow_mut().open(Bytes::from(first));
+        self.heartbeats.borrow_mut().insert(&subscriber);
+        self.send_events(&subscriber, &part);
+        if part.live {
+            self.go_live(&subscriber, keys, part.cursor);
+            return Ok(Subscription::new(interest, subscriber, None));
+        }
         self.channels
             .borrow_mut()
-            .attach(&subscriber, interest.keys());
-        self.heartbeats.borrow_mut().insert(&subscriber);
-        Ok(Subscription::new(interest, subscriber))
+            .attach_replaying(&subscriber, keys);
+        let replay = Rc::clone(self).replay(Rc::downgrade(&subscriber), replay, keys.into());
+        let replay = tokio::task::spawn_local(replay).abort_handle();
+        Ok(Subscription::new(interest, subscriber, Some(replay)))
+    }
+
+    /// Tries until it is known how the stream begins.
+    async fn open(self: &Rc<Self>, keys: &[ChannelKey], start: Start) -> Opening {
+        loop {
+            match self.begin(keys, start).await {
+                Ok(opening) => return opening,
+                Err(error) => {
+                    tracing::debug!(%error, "a stream waits for its history");
+                    sleep(READ_AGAIN).await;
+                }
+            }
+        }
     }
 
     fn acquire(self: &Rc<Self>, names: &[ChannelName]) -> Interest {
@@ -116,10 +155,10 @@ impl Hub {
         Interest::new(Rc::clone(self), keys)
     }
 
-    async fn all_active(&self, interest: &Interest) {
+    pub(super) async fn all_active(&self, keys: &[ChannelKey]) {
         loop {
             let activated = self.activated.notified();
-            if self.channels.borrow().all_active(interest.keys()) {
+            if self.channels.borrow().all_active(keys) {
                 return;
             }
             activated.await;
@@ -137,13 +176,15 @@ impl Hub {
 
     /// Queues bytes for one connection.
     pub(super) fn push(&self, subscriber: &Subscriber, parcel: Parcel) {
-        let pushed = subscriber.mailbox.borrow_mut().push(
-            parcel,
-            self.settings.client_buffer_bytes,
-            self.settings.slow_client,
-        );
-        if let Pushed::Dropped(events) = pushed {
+        let rules = PushRules {
+            limit: self.settings.client_buffer_bytes,
+            policy: self.settings.slow_client,
+            framing: subscriber.framing,
+        };
+        let pushed = subscriber.mailbox.borrow_mut().push(parcel, rules);
+        if let Pushed::Dropped { events, gaps } = pushed {
             self.stats.events_dropped_slow_client.add(events);
+            self.stats.count_gaps(GapReason::Slow, gaps);
         }
     }
 
@@ -168,17 +209,31 @@ impl Hub {
 
     fn handle(self: &Rc<Self>, news: News) {
         match news {
-            News::Position(_) => {}
+            News::Position(position) => {
+                let mut positions = self.positions.borrow_mut();
+                if positions.newest().is_none() {
+                    // Ids came into being while channels were active.
+                    self.channels.borrow_mut().start_tails(position);
+                }
+                positions.note(position);
+            }
             News::Active {
-                channels: active, ..
+                channels: active,
+                position,
             } => {
+                if let Some(position) = position {
+                    self.positions.borrow_mut().note(position);
+                }
                 let mut channels = self.channels.borrow_mut();
                 for (name, generation) in active {
-                    channels.activate(&name, generation);
+                    channels.activate(&name, generation, position);
                 }
                 self.activated.notify_waiters();
             }
-            News::Lost => self.channels.borrow_mut().deactivate_all(),
+            News::Lost => {
+                self.losses.set(self.losses.get().wrapping_add(1));
+                self.channels.borrow_mut().deactivate_all();
+            }
             News::Drain(period) => {
                 if !self.draining.replace(true) {
                     tokio::task::spawn_local(Rc::clone(self).drain(period));
@@ -218,20 +273,34 @@ impl Hub {
         }
     }
 
+    /// Sends heartbeats to silent streams, and to all that are live their cursor where it has
+    /// moved.
     fn beat(&self) {
         let mut sent = 0;
-        self.heartbeats.borrow_mut().advance(|subscriber| {
-            // Bytes that wait are no silence of ours.
-            if !subscriber.mailbox.borrow().is_empty() {
-                return;
-            }
-            let bytes = Bytes::from_static(match subscriber.framing {
-                Framing::Chunked => HEARTBEAT_CHUNK,
-                Framing::Plain => HEARTBEAT,
+        let settled = self.positions.borrow().settled();
+        let channels = self.channels.borrow();
+        self.heartbeats
+            .borrow_mut()
+            .advance(|subscriber, is_silent| {
+                // Bytes that wait are no silence of ours.
+                if !subscriber.mailbox.borrow().is_empty() {
+                    return;
+                }
+                let bytes = match moved_cursor(&channels, subscriber, settled) {
+                    Some(cursor) => {
+                        subscriber.told.set(cursor);
+                        let block = cursor_block(cursor, subscriber.cursor_style);
+                        subscriber.framing.frame(block.as_bytes())
+                    }
+                    None if is_silent => Bytes::from_static(match subscriber.framing {
+                        Framing::Chunked => HEARTBEAT_CHUNK,
+                        Framing::Plain => HEARTBEAT,
+                    }),
+                    None => return,
+                };
+                self.push(subscriber, Parcel::control(bytes));
+                sent += 1;
             });
-            self.push(subscriber, Parcel { bytes, events: 0 });
-            sent += 1;
-        });
         self.stats.heartbeats.add(sent);
     }
 
@@ -280,10 +349,27 @@ impl Hub {
         let mut bytes = Vec::new();
         let block = retry_block(self.settings.retry.draw());
         subscriber.framing.append(block.as_bytes(), &mut bytes);
-        mailbox.queue(Parcel {
-            bytes: Bytes::from(bytes),
-            events: 0,
-        });
+        mailbox.queue(Parcel::control(Bytes::from(bytes)));
         mailbox.end(reason);
     }
+}
+
+/// The cursor of a live stream, where it is later than what its client knows.
+fn moved_cursor(
+    channels: &Channels,
+    subscriber: &Subscriber,
+    settled: Option<EventId>,
+) -> Option<Cursor> {
+    if subscriber.member.get() == Member::Replaying {
+        return None;
+    }
+    let told = subscriber.told.get();
+    let newest = channels.newest_of(subscriber);
+    let event = if newest > subscriber.skip_through.get() {
+        newest
+    } else {
+        told.event()
+    };
+    let settled = settled?;
+    (settled > event && settled > told.position()).then(|| Cursor::new(event, settled))
 }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::protocol::GapReason;
+
 /// A count that only grows. One writer: a plain load and store, so no locked instruction stands on
 /// the delivery path.
 #[derive(Debug, Default)]
@@ -76,6 +78,54 @@ pub struct ShardStats {
     pub sent_bytes: Counter,
     /// Heartbeats sent.
     pub heartbeats: Counter,
+    /// Gaps told, by [`GapReason`].
+    gaps: [Counter; GapReason::ALL.len()],
+    /// Streams opened with a cursor, by [`ResumeOutcome`] and [`ResumeSource`].
+    resumes: [[Counter; ResumeSource::ALL.len()]; ResumeOutcome::ALL.len()],
+}
+
+/// What became of a cursor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResumeOutcome {
+    /// Nothing was missed.
+    Complete,
+    /// The client was told of a gap.
+    Gap,
+}
+
+impl ResumeOutcome {
+    /// Every outcome, in the order of their discriminants.
+    pub const ALL: [Self; 2] = [Self::Complete, Self::Gap];
+
+    /// The metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Gap => "gap",
+        }
+    }
+}
+
+/// Where what a client missed came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ResumeSource {
+    /// This replica had all of it.
+    Tail,
+    /// History was read.
+    History,
+}
+
+impl ResumeSource {
+    /// Every source, in the order of their discriminants.
+    pub const ALL: [Self; 2] = [Self::Tail, Self::History];
+
+    /// The metric label.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Tail => "tail",
+            Self::History => "history",
+        }
+    }
 }
 
 impl ShardStats {
@@ -84,6 +134,32 @@ impl ShardStats {
         self.connections_closed
             .get(reason as usize)
             .map_or(0, Counter::get)
+    }
+
+    /// Gaps told for this reason.
+    pub fn gaps(&self, reason: GapReason) -> u64 {
+        self.gaps.get(reason as usize).map_or(0, Counter::get)
+    }
+
+    pub(super) fn count_gaps(&self, reason: GapReason, gaps: u64) {
+        if let Some(counter) = self.gaps.get(reason as usize) {
+            counter.add(gaps);
+        }
+    }
+
+    /// Streams opened with a cursor that came to this.
+    pub fn resumes(&self, outcome: ResumeOutcome, source: ResumeSource) -> u64 {
+        let counter = self.resumes.get(outcome as usize);
+        counter
+            .and_then(|sources| sources.get(source as usize))
+            .map_or(0, Counter::get)
+    }
+
+    pub(super) fn count_resume(&self, outcome: ResumeOutcome, source: ResumeSource) {
+        let counter = self.resumes.get(outcome as usize);
+        if let Some(counter) = counter.and_then(|sources| sources.get(source as usize)) {
+            counter.add(1);
+        }
     }
 
     pub(super) fn count_closed(&self, reason: super::CloseReason) {

@@ -3,18 +3,33 @@
 use std::cell::{Cell, RefCell};
 
 use super::mailbox::Mailbox;
-use crate::protocol::Framing;
+use crate::protocol::{Cursor, CursorStyle, EventId, Framing};
 
 /// A channel's place in the hub.
 pub(super) type ChannelKey = usize;
 
-/// A connection. About two hundred bytes: there may be ten thousands.
+/// How a connection takes the events of its channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Member {
+    /// Each batch as one buffer: on one channel alone, framed in chunks.
+    ByBatch,
+    /// One by one: on several channels, or framed otherwise.
+    ByEvent,
+    /// Live events only: the kept ones still come from its replay.
+    Replaying,
+}
+
+/// A connection. Less than three hundred bytes: there may be ten thousands.
 pub(super) struct Subscriber {
     pub(super) framing: Framing,
-    /// Whether it stands among the `batch_members` of its one channel.
-    pub(super) by_batch: Cell<bool>,
+    pub(super) cursor_style: CursorStyle,
+    pub(super) member: Cell<Member>,
     /// The tick of the heartbeat wheel in which something was queued last.
     pub(super) last_push: Cell<u64>,
+    /// Kept events up to this id it has had, or never asked for.
+    pub(super) skip_through: Cell<EventId>,
+    /// The cursor it was told last, beside those that events carry.
+    pub(super) told: Cell<Cursor>,
     pub(super) mailbox: RefCell<Mailbox>,
     pub(super) memberships: RefCell<Vec<Membership>>,
 }
@@ -26,14 +41,23 @@ pub(super) struct Membership {
 }
 
 impl Subscriber {
-    pub(super) fn new(framing: Framing) -> Self {
+    pub(super) fn new(framing: Framing, cursor_style: CursorStyle) -> Self {
         Self {
             framing,
-            by_batch: Cell::new(false),
+            cursor_style,
+            member: Cell::new(Member::Replaying),
             last_push: Cell::new(0),
+            skip_through: Cell::default(),
+            told: Cell::default(),
             mailbox: RefCell::default(),
             memberships: RefCell::default(),
         }
+    }
+
+    /// Notes that everything up to the cursor's position has been sent to it.
+    pub(super) fn reach(&self, cursor: Cursor) {
+        self.told.set(cursor);
+        self.skip_through.set(cursor.position());
     }
 
     /// Notes that it now stands at another position of a channel.

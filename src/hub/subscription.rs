@@ -5,11 +5,25 @@ use std::rc::Rc;
 use std::task::Context;
 
 use bytes::Bytes;
+use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::mailbox::{CloseReason, MailboxState};
+use super::resume::Start;
 use super::shard::Hub;
 use super::subscriber::{ChannelKey, Subscriber};
+use crate::protocol::{ChannelName, CursorStyle};
+
+/// What a stream is to be.
+#[derive(Clone, Debug)]
+pub struct StreamRequest {
+    /// Its channels, each once.
+    pub channels: Vec<ChannelName>,
+    /// Where its client wants to begin.
+    pub start: Start,
+    /// How its client learns its cursor.
+    pub cursor_style: CursorStyle,
+}
 
 /// Why a stream was not opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +61,16 @@ impl Drop for Interest {
 pub struct Subscription {
     interest: Interest,
     subscriber: Rc<Subscriber>,
+    /// What goes on with its replay, if there was more than one part of it.
+    replay: Option<AbortHandle>,
 }
 
 impl Subscription {
-    pub(super) fn new(interest: Interest, subscriber: Rc<Subscriber>) -> Self {
+    pub(super) fn new(
+        interest: Interest,
+        subscriber: Rc<Subscriber>,
+        replay: Option<AbortHandle>,
+    ) -> Self {
         let stats = &interest.hub.stats;
         stats.connections.add(1);
         stats.connections_opened.add(1);
@@ -58,6 +78,7 @@ impl Subscription {
         Self {
             interest,
             subscriber,
+            replay,
         }
     }
 
@@ -125,6 +146,9 @@ impl AbortWatch {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
+        if let Some(replay) = &self.replay {
+            replay.abort();
+        }
         let hub = &self.interest.hub;
         hub.detach(&self.subscriber);
         hub.stats.connections.sub(1);

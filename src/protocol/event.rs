@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::id::EventId;
+
 /// The longest event name, in bytes: names are words, and each is sent with every event.
 pub const MAX_EVENT_NAME_BYTES: usize = 1024;
 
@@ -33,16 +35,26 @@ pub enum Framing {
 }
 
 impl Framing {
-    /// Appends `payload`, framed.
-    pub fn append(self, payload: &[u8], out: &mut Vec<u8>) {
-        match self {
-            Self::Plain => out.extend_from_slice(payload),
-            Self::Chunked => {
-                append_chunk_head(payload.len(), out);
-                out.extend_from_slice(payload);
-                out.extend_from_slice(b"\r\n");
-            }
+    /// `payload`, framed.
+    pub fn frame(self, payload: &[u8]) -> Bytes {
+        // A chunk's head and end are at most twenty bytes.
+        let mut out = Vec::with_capacity(payload.len() + 20);
+        self.append(payload, &mut out);
+        Bytes::from(out)
+    }
+
+    /// Appends `payload`, framed, and returns where in `out` it lies.
+    pub fn append(self, payload: &[u8], out: &mut Vec<u8>) -> std::ops::Range<usize> {
+        if self == Self::Chunked {
+            append_chunk_head(payload.len(), out);
         }
+        let start = out.len();
+        out.extend_from_slice(payload);
+        let end = out.len();
+        if self == Self::Chunked {
+            out.extend_from_slice(b"\r\n");
+        }
+        start..end
     }
 }
 
@@ -57,11 +69,6 @@ fn append_chunk_head(length: usize, out: &mut Vec<u8>) {
         out.extend(DIGITS.get(nibble));
     }
     out.extend_from_slice(b"\r\n");
-}
-
-/// The block that tells a client how long to wait before it reconnects. It dispatches nothing.
-pub fn retry_block(retry: Duration) -> String {
-    format!("retry: {}\n\n", retry.as_millis())
 }
 
 /// A valid SSE event name of a publisher.
@@ -206,7 +213,7 @@ impl Event {
         &self.data
     }
 
-    /// The length of [`Event::append_payload`]'s output, in bytes.
+    /// The length of the event as an SSE block without `id`, in bytes.
     pub fn payload_len(&self) -> usize {
         let lines: usize = lines(&self.data)
             .map(|line| DATA.len() + line.len() + 1)
@@ -240,14 +247,16 @@ impl Event {
         out.push(b'\n');
     }
 
-    /// Appends the event as one HTTP/1.1 chunk and returns where in `out` its payload, the bare
-    /// SSE block, lies: both framings share these bytes.
-    pub fn append_chunk(&self, out: &mut Vec<u8>) -> std::ops::Range<usize> {
-        let length = self.payload_len();
+    /// Appends the event as one HTTP/1.1 chunk, with this `id`, and returns where in `out` its
+    /// payload, the bare SSE block, lies: both framings share these bytes.
+    pub fn append_chunk(&self, id: Option<EventId>, out: &mut Vec<u8>) -> std::ops::Range<usize> {
+        let id_line = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
+        let length = id_line.len() + self.payload_len();
         // Two line ends and at most sixteen digits.
         out.reserve(length + 20);
         append_chunk_head(length, out);
         let start = out.len();
+        out.extend_from_slice(id_line.as_bytes());
         self.append_payload(out);
         let end = out.len();
         debug_assert_eq!(end - start, length);
@@ -296,7 +305,7 @@ mod tests {
 
     fn chunk_and_payload(event: &Event) -> (Vec<u8>, Vec<u8>) {
         let mut out = b"before".to_vec();
-        let payload = event.append_chunk(&mut out);
+        let payload = event.append_chunk(None, &mut out);
         (out[6..].to_vec(), out[payload].to_vec())
     }
 

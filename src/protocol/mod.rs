@@ -4,6 +4,7 @@
 //! arrives from outside becomes one of these types first, so a value that exists is valid.
 
 mod channel;
+mod control;
 mod cursor;
 mod envelope;
 mod event;
@@ -14,11 +15,12 @@ mod pattern;
 mod retry;
 
 pub use channel::{ChannelName, InvalidChannelName};
+pub use control::{CursorStyle, cursor_block, first_block, gap_block, retry_block};
 pub use cursor::{Cursor, InvalidCursor};
 pub use envelope::{EnvelopeFault, decode, encode};
 pub use event::{
     Event, EventFault, EventName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, LAST_CHUNK,
-    MAX_EVENT_NAME_BYTES, MAX_RETRY, retry_block,
+    MAX_EVENT_NAME_BYTES, MAX_RETRY,
 };
 pub use frame::{Frame, FrameFault, KeptFrame, decode_frame, is_frame};
 pub use history::{

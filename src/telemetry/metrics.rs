@@ -14,8 +14,8 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
-use crate::hub::{CloseReason, ShardStats};
-use crate::protocol::{EnvelopeFault, EventFault};
+use crate::hub::{CloseReason, ResumeOutcome, ResumeSource, ShardStats};
+use crate::protocol::{EnvelopeFault, EventFault, GapReason};
 
 /// Why a message of the bus reached nobody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -298,6 +298,33 @@ impl Metrics {
             rejected.with_label_values(&[reason]).inc_by(self.sum(read));
         }
         families.extend(rejected.collect());
+        let gaps = IntCounterVec::new(
+            Opts::new(
+                "fanfare_gaps_total",
+                "Gaps told to clients, counted once a client and channel.",
+            ),
+            &["reason"],
+        )?;
+        for reason in GapReason::ALL {
+            gaps.with_label_values(&[reason.label()])
+                .inc_by(self.sum(|shard| shard.gaps(reason)));
+        }
+        families.extend(gaps.collect());
+        let resumes = IntCounterVec::new(
+            Opts::new(
+                "fanfare_resumes_total",
+                "Streams opened with a cursor that could be read, by what came of it and where from.",
+            ),
+            &["outcome", "source"],
+        )?;
+        for outcome in ResumeOutcome::ALL {
+            for source in ResumeSource::ALL {
+                resumes
+                    .with_label_values(&[outcome.label(), source.label()])
+                    .inc_by(self.sum(|shard| shard.resumes(outcome, source)));
+            }
+        }
+        families.extend(resumes.collect());
         // One family of two sources: what arrived broken, and what a slow client missed.
         let dropped = dropped_events()?;
         for reason in DropReason::ALL {

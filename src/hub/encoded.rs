@@ -1,0 +1,74 @@
+//! A kept event as the bytes its subscribers share.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+use super::tail::Entry;
+use crate::protocol::{ChannelName, Framing, KeptEvent, Link, Linked};
+
+/// An event's bytes, encoded once for all connections of a shard.
+#[derive(Clone, Debug)]
+pub(crate) struct Wire {
+    /// The whole chunk.
+    chunk: Bytes,
+    /// Where in it the bare SSE block lies.
+    payload: Range<usize>,
+}
+
+impl Wire {
+    /// Takes a chunk, and its payload, out of the buffer both lie in.
+    pub(super) fn slice(buffer: &Bytes, chunk: &Range<usize>, payload: &Range<usize>) -> Self {
+        Self {
+            chunk: buffer.slice(chunk.clone()),
+            payload: payload.start - chunk.start..payload.end - chunk.start,
+        }
+    }
+
+    /// The bytes as a connection takes them.
+    pub(super) fn framed(&self, framing: Framing) -> Bytes {
+        match framing {
+            Framing::Chunked => self.chunk.clone(),
+            Framing::Plain => self.chunk.slice(self.payload.clone()),
+        }
+    }
+}
+
+/// A kept event ready to be sent, or one that may not be and only stands in the chain.
+#[derive(Clone, Debug)]
+pub(crate) struct EncodedEvent {
+    pub(super) channel: ChannelName,
+    pub(super) link: Link,
+    pub(super) wire: Option<Wire>,
+}
+
+impl EncodedEvent {
+    /// Encodes an event by itself.
+    pub(super) fn new(channel: ChannelName, event: &KeptEvent) -> Self {
+        let wire = event.event.as_ref().map(|content| {
+            let mut out = Vec::new();
+            let payload = content.append_chunk(Some(event.id), &mut out);
+            Wire {
+                chunk: Bytes::from(out),
+                payload,
+            }
+        });
+        Self {
+            channel,
+            link: event.link(),
+            wire,
+        }
+    }
+}
+
+impl Linked for EncodedEvent {
+    fn link(&self) -> Link {
+        self.link
+    }
+}
+
+impl Entry for EncodedEvent {
+    fn cost_bytes(&self) -> usize {
+        size_of::<Self>() + self.wire.as_ref().map_or(0, |wire| wire.chunk.len())
+    }
+}

@@ -1,0 +1,318 @@
+//! Opening a stream where its client left off, and replaying what it missed.
+//!
+//! What is decided is in [`super::replay`]; here is who waits for what. A stream is opened with
+//! the first part of its replay. Unless that was all, a task of its own goes on: it sends a part,
+//! waits until the client has taken it, and sends the next, until the stream joins the live
+//! events.
+
+use std::future::poll_fn;
+use std::rc::{Rc, Weak};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::HistoryError;
+use super::encoded::EncodedEvent;
+use super::history::Page;
+use super::mailbox::{KeptSpan, Loss, Parcel, SlowClientPolicy};
+use super::replay::{Gap, Part, Replay, Step, View};
+use super::shard::Hub;
+use super::stats::{ResumeOutcome, ResumeSource};
+use super::subscriber::{ChannelKey, Subscriber};
+use crate::protocol::{Cursor, EventId, GapReason, cursor_block, gap_block};
+
+/// Between attempts to read a history that cannot be read now.
+pub(super) const READ_AGAIN: Duration = Duration::from_millis(250);
+
+/// Where a client wants to begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// With what is published from now on.
+    Live,
+    /// With the newest so many kept events of each channel.
+    Newest(u32),
+    /// After this cursor.
+    After(Cursor),
+    /// After something that is no cursor.
+    Unknown,
+}
+
+/// The beginning of a stream.
+pub(super) struct Opening {
+    /// What the first block tells: where the client is before the part.
+    pub(super) cursor: Option<Cursor>,
+    pub(super) part: Part<EncodedEvent>,
+    /// What is to follow the part, unless it ends live.
+    pub(super) replay: Replay,
+}
+
+impl Hub {
+    /// Waits until the channels are active and it is known what the client missed. Nothing passes
+    /// between that moment and the return.
+    pub(super) async fn begin(
+        self: &Rc<Self>,
+        keys: &[ChannelKey],
+        start: Start,
+    ) -> Result<Opening, HistoryError> {
+        self.all_active(keys).await;
+        let lag_bound = self.settings.lag_bound;
+        match start {
+            Start::Live | Start::Unknown => {
+                let is_unknown = start == Start::Unknown;
+                let seen = self.positions.borrow().newest();
+                let cursor = Cursor::fresh(seen.unwrap_or_default());
+                let part = self.live_part(keys, cursor, is_unknown.then_some(None));
+                Ok(Opening {
+                    cursor: seen.filter(|_| !is_unknown).map(Cursor::fresh),
+                    part,
+                    replay: Replay::resume(cursor, keys.len(), lag_bound),
+                })
+            }
+            Start::After(cursor) => {
+                let mut replay = Replay::resume(cursor, keys.len(), lag_bound);
+                let part = self.next_part(&mut replay, keys, Vec::new()).await?;
+                let outcome = if part.gaps.is_empty() {
+                    ResumeOutcome::Complete
+                } else {
+                    ResumeOutcome::Gap
+                };
+                let source = if part.from_history {
+                    ResumeSource::History
+                } else {
+                    ResumeSource::Tail
+                };
+                self.stats.count_resume(outcome, source);
+                Ok(Opening {
+                    cursor: part.gaps.is_empty().then_some(cursor),
+                    part,
+                    replay,
+                })
+            }
+            Start::Newest(count) => {
+                let pages = self.newest_pages(keys, count).await?;
+                let floors = pages
+                    .iter()
+                    .flatten()
+                    .map(|page| {
+                        page.events
+                            .first()
+                            .map_or_else(|| page.end().next(), |_| page.from)
+                    })
+                    .collect();
+                let mut replay = Replay::from_floors(floors, lag_bound);
+                let cursor = replay.cursor();
+                let part = self.next_part(&mut replay, keys, pages).await?;
+                Ok(Opening {
+                    cursor: (cursor.position() > EventId::ZERO).then_some(cursor),
+                    part,
+                    replay,
+                })
+            }
+        }
+    }
+
+    async fn newest_pages(
+        self: &Rc<Self>,
+        keys: &[ChannelKey],
+        count: u32,
+    ) -> Result<Vec<Option<Page>>, HistoryError> {
+        let names: Vec<_> = {
+            let channels = self.channels.borrow();
+            let name = |key: &ChannelKey| channels.get(*key).map(|channel| channel.name.clone());
+            keys.iter().filter_map(name).collect()
+        };
+        let read = super::HistoryRead::Newest(count);
+        let reads = names.into_iter().map(|name| self.read(name, read));
+        let pages = futures_util::future::try_join_all(reads).await?;
+        Ok(pages.into_iter().map(|page| Some(Rc::new(page))).collect())
+    }
+
+    /// A part that is nothing but the step to the live events, with a gap of every channel where
+    /// the client's cursor (or what it sent instead: `Some(None)`) means nothing here.
+    fn live_part(
+        &self,
+        keys: &[ChannelKey],
+        cursor: Cursor,
+        unknown: Option<Option<EventId>>,
+    ) -> Part<EncodedEvent> {
+        let gaps = unknown.map(|after| {
+            let gap = |channel| Gap {
+                channel,
+                reason: GapReason::UnknownId,
+                after,
+                oldest: None,
+            };
+            (0..keys.len()).map(gap).collect()
+        });
+        Part {
+            gaps: gaps.unwrap_or_default(),
+            events: Vec::new(),
+            cursor,
+            live: true,
+            from_history: false,
+        }
+    }
+
+    /// The next part of a replay. Nothing passes between what it tells and the return.
+    async fn next_part(
+        self: &Rc<Self>,
+        replay: &mut Replay,
+        keys: &[ChannelKey],
+        mut pages: Vec<Option<Page>>,
+    ) -> Result<Part<EncodedEvent>, HistoryError> {
+        pages.resize(keys.len(), None);
+        let mut losses = self.losses.get();
+        loop {
+            self.all_active(keys).await;
+            if losses != self.losses.get() {
+                // Redis may be another one by now: what was read before says nothing of it.
+                losses = self.losses.get();
+                pages.fill(None);
+            }
+            let reads = match self.step(replay, keys, &pages) {
+                Step::Send(part) => return Ok(part),
+                Step::Read(reads) => reads,
+            };
+            let answers: Vec<_> = reads
+                .into_iter()
+                .filter_map(|(channel, from)| {
+                    Some((channel, self.read_history(*keys.get(channel)?, from)))
+                })
+                .collect();
+            for (channel, answer) in answers {
+                let gone = HistoryError::Unavailable("the channel is gone".into());
+                let page = match answer.await.map_err(|_| gone)? {
+                    Ok(page) => page,
+                    Err(HistoryError::Unsupported) => {
+                        // Without kept events no cursor was ever told.
+                        let after = Some(replay.cursor().position());
+                        let seen = self.positions.borrow().newest().unwrap_or_default();
+                        self.all_active(keys).await;
+                        return Ok(self.live_part(keys, Cursor::fresh(seen), Some(after)));
+                    }
+                    Err(error) => return Err(error),
+                };
+                if let Some(place) = pages.get_mut(channel) {
+                    *place = Some(page);
+                }
+            }
+        }
+    }
+
+    fn step(
+        &self,
+        replay: &mut Replay,
+        keys: &[ChannelKey],
+        pages: &[Option<Page>],
+    ) -> Step<EncodedEvent> {
+        let channels = self.channels.borrow();
+        let views: Vec<_> = keys
+            .iter()
+            .zip(pages)
+            .filter_map(|(key, page)| {
+                Some(View {
+                    tail: &channels.get(*key)?.tail,
+                    page: page.as_deref(),
+                    fresh: true,
+                })
+            })
+            .collect();
+        let seen = self.positions.borrow().newest();
+        replay.step(&views, seen, self.settings.max_batch_bytes())
+    }
+
+    /// The gaps of a part as bytes, and the cursor where no event follows to carry it.
+    pub(super) fn gap_blocks(
+        &self,
+        subscriber: &Subscriber,
+        keys: &[ChannelKey],
+        part: &Part<EncodedEvent>,
+    ) -> String {
+        let mut blocks = String::new();
+        if part.gaps.is_empty() {
+            return blocks;
+        }
+        let channels = self.channels.borrow();
+        let id = Some(part.gap_id()).filter(|id| *id > EventId::ZERO);
+        for gap in &part.gaps {
+            let channel = keys.get(gap.channel).and_then(|key| channels.get(*key));
+            if let Some(channel) = channel {
+                self.stats.count_gaps(gap.reason, 1);
+                blocks += &gap_block(&channel.name, gap.reason, gap.after, gap.oldest, id);
+            }
+        }
+        if part.events.is_empty() && id.is_some() {
+            blocks += &cursor_block(part.cursor, subscriber.cursor_style);
+        }
+        blocks
+    }
+
+    /// Queues the events of a part.
+    pub(super) fn send_events(&self, subscriber: &Subscriber, part: &Part<EncodedEvent>) {
+        let tells_of_loss = self.settings.slow_client == SlowClientPolicy::Latest;
+        for event in &part.events {
+            if let Some(wire) = &event.wire {
+                let loss = || Loss::Kept(Rc::new(KeptSpan::of(event)));
+                let parcel = Parcel {
+                    bytes: wire.framed(subscriber.framing),
+                    events: 1,
+                    loss: tells_of_loss.then(loss),
+                };
+                self.push(subscriber, parcel);
+            }
+        }
+        subscriber.last_push.set(self.tick());
+    }
+
+    /// Goes on with a replay until its client is live, or gone.
+    pub(super) async fn replay(
+        self: Rc<Self>,
+        subscriber: Weak<Subscriber>,
+        mut replay: Replay,
+        keys: Box<[ChannelKey]>,
+    ) {
+        let room = self.settings.max_batch_bytes();
+        loop {
+            let has_room = poll_fn(|context| match subscriber.upgrade() {
+                Some(subscriber) => subscriber.mailbox.borrow_mut().poll_room(context, room),
+                None => Poll::Ready(false),
+            });
+            if !has_room.await {
+                return;
+            }
+            let part = match self.next_part(&mut replay, &keys, Vec::new()).await {
+                Ok(part) => part,
+                Err(error) => {
+                    tracing::debug!(%error, "a replay waits");
+                    sleep(READ_AGAIN).await;
+                    continue;
+                }
+            };
+            let Some(subscriber) = subscriber.upgrade() else {
+                return;
+            };
+            let gaps = self.gap_blocks(&subscriber, &keys, &part);
+            if !gaps.is_empty() {
+                let bytes = subscriber.framing.frame(gaps.as_bytes());
+                subscriber
+                    .mailbox
+                    .borrow_mut()
+                    .queue(Parcel::control(bytes));
+            }
+            self.send_events(&subscriber, &part);
+            if part.live {
+                self.go_live(&subscriber, &keys, part.cursor);
+                return;
+            }
+        }
+    }
+
+    /// Has the live events after the cursor follow.
+    pub(super) fn go_live(&self, subscriber: &Rc<Subscriber>, keys: &[ChannelKey], cursor: Cursor) {
+        let mut channels = self.channels.borrow_mut();
+        channels.detach(subscriber);
+        subscriber.reach(cursor);
+        channels.attach(subscriber, keys);
+    }
+}
