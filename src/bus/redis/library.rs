@@ -145,15 +145,20 @@ impl From<RedisError> for LibraryError {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::BusyLoading) => Self::Connection(error),
             ErrorKind::Server(_) | ErrorKind::Extension => {
-                let hint = match error.code() {
-                    Some("NOPERM") => " (the Redis user lacks the right)",
-                    Some("READONLY") => " (connected to a replica)",
-                    _ if error.to_string().contains("unknown command") => {
-                        " (kept events need Redis 7)"
-                    }
-                    _ => "",
+                let text = error.to_string();
+                // The second is what Redis 7.0 says of a command within a function.
+                let forbidden = error.code() == Some("NOPERM")
+                    || text.contains("The user executing the script can't");
+                let hint = if forbidden {
+                    " (the Redis user lacks the right)"
+                } else if error.code() == Some("READONLY") {
+                    " (connected to a replica)"
+                } else if text.contains("unknown command") {
+                    " (kept events need Redis 7)"
+                } else {
+                    ""
                 };
-                Self::Unavailable(format!("{error}{hint}"))
+                Self::Unavailable(format!("{text}{hint}"))
             }
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Unavailable(format!(
                 "the library answers in a way that this version does not know: {error}"
