@@ -560,6 +560,12 @@ async fn a_restarted_redis_issues_larger_ids() {
     redis.kill().await;
     redis.restart().await;
     let mut connection = redis.connection().await;
+    eventually("Redis has loaded what it kept", async || {
+        run::<String>(&mut connection.clone(), &["PING"])
+            .await
+            .is_ok()
+    })
+    .await;
     // The library is there again by itself, as are the idempotency keys.
     assert_eq!(
         publish(&mut connection, "a", &["two", "key", "k"]).await,
