@@ -14,7 +14,7 @@ use super::tail::{Entry, Tail};
 use crate::protocol::{Cursor, EventId, Evidence, GapReason, HistoryPage, Linked, judge};
 
 /// A client on its way to the live events.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Replay {
     cursor: Cursor,
     /// For each channel the first id that is asked for.

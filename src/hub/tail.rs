@@ -18,7 +18,7 @@ pub(crate) struct TailLimits {
 }
 
 /// The newest kept events of one channel, without a hole.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tail<E> {
     /// Every event of the channel after this id stands in `events`. `None`: since when events
     /// arrive is not known, so nothing is kept.

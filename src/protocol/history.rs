@@ -25,7 +25,7 @@ pub struct KeptEvent {
 }
 
 /// How long histories last. A history without new events expires after this time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Retention {
     /// After the newest event.
     pub ttl: Duration,
@@ -57,7 +57,7 @@ impl Retention {
 }
 
 /// The ids that a primary has issued, for events and probes of all channels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Issued {
     /// The first, as far back as the primary knows.
     pub epoch: EventId,
@@ -66,7 +66,7 @@ pub struct Issued {
 }
 
 /// An event's id and the one before it in its channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Link {
     /// The event.
     pub id: EventId,
@@ -75,7 +75,7 @@ pub struct Link {
 }
 
 /// One read of a channel's history, all of it taken at the same moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HistoryPage<E> {
     /// `None`: the primary has never issued an id, or has lost all memory of it.
     pub issued: Option<Issued>,
