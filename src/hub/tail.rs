@@ -147,3 +147,10 @@ impl<E: Entry> Tail<E> {
         self.events.range(at..)
     }
 }
+
+#[cfg(test)]
+impl Entry for crate::protocol::Link {
+    fn cost_bytes(&self) -> usize {
+        1
+    }
+}
