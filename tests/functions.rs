@@ -751,6 +751,7 @@ async fn history(connection: &mut MultiplexedConnection, arguments: &[&str]) -> 
     let mut values = answer.into_iter();
     let mut text = || redis::from_redis_value::<String>(values.next().unwrap()).unwrap();
     let (last, epoch) = (text(), text());
+    let _now_ms: u64 = text().parse().unwrap();
     let (ttl_ms, old_ttl_ms) = (text().parse().unwrap(), text().parse().unwrap());
     let (ttl_since, evictable) = (text(), text() == "1");
     let (oldest, oldest_prev, start, complete) = (text(), text(), text(), text() == "1");

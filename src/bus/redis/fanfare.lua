@@ -546,7 +546,7 @@ end
 
 -- FCALL_RO fanfare_history 1 <prefix><channel> from <id> <preceding> <max events> <max bytes>
 -- FCALL_RO fanfare_history 1 <prefix><channel> newest <n> <max events> <max bytes>
---   ->  newest id issued, epoch, ttl_ms, old_ttl_ms, ttl_since, evictable,
+--   ->  newest id issued, epoch, the time in Unix milliseconds, ttl_ms, old_ttl_ms, ttl_since, evictable,
 --       oldest id, its prev, start, complete, frame...
 local function history(keys, argv)
   local key = keys[1]
@@ -583,7 +583,8 @@ local function history(keys, argv)
     return history_fault('arguments', 'end with the most events and the most bytes')
   end
 
-  local config = config_of(domain, now_ms())
+  local now = now_ms()
+  local config = config_of(domain, now)
   local last, _, epoch = parse_state(redis.call('GET', domain.state_key))
   local oldest, oldest_prev = '', ''
   walk('XRANGE', key, '-', '+', function(id, frame)
@@ -599,17 +600,17 @@ local function history(keys, argv)
     local has_before = preceding > 0 and from ~= '0-0'
     start = has_before and id_before(key, '(' .. from, preceding) or from
   end
-  local reply = { last or '', epoch or '', config.ttl_ms, config.old_ttl_ms, config.ttl_since,
+  local reply = { last or '', epoch or '', now, config.ttl_ms, config.old_ttl_ms, config.ttl_since,
     is_evictable(), oldest, oldest_prev, start, 1 }
   local events, bytes = 0, 0
   walk('XRANGE', key, start, '+', function(_, frame)
     bytes = bytes + #frame
     if events == max_events or events > 0 and bytes > max_bytes then
-      reply[10] = 0
+      reply[11] = 0
       return false
     end
     events = events + 1
-    reply[10 + events] = frame
+    reply[11 + events] = frame
     return true
   end)
   return reply
