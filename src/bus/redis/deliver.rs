@@ -21,9 +21,10 @@ use crate::protocol::{
 };
 use crate::telemetry::{BusMetrics, DropReason};
 
-/// Ids further ahead of the newest known one than so many lag bounds are not believed: they would
-/// move every cursor to where no event follows for long. A failover moves ids by one bound, and
-/// probes, which are ours alone, tell every few seconds where ids are.
+/// Ids further ahead of the newest known one than so many lag bounds, and the time that has passed
+/// since that was new, are not believed: they would move every cursor to where no event follows
+/// for long. A failover moves ids by one bound, and probes, which are ours alone, tell every few
+/// seconds where ids are.
 const MOST_AHEAD_LAG_BOUNDS: u32 = 10;
 
 /// Broken messages are logged this often at the most.
@@ -65,6 +66,8 @@ pub(super) struct Delivery {
     /// Everything up to this id was routed, or told as missing. `None`: there are no ids here,
     /// and kept events are live ones.
     position: Option<EventId>,
+    /// When it last moved.
+    moved_at: Instant,
     /// A probe of this connection had an id, so the position may be told to clients.
     vouched: bool,
     /// Channels were told active without a position.
@@ -109,6 +112,7 @@ impl Delivery {
             retention,
             drop_log: DropLog::default(),
             position: None,
+            moved_at: Instant::now(),
             vouched: false,
             told_without: false,
             probed: EventId::ZERO,
@@ -191,6 +195,7 @@ impl Delivery {
             }
         }
         self.position = started.bound;
+        self.moved_at = Instant::now();
         self.settled = started.bound.unwrap_or_default();
         self.vouched = false;
         self.told_without = false;
@@ -277,9 +282,12 @@ impl Delivery {
         if channel.is_some() {
             self.metrics.kept_received.inc();
         }
-        let newest = self.position.map(|position| position.max(self.probed));
-        let ahead = newest.map(|newest| frame.id.since(newest));
-        if ahead.is_some_and(|ahead| ahead > self.lag_bound * MOST_AHEAD_LAG_BOUNDS) {
+        let ahead = self.position.map(|newest| frame.id.since(newest));
+        let most = self
+            .lag_bound
+            .saturating_mul(MOST_AHEAD_LAG_BOUNDS)
+            .saturating_add(self.moved_at.elapsed());
+        if let Some(ahead) = ahead.filter(|ahead| *ahead > most) {
             let fault = format_args!("its id is {ahead:?} ahead of all others");
             if let Some(channel) = &channel {
                 self.note_dropped(channel, DropReason::IdAhead, &fault);
@@ -380,8 +388,11 @@ impl Delivery {
     }
 
     fn advance(&mut self, id: EventId) {
-        if let Some(position) = &mut self.position {
-            *position = id.max(*position);
+        if let Some(position) = &mut self.position
+            && id > *position
+        {
+            *position = id;
+            self.moved_at = Instant::now();
         }
     }
 
@@ -405,6 +416,7 @@ impl Delivery {
         self.vouched = true;
         let position = self.position.map_or(id, |position| position.max(id));
         self.position = Some(position);
+        self.moved_at = Instant::now();
         self.routing.flush().await;
         if std::mem::take(&mut self.told_without) {
             let active =
