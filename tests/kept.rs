@@ -515,3 +515,36 @@ async fn many_channels_are_backfilled_quickly() {
     assert_eq!(missed, (STREAMS * CHANNELS_EACH) as f64);
     assert_eq!(gateway.metric("fanfare_redis_reconnects_total").await, 1.0);
 }
+
+/// A library that goes away for good: whoever had kept events is told, and live ones go on.
+#[tokio::test]
+async fn a_library_that_is_taken_away_is_told_to_clients() {
+    let redis = Redis::start().await;
+    let user = async |rules: &str| {
+        let mut command = vec!["ACL", "SETUSER", "gateway"];
+        command.extend(rules.split_whitespace());
+        let _: String = redis.command(&command).await;
+    };
+    user("on >pass ~sse:* &sse:* +@all").await;
+    let url = format!("redis://gateway:pass@127.0.0.1:{}", redis.port());
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &url)]).await;
+    let mut events = gateway.events("/events/a?channel=b").await.opened().await;
+    let id = gateway.keep("/events/a", "kept").await;
+    assert_eq!(next_kept(&mut events).await, (id, "kept".into()));
+    user("-function|load").await;
+    let _: String = redis.command(&["FUNCTION", "FLUSH"]).await;
+    assert_eq!(gateway.post("/events/a", "x").await.0, 503);
+    let gap = events.gap().await;
+    assert_eq!(
+        (&gap["channel"], &gap["reason"]),
+        (&"a".into(), &"lost".into())
+    );
+    gateway.ready().await;
+    redis.publish("a", "live").await;
+    assert_eq!(events.data().await, "live");
+    // A fresh stream has no cursor to come back with.
+    let mut fresh = gateway.events("/events/c").await;
+    assert!(fresh.block().await.unwrap().retry.is_some());
+    redis.publish("c", "live").await;
+    assert_eq!(fresh.data().await, "live");
+}
