@@ -253,3 +253,13 @@ fn a_comparison_runs_and_names_what_is_missing() {
     );
     assert!(text.contains("publish → received"), "{text}");
 }
+
+#[test]
+fn what_only_fanfare_can_do_needs_fanfare() {
+    let output = tool("compare --peers axum --rows resume --runs 1 --server-core 0 --load-core 0");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("measures Fanfare alone"),
+        "{output:?}"
+    );
+}

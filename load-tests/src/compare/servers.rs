@@ -200,6 +200,8 @@ impl Bench {
                         admin.insert(free_address()?).to_string(),
                     )
                     .env("FANFARE_REDIS_URL", format!("redis://{}", redis.address))
+                    // Once it is told to end nobody is there to be drained.
+                    .env("FANFARE_DRAIN_DELAY", "0s")
                     .env("FANFARE_LOG", "error");
                 command
             }

@@ -459,3 +459,69 @@ impl Summary {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::kept_publish::KeptPublish;
+
+    fn kept_publish(function: f64, pipelined: f64) -> Outcome {
+        let pair = |publish, function| {
+            let pace = |per_second| Pace {
+                per_second,
+                ..Pace::default()
+            };
+            Pair {
+                publish: pace(publish),
+                function: pace(function),
+            }
+        };
+        Outcome {
+            row: Row::KeptPublish,
+            kind: Kind::Fanfare,
+            shards: 1,
+            busy_before: 0.0,
+            result: Some(Measured::KeptPublish(KeptPublish {
+                connections: 50,
+                pipeline: 16,
+                event_bytes: 100,
+                one_at_a_time: pair(90e3, function),
+                pipelined: pair(900e3, pipelined),
+            })),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn a_row_of_fanfare_alone_has_medians_and_a_verdict_and_leaves_the_peers_out() {
+        let mut summary = Summary {
+            rows: vec![Row::KeptPublish],
+            servers: vec![Kind::Fanfare, Kind::Axum],
+            missing: BTreeMap::new(),
+            outcomes: vec![
+                kept_publish(45e3, 80e3),
+                kept_publish(54e3, 90e3),
+                kept_publish(63e3, 70e3),
+            ],
+            shrink: 1,
+        };
+        let text = summary.text();
+        let cell = "54 k/s, 0.60 × PUBLISH, 80 k/s pipelined";
+        let row = text
+            .lines()
+            .find(|line| line.contains(cell))
+            .unwrap_or_default();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(cells.get(2..4), Some(&[cell, "–"][..]), "{text}");
+        assert_eq!(cells.get(5), Some(&"met"));
+        assert!(text.contains("| KeptPublish, by PUBLISH"), "{text}");
+
+        summary.outcomes.push(Outcome {
+            result: None,
+            failure: Some("ERR Function not found".into()),
+            ..kept_publish(0.0, 0.0)
+        });
+        assert!(!summary.fanfare_delivered_well());
+        assert!(summary.text().contains("NOT MET"));
+    }
+}
