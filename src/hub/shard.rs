@@ -44,6 +44,8 @@ pub struct Hub {
     /// The bus is to be told of interest.
     interest_changed: Notify,
     draining: Cell<bool>,
+    /// How often the bus was lost.
+    pub(super) losses: Cell<u64>,
     pub(super) positions: RefCell<Positions>,
 }
 
@@ -64,6 +66,7 @@ impl Hub {
             activated: Notify::new(),
             interest_changed: Notify::new(),
             draining: Cell::new(false),
+            losses: Cell::new(0),
         })
     }
 
@@ -227,7 +230,10 @@ impl Hub {
                 }
                 self.activated.notify_waiters();
             }
-            News::Lost => self.channels.borrow_mut().deactivate_all(),
+            News::Lost => {
+                self.losses.set(self.losses.get().wrapping_add(1));
+                self.channels.borrow_mut().deactivate_all();
+            }
             News::Drain(period) => {
                 if !self.draining.replace(true) {
                     tokio::task::spawn_local(Rc::clone(self).drain(period));
