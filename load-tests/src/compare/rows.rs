@@ -151,6 +151,7 @@ impl Row {
         }
     }
 
+    /// The scenario that fills the row; `kept-publish` is none.
     pub(crate) fn plan(self, kind: Kind, size: Size, target: Target, publish: Wire) -> Plan {
         let fanfare = kind == Kind::Fanfare;
         let (clients, events_per_second): (u32, f64) = match self {

@@ -177,12 +177,7 @@ impl Summary {
         if row.of_fanfare_alone() && kind != Kind::Fanfare {
             return "–".into();
         }
-        let medians: Vec<(f64, &RowFigure)> = row
-            .figures()
-            .iter()
-            .filter_map(|figure| Some((self.median(row, kind, figure)?, figure)))
-            .collect();
-        let Some((value, _)) = medians.first().copied() else {
+        let Some(value) = self.first_median(row, kind) else {
             return "failed †".into();
         };
         let reference = if kind == Kind::Fanfare {
@@ -190,9 +185,10 @@ impl Summary {
         } else {
             Kind::Fanfare
         };
-        let shown: Vec<String> = medians
-            .into_iter()
-            .map(|(median, figure)| (figure.show)(median))
+        let shown: Vec<String> = row
+            .figures()
+            .iter()
+            .filter_map(|figure| Some((figure.show)(self.median(row, kind, figure)?)))
             .collect();
         let mut cell = shown.join(", ");
         if let Some(reference) = self
@@ -222,6 +218,7 @@ impl Summary {
         match row.met(&fanfare, self.first_median(row, Kind::Floor), well) {
             Some(true) => "met",
             Some(false) => "NOT MET",
+            None if !well => "NOT MET",
             None => "–",
         }
     }
@@ -523,5 +520,11 @@ mod tests {
         });
         assert!(!summary.fanfare_delivered_well());
         assert!(summary.text().contains("NOT MET"));
+        summary.outcomes.drain(..3);
+        let text = summary.text();
+        assert!(
+            text.contains("failed †") && text.contains("NOT MET"),
+            "{text}"
+        );
     }
 }

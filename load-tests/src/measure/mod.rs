@@ -1,4 +1,5 @@
-//! What the machine says: `/proc` of the servers, and whether this machine can hold a run at all.
+//! What the machine says, `/proc` of the servers and whether it can hold a run at all, and what
+//! gateways say of themselves.
 
 pub(crate) mod capacity;
 pub(crate) mod gateway;
