@@ -174,7 +174,11 @@ impl Hub {
                 pages.fill(None);
             }
             let reads = match self.step(replay, keys, &pages) {
-                Step::Send(part) => return Ok(part),
+                Step::Send(mut part) => {
+                    // What was read may have come by way of the tail.
+                    part.from_history |= pages.iter().any(Option::is_some);
+                    return Ok(part);
+                }
                 Step::Read(reads) => reads,
             };
             let answers: Vec<_> = reads
