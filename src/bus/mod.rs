@@ -18,7 +18,7 @@ use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
 use crate::protocol::{ChannelName, Event};
 use crate::telemetry::BusMetrics;
 
-pub use redis::publish_once;
+pub use redis::{library, publish_once};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
 /// what changes meanwhile, so this many shards never wait for one another.

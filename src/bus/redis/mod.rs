@@ -2,6 +2,7 @@
 
 mod connect;
 mod ingest;
+pub mod library;
 mod publish;
 mod session;
 mod subscribe;

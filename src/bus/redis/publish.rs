@@ -19,7 +19,7 @@ const POOL_SIZE: usize = 8;
 /// From the wish to publish to the answer, waiting for a connection included.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
-fn connection_config() -> AsyncConnectionConfig {
+pub(super) fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_DEADLINE))
         .set_response_timeout(Some(COMMAND_DEADLINE))
