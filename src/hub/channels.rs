@@ -239,6 +239,15 @@ impl Channels {
         }
     }
 
+    /// Every kept event of the active channels after `position` comes.
+    pub(super) fn start_tails(&mut self, position: EventId) {
+        for (_, channel) in &mut self.channels {
+            if channel.active {
+                channel.tail.start(position);
+            }
+        }
+    }
+
     /// Changes a channel's tail within its bounds.
     fn change_tail(
         &mut self,

@@ -25,6 +25,7 @@ struct Lot {
     /// The least id in it; [`EventId::MAX`] where everything is live.
     first_id: EventId,
     kept: Option<KeptSpan>,
+    gaps: Vec<GapReason>,
 }
 
 /// One event, or gap, within its channel's lot.
@@ -142,7 +143,7 @@ impl Hub {
                 lots.push(Lot::new(key, event.channel.clone()));
                 lots.len() - 1
             });
-            pushes += channel.event_members.len();
+            pushes += channel.event_members.len() + channel.replaying_members.len();
             let Some(lot) = lots.get_mut(number) else {
                 continue;
             };
@@ -166,11 +167,12 @@ impl Hub {
                 channel: lot.channel,
                 events: lot.events,
                 first_id: lot.first_id,
+                gaps: lot.gaps,
             })
             .collect();
         for piece in &pieces {
             if let Some(lot) = encoded.get(piece.lot) {
-                note_kept(&mut channels, lot, piece);
+                self.note_kept(&mut channels, lot, piece);
             }
         }
         for (number, lot) in encoded.iter().enumerate() {
@@ -202,6 +204,30 @@ impl Hub {
         self.settings.slow_client == SlowClientPolicy::Latest
     }
 
+    /// Has a channel remember its kept event.
+    fn note_kept(&self, channels: &mut Channels, lot: &EncodedLot, piece: &Piece) {
+        match &piece.what {
+            What::Live | What::Gap { id: None, .. } => {}
+            What::Gap { id: Some(id), .. } => channels.restart_tail(lot.key, *id),
+            What::Kept { link, .. } => {
+                self.positions.borrow_mut().note(link.id);
+                let wire = piece
+                    .range
+                    .as_ref()
+                    .map(|range| Wire::slice(&lot.bytes, &range.chunk, &range.payload));
+                if let Some(channel) = channels.by_key(lot.key) {
+                    channel.newest = channel.newest.max(link.id);
+                }
+                let event = EncodedEvent {
+                    channel: lot.channel.clone(),
+                    link: *link,
+                    wire,
+                };
+                channels.append_to_tail(lot.key, event);
+            }
+        }
+    }
+
     /// Hands a lot to the connections that take it whole.
     fn push_lot(
         &self,
@@ -211,15 +237,6 @@ impl Hub {
         pieces: &[Piece],
     ) {
         let tick = self.tick();
-        let gaps = || {
-            pieces
-                .iter()
-                .filter(|piece| piece.lot == number)
-                .filter_map(|piece| match piece.what {
-                    What::Gap { reason, .. } => Some(reason),
-                    _ => None,
-                })
-        };
         for member in members {
             if lot.first_id <= member.skip_through.get() {
                 // It has had some of it.
@@ -229,7 +246,9 @@ impl Hub {
                 continue;
             }
             member.last_push.set(tick);
-            gaps().for_each(|reason| self.stats.count_gaps(reason, 1));
+            for reason in &lot.gaps {
+                self.stats.count_gaps(*reason, 1);
+            }
             if !lot.bytes.is_empty() {
                 let parcel = Parcel {
                     bytes: lot.bytes.clone(),
@@ -292,6 +311,7 @@ struct EncodedLot {
     bytes: Bytes,
     events: u32,
     first_id: EventId,
+    gaps: Vec<GapReason>,
     loss: Option<Loss>,
 }
 
@@ -304,6 +324,7 @@ impl Lot {
             events: 0,
             first_id: EventId::MAX,
             kept: None,
+            gaps: Vec::new(),
         }
     }
 
@@ -337,6 +358,7 @@ impl Lot {
                     notice.oldest,
                     notice.id,
                 );
+                self.gaps.push(notice.reason);
                 let payload = Framing::Chunked.append(block.as_bytes(), &mut self.buffer);
                 let what = What::Gap {
                     reason: notice.reason,
@@ -358,28 +380,5 @@ impl Lot {
         let chunk = start..self.buffer.len();
         let range = payload.map(|payload| PieceRange { chunk, payload });
         (range, what)
-    }
-}
-
-/// Has a channel remember its kept event.
-fn note_kept(channels: &mut Channels, lot: &EncodedLot, piece: &Piece) {
-    match &piece.what {
-        What::Live | What::Gap { id: None, .. } => {}
-        What::Gap { id: Some(id), .. } => channels.restart_tail(lot.key, *id),
-        What::Kept { link, .. } => {
-            let wire = piece
-                .range
-                .as_ref()
-                .map(|range| Wire::slice(&lot.bytes, &range.chunk, &range.payload));
-            if let Some(channel) = channels.by_key(lot.key) {
-                channel.newest = channel.newest.max(link.id);
-            }
-            let event = EncodedEvent {
-                channel: lot.channel.clone(),
-                link: *link,
-                wire,
-            };
-            channels.append_to_tail(lot.key, event);
-        }
     }
 }

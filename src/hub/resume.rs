@@ -162,8 +162,14 @@ impl Hub {
         mut pages: Vec<Option<Page>>,
     ) -> Result<Part<EncodedEvent>, HistoryError> {
         pages.resize(keys.len(), None);
+        let mut losses = self.losses.get();
         loop {
             self.all_active(keys).await;
+            if losses != self.losses.get() {
+                // Redis may be another one by now: what was read before says nothing of it.
+                losses = self.losses.get();
+                pages.fill(None);
+            }
             let reads = match self.step(replay, keys, &pages) {
                 Step::Send(part) => return Ok(part),
                 Step::Read(reads) => reads,

@@ -44,6 +44,8 @@ pub struct Hub {
     /// The bus is to be told of interest.
     interest_changed: Notify,
     draining: Cell<bool>,
+    /// How often the bus was lost.
+    pub(super) losses: Cell<u64>,
     pub(super) positions: RefCell<Positions>,
 }
 
@@ -64,6 +66,7 @@ impl Hub {
             activated: Notify::new(),
             interest_changed: Notify::new(),
             draining: Cell::new(false),
+            losses: Cell::new(0),
         })
     }
 
@@ -206,7 +209,14 @@ impl Hub {
 
     fn handle(self: &Rc<Self>, news: News) {
         match news {
-            News::Position(position) => self.positions.borrow_mut().note(position),
+            News::Position(position) => {
+                let mut positions = self.positions.borrow_mut();
+                if positions.newest().is_none() {
+                    // Ids came into being while channels were active.
+                    self.channels.borrow_mut().start_tails(position);
+                }
+                positions.note(position);
+            }
             News::Active {
                 channels: active,
                 position,
@@ -220,7 +230,10 @@ impl Hub {
                 }
                 self.activated.notify_waiters();
             }
-            News::Lost => self.channels.borrow_mut().deactivate_all(),
+            News::Lost => {
+                self.losses.set(self.losses.get().wrapping_add(1));
+                self.channels.borrow_mut().deactivate_all();
+            }
             News::Drain(period) => {
                 if !self.draining.replace(true) {
                     tokio::task::spawn_local(Rc::clone(self).drain(period));

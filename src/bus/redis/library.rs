@@ -10,8 +10,7 @@ use std::time::Duration;
 use redis::aio::ConnectionLike;
 use redis::{Client, Cmd, ErrorKind, ProtocolVersion, RedisError, ServerErrorKind, Value};
 
-use super::connect::connection_info;
-use super::publish::connection_config;
+use super::connect::{connection_config, connection_info};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::EventId;
 
