@@ -1,6 +1,11 @@
 //! The command line and the start: what is wrong is told, all of it, before anything starts.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
 
 mod support;
 
@@ -222,6 +227,70 @@ async fn tail_keeps_its_cursor_and_tells_of_gaps() {
          fanfare: connected again, resuming after 6-0.9-0\n\
          fanfare: gap: events of a may be missing after 9-0 (expired)\n"
     );
+}
+
+#[tokio::test]
+async fn tail_begins_after_a_cursor_or_with_the_newest() {
+    let gateway = Gateway::start(&[]).await;
+    let url = gateway.url("");
+    let mut ids = Vec::new();
+    for data in ["one", "two", "three"] {
+        ids.push(gateway.keep("/events/a", data).await);
+    }
+    let tail = async |arguments: &[&str]| {
+        let mut all = vec!["tail", "a", "--url", &url];
+        all.extend_from_slice(arguments);
+        let output = command(all.into_iter().map(str::to_owned).collect(), vec![]).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        (
+            String::from_utf8(output.stdout.clone()).unwrap(),
+            stderr(&output).to_owned(),
+        )
+    };
+    let [one, two, three] = &ids[..] else {
+        panic!("three were published");
+    };
+    let newest = format!("{two}\tmessage\ttwo\n{three}\tmessage\tthree\n");
+    for arguments in [["--history", "2"], ["--after", one]] {
+        let (out, err) = tail(&[&arguments[..], &["--count", "2"]].concat()).await;
+        assert_eq!((out, err.as_str()), (newest.clone(), ""));
+    }
+    // From before the first id that was ever issued here.
+    let (out, err) = tail(&["--after", "1-0", "--count", "3"]).await;
+    let (gap, rest) = out.split_once('\n').unwrap();
+    assert!(gap.contains("\t$gap\t{"), "{gap}");
+    assert_eq!(rest, format!("{one}\tmessage\tone\n{newest}"));
+    let told = "fanfare: gap: events of a may be missing after 1-0 (rewound)\n";
+    assert_eq!(err, told);
+}
+
+#[tokio::test]
+async fn tail_resumes_after_a_restart_of_the_gateway() {
+    let redis = Redis::start().await;
+    let retry = ("FANFARE_RETRY", "100ms,100ms");
+    let mut gateway = Gateway::behind(&redis, &[retry]).await;
+    let address = gateway.data.to_string();
+    let arguments = ["tail", "a", "--count", "3", "--url", &gateway.url("")];
+    let tail = tokio::spawn(command(arguments.map(str::to_owned).to_vec(), vec![]));
+    support::eventually("tail has opened its stream", async || {
+        gateway.metric("fanfare_subscriptions").await == 1.0
+    })
+    .await;
+    let one = redis.keep("a", "one", &[]).await;
+    support::eventually("the first event is delivered", async || {
+        gateway.metric("fanfare_events_delivered_total").await == 1.0
+    })
+    .await;
+    gateway.process.signal("TERM");
+    assert!(gateway.process.ended().await);
+    let two = redis.keep("a", "two", &[]).await;
+    let three = redis.keep("a", "three", &[]).await;
+    let _gateway = Gateway::behind(&redis, &[retry, ("FANFARE_LISTEN", &address)]).await;
+    let output = within("tail ends", tail).await.unwrap();
+    let expected = format!("{one}\tmessage\tone\n{two}\tmessage\ttwo\n{three}\tmessage\tthree\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    let told = format!("fanfare: connected again, resuming after {one}\n");
+    assert!(stderr(&output).ends_with(&told), "{}", stderr(&output));
 }
 
 /// Behind a listener that is not open, only public channels are read and nothing is published.

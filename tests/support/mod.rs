@@ -211,6 +211,14 @@ impl Redis {
             .unwrap()
     }
 
+    /// Publishes a kept event to the channel `sse:<channel>`, with `options`, and returns its id.
+    pub async fn keep(&self, channel: &str, data: &str, options: &[&str]) -> String {
+        let key = format!("sse:{channel}");
+        let mut command = vec!["FCALL", "fanfare_publish", "1", &key, data];
+        command.extend_from_slice(options);
+        self.command(&command).await
+    }
+
     /// The subscribed channels without prefix, sorted, the gateway's own left out.
     pub async fn channels(&self) -> Vec<String> {
         let all: Vec<String> = self.command(&["PUBSUB", "CHANNELS", "sse:*"]).await;
@@ -354,6 +362,14 @@ impl Gateway {
         let request = self.http.post(self.url(path)).body(body);
         let response = within("the gateway answers", request.send()).await.unwrap();
         (response.status().as_u16(), response.text().await.unwrap())
+    }
+
+    /// Publishes a kept event over HTTP and returns its id.
+    pub async fn keep(&self, path: &str, body: impl Into<reqwest::Body>) -> String {
+        let (status, body) = self.post(path, body).await;
+        assert_eq!(status, 200, "{body}");
+        let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
+        answer["id"].as_str().unwrap().to_owned()
     }
 
     /// Status and body of an answer that ends.
