@@ -88,8 +88,10 @@ async fn connections_open_receive_and_stop() {
         .await
         .unwrap();
     publish(&browser, "price", "42").await;
-    browser.shows("#published", "Published to prices.").await;
     logged(&browser, "Everything", "price", "42").await;
+    let id = browser.text(&card(3, ".cursor")).await;
+    let told = format!("Published to prices as {id}.");
+    browser.shows("#published", &told).await;
 
     // All of them; a name nobody listens for yet is added to the list.
     browser
@@ -98,6 +100,7 @@ async fn connections_open_receive_and_stop() {
         .select_by_value("all")
         .await
         .unwrap();
+    browser.click("#keep").await;
     publish(&browser, "greeting", "to all").await;
     browser
         .shows("#published", "Published to orders, prices.")
@@ -380,6 +383,14 @@ async fn a_cut_connection_resumes_and_shows_what_was_kept_meanwhile() {
     browser.close().await;
 }
 
+/// Waits until the replica holds no recent events any more that a resume could be served from.
+async fn forgotten(gateway: &Gateway) {
+    eventually("the channels are let go", async || {
+        gateway.metric("fanfare_channels").await == 0.0
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_gap_is_shown_with_its_channel_and_reason() {
     let gateway = Gateway::start(&[]).await;
@@ -391,6 +402,7 @@ async fn a_gap_is_shown_with_its_channel_and_reason() {
     browser.shows(&card(3, ".count"), "2 events").await;
     let cursor = browser.text(&card(3, ".cursor")).await;
     browser.click(&card(3, ".cut")).await;
+    forgotten(&gateway).await;
     let mut oldest = String::new();
     for data in ["one", "two", "three"] {
         oldest = gateway.keep("/events/orders?history=1", data).await;
@@ -534,6 +546,7 @@ async fn the_page_is_light_or_dark_as_the_reader_prefers() {
     // One resumes, and one has missed too much.
     browser.click(&card(1, ".cut")).await;
     browser.click(&card(2, ".cut")).await;
+    forgotten(&gateway).await;
     gateway.keep("/events/orders", "order 4711 is packed").await;
     gateway
         .keep("/events/orders", "order 4711 has left the warehouse")

@@ -123,6 +123,7 @@ async fn publish_and_tail_speak_to_a_gateway_and_to_redis() {
     })
     .await;
     let over_redis = ("FANFARE_REDIS_URL", redis.url());
+    let mut ids = Vec::new();
     for (arguments, variables) in [
         (vec!["publish", "a", "one"], vec![over_redis.clone()]),
         (
@@ -138,6 +139,7 @@ async fn publish_and_tail_speak_to_a_gateway_and_to_redis() {
                 &url,
                 "--retry",
                 "5s",
+                "--live",
             ],
             vec![],
         ),
@@ -145,12 +147,21 @@ async fn publish_and_tail_speak_to_a_gateway_and_to_redis() {
         let arguments = arguments.into_iter().map(str::to_owned).collect();
         let output = command(arguments, variables).await;
         assert!(output.status.success(), "{}", stderr(&output));
+        ids.push(String::from_utf8(output.stdout).unwrap());
     }
+    let [one, two, live] = &ids[..] else {
+        panic!("three were published");
+    };
+    assert_eq!(live, "");
     let output = within("tail ends", tail).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert_eq!(
         text,
-        "-\tmessage\tone\n-\tn\ttwo\\nlines\n-\tmessage\tthree \\u{1b}[31m\n"
+        format!(
+            "{}\tmessage\tone\n{}\tn\ttwo\\nlines\n-\tmessage\tthree \\u{{1b}}[31m\n",
+            one.trim_end(),
+            two.trim_end()
+        )
     );
 }
 

@@ -212,7 +212,7 @@ async fn python_keep_publishes_once_and_node_follow_notices_gaps() {
             .finish()
     };
     let (_follower, stdout) = Example::node("node/follow.mjs")
-        .args(&["orders", "prices"])
+        .args(&["orders"])
         .env("FANFARE_URL", &gateway.url(""))
         .start();
     let (stdout, _) = line(stdout, "open").await;
