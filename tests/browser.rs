@@ -562,7 +562,7 @@ async fn the_page_is_light_or_dark_as_the_reader_prefers() {
     publish(&browser, "ping", r#"{"sequence":1}"#).await;
     browser.shows(&card(1, ".count"), "4 events").await;
     // With room for the frame of the window, which the picture does not show.
-    browser.client.set_window_size(1280, 1000).await.unwrap();
+    browser.client.set_window_size(1280, 1150).await.unwrap();
     let mut backgrounds = Vec::new();
     for scheme in ["light", "dark"] {
         browser.prefer(scheme).await;

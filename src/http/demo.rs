@@ -10,7 +10,7 @@ const PAGE: &str = include_str!("demo.html");
 /// what anybody may publish.
 const POLICY: &str = "default-src 'none'; \
     script-src 'sha256-6oq78iXJX6Vbfm9rtlzAy6mAPfqVS1pebIToCSceqdE='; \
-    style-src 'sha256-e0/x+c8TGVRXfy7hzL1bR7cZ3lwA56RSqaIy27Pj+x0='; \
+    style-src 'sha256-iYB29F8LKHyUZr5UyfKtpt4gvr4/9mYcF6eUxwkeuhM='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
