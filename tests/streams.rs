@@ -85,7 +85,8 @@ async fn a_stream_carries_its_channels_and_no_others() {
         ("a", "5"),
         ("b", "6"),
     ] {
-        let (status, body) = gateway.post(&format!("/events/{channel}"), data).await;
+        let path = format!("/events/{channel}?keep=false");
+        let (status, body) = gateway.post(&path, data).await;
         assert_eq!((status, body.as_str()), (200, r#"{"id":null}"#));
     }
     for data in ["1", "5"] {
@@ -196,8 +197,17 @@ async fn events_that_break_a_rule_are_refused_and_reach_nobody() {
         ("/events/a?to=5", b"x".to_vec(), 400, "to"),
         ("/events/a?evnt=x", b"x".to_vec(), 400, "evnt"),
         ("/events/a?event=x&event=y", b"x".to_vec(), 400, "twice"),
-        ("/events/a?key=k", b"x".to_vec(), 400, "key"),
-        ("/events/a?keep=true", b"x".to_vec(), 400, "keep"),
+        ("/events/a?key=k&keep=false", b"x".to_vec(), 400, "key"),
+        (
+            "/events/a?history=1&keep=false",
+            b"x".to_vec(),
+            400,
+            "history",
+        ),
+        ("/events/a?key=", b"x".to_vec(), 400, "256"),
+        ("/events/a?history=0", b"x".to_vec(), 400, "history"),
+        ("/events/a?history=1000001", b"x".to_vec(), 400, "history"),
+        ("/events/a?keep=no", b"x".to_vec(), 400, "keep"),
         ("/events/a", b"\xff\xfe".to_vec(), 400, "UTF-8"),
         ("/events/a", vec![b'x'; 101], 413, "100 bytes"),
         ("/events/a", vec![b'x'; 1000], 413, "100 bytes"),

@@ -211,11 +211,10 @@ impl Redis {
             .unwrap()
     }
 
-    /// Publishes a kept event to the channel `sse:<channel>`, with `options`, and returns its id.
+    /// Publishes a kept event with options and returns its id.
     pub async fn keep(&self, channel: &str, data: &str, options: &[&str]) -> String {
         let key = format!("sse:{channel}");
-        let mut command = vec!["FCALL", "fanfare_publish", "1", &key, data];
-        command.extend_from_slice(options);
+        let command = [&["FCALL", "fanfare_publish", "1", &key, data], options].concat();
         self.command(&command).await
     }
 
@@ -366,10 +365,10 @@ impl Gateway {
 
     /// Publishes a kept event over HTTP and returns its id.
     pub async fn keep(&self, path: &str, body: impl Into<reqwest::Body>) -> String {
-        let (status, body) = self.post(path, body).await;
-        assert_eq!(status, 200, "{body}");
-        let answer: serde_json::Value = serde_json::from_str(&body).unwrap();
-        answer["id"].as_str().unwrap().to_owned()
+        let (status, answer) = self.post(path, body).await;
+        assert_eq!(status, 200, "{answer}");
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        answer["id"].as_str().expect("an id").to_owned()
     }
 
     /// Status and body of an answer that ends.
@@ -455,6 +454,13 @@ impl Events {
                 return block;
             }
         }
+    }
+
+    /// What the next event, a gap, says.
+    pub async fn gap(&mut self) -> serde_json::Value {
+        let event = self.event().await;
+        assert_eq!(event.event.as_deref(), Some("$gap"), "{event:?}");
+        serde_json::from_str(&event.data.unwrap()).unwrap()
     }
 
     /// The data of the next event.
