@@ -42,7 +42,9 @@ async fn head_first_block_and_heartbeat_are_as_documented_byte_for_byte() {
     for _ in 0..3 {
         assert_eq!(raw.until("\n\n\r\n").await, "3\r\n:\n\n\r\n");
     }
-    gateway.post("/events/orders?event=price&keep=false", "a\nb").await;
+    gateway
+        .post("/events/orders?event=price&keep=false", "a\nb")
+        .await;
     let event = "1e\r\nevent: price\ndata: a\ndata: b\n\n\r\n";
     assert!(raw.until(event).await.ends_with(event));
 }
