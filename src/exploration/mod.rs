@@ -15,7 +15,7 @@ use world::{Budget, Setup};
 
 use crate::protocol::{Cursor, EventId};
 
-const MOST_STATES: usize = 1_200_000;
+const MOST_STATES: usize = 4_000_000;
 
 fn check(setup: &Setup) {
     let begin = std::time::Instant::now();
@@ -65,24 +65,26 @@ worlds! {
         channels: vec![0, 1], clients: vec![vec![0, 1]], length: 1, ttl: 4, before: 1,
     } { ticks: 5, publishes: 2, probes: 1, connects: 2, tells: 1 }
     another_channel: { channels: vec![0, 1], length: 1, ttl: 4 }
-        { ticks: 5, publishes: 3, probes: 1, connects: 2, losses: 1, tells: 1 }
+        { ticks: 5, publishes: 3, connects: 2, tells: 1 }
     failover: {}
-        { ticks: 3, publishes: 3, probes: 1, connects: 2, failovers: 1, tells: 1 }
-    failover_with_vouched_cursors: { before: 1, ttl: 6 }
-        { ticks: 6, publishes: 2, probes: 2, connects: 2, failovers: 1, tells: 1 }
+        { ticks: 1, publishes: 3, probes: 1, connects: 2, failovers: 1 }
+    failover_with_vouched_cursors: { ttl: 6 }
+        { ticks: 5, publishes: 2, probes: 2, connects: 2, failovers: 1, tells: 1 }
     failover_between_replicas: { replicas: 2, connected: 2 }
-        { ticks: 1, publishes: 3, connects: 2, failovers: 1 }
+        { publishes: 3, connects: 2, failovers: 1 }
     failover_of_two_channels: {
         channels: vec![0, 1], clients: vec![vec![0, 1]], part_events: 1, page_events: 2,
     } { ticks: 1, publishes: 3, connects: 2, failovers: 1 }
     isolation: { replicas: 2, connected: 2, isolation: true }
-        { ticks: 2, publishes: 3, connects: 2, failovers: 1, probes: 1, tells: 1 }
+        { publishes: 3, connects: 2, failovers: 1 }
+    isolation_with_vouched_cursors: { isolation: true }
+        { ticks: 3, publishes: 2, probes: 2, connects: 2, failovers: 1, tells: 1 }
     flush: {}
-        { ticks: 2, publishes: 3, probes: 1, connects: 3, flushes: 1, losses: 1, tells: 1 }
+        { ticks: 1, publishes: 3, connects: 2, flushes: 1, losses: 1 }
     eviction: { evictable: true, before: 1 }
-        { ticks: 3, publishes: 3, probes: 1, connects: 3, evictions: 1, losses: 1, tells: 1 }
+        { ticks: 2, publishes: 2, probes: 1, connects: 2, evictions: 1, losses: 1 }
     a_raised_ttl: { ttl: 3, before: 1 }
-        { ticks: 7, publishes: 2, probes: 1, connects: 3, raises: 1, tells: 1, losses: 1 }
+        { ticks: 6, publishes: 2, probes: 1, connects: 2, raises: 1, tells: 1 }
     foreign_cursors: {
         before: 1,
         foreign: vec![
@@ -103,7 +105,7 @@ worlds! {
         part_events: 1,
     } { publishes: 3, connects: 2, losses: 1 }
     the_newest_events_of_old_histories: { newest: true, length: 3, before: 1, ttl: 3 }
-        { ticks: 6, publishes: 3, connects: 2, losses: 1 }
+        { ticks: 5, publishes: 2, connects: 2, losses: 1 }
     reads_are_shared: {
         clients: vec![vec![0], vec![0]], shared_reads: true, reused_pages: true,
         part_events: 1, page_events: 2,
@@ -113,5 +115,5 @@ worlds! {
         channels: vec![0, 1], clients: vec![vec![0, 1]],
     } { publishes: 4, connects: 3 }
     a_replica_that_is_behind: { replicas: 2, connected: 1 }
-        { ticks: 1, publishes: 4, connects: 3, losses: 1 }
+        { publishes: 3, connects: 3, losses: 1 }
 }

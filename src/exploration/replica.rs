@@ -102,7 +102,10 @@ impl Replica {
             cursor: self
                 .position
                 .filter(|_| wanted.contains(&channel))
-                .map(|position| backfill_from(self.seen[channel], position)),
+                .map(|position| {
+                    let settled = self.settled();
+                    backfill_from(self.seen[channel], position, settled, lag_bound())
+                }),
             gap: false,
             events: Vec::new(),
         };

@@ -170,9 +170,10 @@ impl World {
     pub(super) fn actions(&self, setup: &Setup) -> Vec<Action> {
         let mut actions = Vec::new();
         let budget = &self.budget;
-        // A replica leaves a primary that it cannot confirm within the lag bound.
+        // A replica leaves a primary before it could not confirm it for the lag bound: ids of both
+        // primaries never meet.
         let must_leave = self.replaced.as_ref().is_some_and(|(_, since)| {
-            self.now >= since + LAG && self.replicas.iter().any(|replica| replica.is_behind)
+            self.now + 1 >= since + LAG && self.replicas.iter().any(|replica| replica.is_behind)
         });
         if budget.ticks > 0 && !must_leave {
             actions.push(Action::Tick);
