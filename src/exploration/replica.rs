@@ -130,7 +130,8 @@ impl Replica {
         let cursor = recovery.cursor.unwrap();
         let recovered = recover(cursor, page, *probe, lag_bound());
         if recovered.gap.is_some() {
-            // Later pages have a gap before them, so what was read comes after it too.
+            // What earlier pages held is no longer there either.
+            recovery.events.clear();
             recovery.gap = true;
         }
         recovery.events.extend(recovered.events);
@@ -194,8 +195,11 @@ impl Replica {
         let told = match arrival {
             Arrival::Known => Vec::new(),
             Arrival::Next => vec![Told::Event(channel, link)],
-            Arrival::Hole => return Err(format!("{link:?} leaves a hole on a connection")),
-            Arrival::Rewound => vec![
+            Arrival::Hole if !self.is_behind => {
+                return Err(format!("{link:?} leaves a hole on a connection"));
+            }
+            // A hole is where the backfill was read from another primary.
+            Arrival::Hole | Arrival::Rewound => vec![
                 Told::Gap(channel, link.id.pred()),
                 Told::Event(channel, link),
             ],
