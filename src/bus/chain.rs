@@ -55,9 +55,22 @@ pub(crate) struct Recovered<E> {
 }
 
 /// Where the backfill of a channel begins: `seen` is its newest event, `position` the id up to
-/// which everything was seen when the subscription was lost.
-pub(crate) fn backfill_from(seen: Option<EventId>, position: EventId) -> Cursor {
-    Cursor::new(seen.unwrap_or_default(), position)
+/// which everything was seen when the subscription was lost, `settled` the newest earlier one that
+/// was at least the lag bound old by then. Only the latter vouches for an event: a primary may
+/// have been replaced for as long as the bound before it was left.
+pub(crate) fn backfill_from(
+    seen: Option<EventId>,
+    position: EventId,
+    settled: Option<EventId>,
+    lag_bound: Duration,
+) -> Cursor {
+    let seen = seen.unwrap_or_default();
+    let is_vouched = Cursor::new(seen, settled.unwrap_or_default()).is_vouched(lag_bound);
+    if is_vouched {
+        Cursor::new(seen, position)
+    } else {
+        Cursor::unvouched(seen, position, lag_bound)
+    }
 }
 
 /// Judges the read of one channel from [`Cursor::read_from`] on. What is later than `until`, the

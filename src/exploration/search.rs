@@ -64,7 +64,7 @@ pub(super) fn explore(setup: &Setup, most: usize) -> Found {
     let mut known: HashMap<(u64, u64), ((u64, u64), u16)> = HashMap::new();
     let start = fingerprint(&first);
     known.insert(start, (start, u16::MAX));
-    let mut level = vec![first];
+    let mut level = vec![(first, start)];
     let mut found = Found {
         states: 1,
         depth: 0,
@@ -73,8 +73,7 @@ pub(super) fn explore(setup: &Setup, most: usize) -> Found {
     };
     while !level.is_empty() {
         let mut next_level = Vec::new();
-        for world in level {
-            let here = fingerprint(&world);
+        for (world, here) in level {
             for (number, action) in world.actions(setup).into_iter().enumerate() {
                 match world.after(setup, action) {
                     Ok(None) => {}
@@ -83,7 +82,7 @@ pub(super) fn explore(setup: &Setup, most: usize) -> Found {
                         let number = u16::try_from(number).unwrap();
                         if known.len() < most {
                             known.entry(print).or_insert_with(|| {
-                                next_level.push(next);
+                                next_level.push((next, print));
                                 (here, number)
                             });
                         } else {

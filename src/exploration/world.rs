@@ -26,8 +26,9 @@ pub(super) struct Setup {
     /// The most events of a page, and of a part.
     pub(super) page_events: usize,
     pub(super) part_events: usize,
-    /// Events of each channel from before the start.
+    /// Events of each channel from before the start, and from when.
     pub(super) before: usize,
+    pub(super) before_ms: u64,
     pub(super) budget: Budget,
     /// Clients may come with cursors that were never told.
     pub(super) foreign: Vec<Cursor>,
@@ -57,6 +58,7 @@ impl Setup {
             page_events: usize::MAX,
             part_events: usize::MAX,
             before: 0,
+            before_ms: START_MS - 1,
             budget: Budget::default(),
             foreign: Vec::new(),
             newest: false,
@@ -154,7 +156,7 @@ pub(super) enum Action {
 /// Deliver all of a part.
 const ALL: usize = usize::MAX;
 
-const START_MS: u64 = 100;
+pub(super) const START_MS: u64 = 100;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct World {
@@ -175,7 +177,7 @@ pub(super) struct World {
 impl World {
     pub(super) fn new(setup: &Setup) -> Self {
         let epoch = EventId::new(START_MS - 20, 0);
-        let first = EventId::new(START_MS - 1, 0);
+        let first = EventId::new(setup.before_ms - 1, 0);
         let mut world = Self {
             now: START_MS,
             primary: Rc::new(Primary::new(epoch, first, setup.ttl, setup.evictable)),
@@ -190,7 +192,7 @@ impl World {
         let primary = Rc::make_mut(&mut world.primary);
         for _ in 0..setup.before {
             for &channel in &setup.channels {
-                let link = primary.publish(START_MS - 1, channel, setup.length);
+                let link = primary.publish(setup.before_ms, channel, setup.length);
                 world.published.push(Published {
                     channel,
                     id: link.id,
@@ -209,9 +211,10 @@ impl World {
     pub(super) fn actions(&self, setup: &Setup) -> Vec<Action> {
         let mut actions = Vec::new();
         let budget = &self.budget;
-        // A replica leaves a primary that it cannot confirm within the lag bound.
+        // A replica leaves a primary before it could not confirm it for the lag bound: ids of both
+        // primaries never meet.
         let must_leave = self.replaced.as_ref().is_some_and(|(_, since)| {
-            self.now >= since + LAG && self.replicas.iter().any(|replica| replica.is_behind)
+            self.now + 1 >= since + LAG && self.replicas.iter().any(|replica| replica.is_behind)
         });
         if budget.ticks > 0 && !must_leave {
             actions.push(Action::Tick);
@@ -258,7 +261,11 @@ impl World {
         for (number, client) in self.clients.iter().enumerate() {
             self.client_actions(setup, number, client, &mut actions);
         }
-        if budget.failovers > 0 {
+        // Ids that are ahead of the clock have jumped a moment ago: there is one failover at most
+        // within a lag bound.
+        let issued = self.primary.issued;
+        let has_settled = issued.is_some_and(|issued| issued.last.ms() <= self.now);
+        if budget.failovers > 0 && has_settled && self.replaced.is_none() {
             let count = self.snapshots.len() + 1;
             actions.extend((0..count).map(|snapshot| Action::Failover { snapshot }));
         }
@@ -809,6 +816,22 @@ impl World {
                 ));
             }
         }
+        // Up to the seam a gap also tells of what is past the cursor, which does not vouch for it.
+        let mut gone = Vec::new();
+        for gap in part.gaps.iter().take(most).filter(|_| part.live) {
+            let channel = client.channels[gap.channel];
+            let page = pages[gap.channel]
+                .as_ref()
+                .map(|(read, _)| &read.page.events);
+            let is_retained =
+                |id| page.is_some_and(|events| events.iter().any(|event| event.id == id));
+            gone.extend(self.published.iter().filter_map(|event| {
+                let is_gone = event.channel == channel
+                    && Some(event.id) <= replica.position
+                    && !is_retained(event.id);
+                is_gone.then_some(event.id)
+            }));
+        }
         if part.live {
             client.stage = Stage::Live {
                 skip_through: part.cursor.position(),
@@ -822,6 +845,7 @@ impl World {
         } else {
             pages.fill(None);
         }
+        gone.into_iter().for_each(|id| client.settle(id));
         self.deliver(number, &part, most)
     }
 
@@ -847,7 +871,7 @@ impl World {
             let owed = client.owed(&self.published, position);
             if let Some(event) = owed {
                 return Err(format!(
-                    "{event:?} is missing before {position}, without a gap"
+                    "{event:?} is missing before {position}, without a gap: {client:?}"
                 ));
             }
             let replica = &self.replicas[client.replica];

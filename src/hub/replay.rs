@@ -167,12 +167,18 @@ impl Replay {
             last.unwrap_or(begin)
         };
 
-        let had = if gaps.is_empty() {
+        let was_vouched = self.cursor.is_vouched(self.lag_bound);
+        // The event of a cursor is lost to all channels, or proven to all.
+        let had = if gaps.len() < views.len() {
             self.cursor.event()
         } else {
             EventId::ZERO
         };
-        self.cursor = Cursor::new(last.unwrap_or(had), end);
+        self.cursor = match last {
+            None if was_vouched => Cursor::new(had, end),
+            // What was read just now may yet be taken back by a failover.
+            _ => Cursor::unvouched(last.unwrap_or(had), end, self.lag_bound),
+        };
         self.trusted = false;
         let is_caught = self.cursor.event() <= caught;
         Step::Send(Part {
