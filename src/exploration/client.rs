@@ -108,12 +108,19 @@ impl Client {
         }
     }
 
-    pub(super) fn take_event(&mut self, channel: usize, link: Link, lost: bool) -> Result<(), String> {
+    pub(super) fn take_event(
+        &mut self,
+        channel: usize,
+        link: Link,
+        lost: bool,
+    ) -> Result<(), String> {
         if self.last.is_some_and(|last| link.id <= last) {
             return Err(format!("{link:?} after {:?}", self.last));
         }
         if self.is_past[channel] && !lost {
-            return Err(format!("{link:?} follows events that were lost, without a gap"));
+            return Err(format!(
+                "{link:?} follows events that were lost, without a gap"
+            ));
         }
         self.is_past[channel] |= lost;
         self.last = Some(link.id);

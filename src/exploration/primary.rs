@@ -186,12 +186,13 @@ impl Primary {
             .map(|channel| {
                 let events = &alive.histories[*channel].events;
                 let first = events.iter().find(|event| event.id > position);
-                let follows = issued.last <= position || match first {
-                    Some(first) if first.id == position.next() => true,
-                    Some(first) if first.prev > EventId::ZERO => first.prev <= position,
-                    None if !events.is_empty() => true,
-                    _ => is_young && !self.evictable,
-                };
+                let follows = issued.last <= position
+                    || match first {
+                        Some(first) if first.id == position.next() => true,
+                        Some(first) if first.prev > EventId::ZERO => first.prev <= position,
+                        None if !events.is_empty() => true,
+                        _ => is_young && !self.evictable,
+                    };
                 was_issued && survived && follows
             })
             .collect()

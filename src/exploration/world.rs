@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::client::{Client, Pending, Published, Read, Stage, Wanted};
 use super::primary::{LAG, Primary, lag_bound};
-use super::replica::{Message, Replica, TAIL, Told};
+use super::replica::{Message, Replica, Told};
 use crate::hub::replay::{Part, Replay, Step, View};
 use crate::protocol::{Cursor, EventId, Link};
 
@@ -96,21 +96,60 @@ pub(super) enum Start {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     Tick,
-    Publish { channel: usize, isolated: bool },
-    Probe { replica: usize },
-    Handle { replica: usize },
-    Lose { replica: usize },
-    Reconnect { replica: usize },
-    Backfill { replica: usize, channel: usize },
-    Connect { client: usize, replica: usize, start: Start, most: usize },
-    Execute { client: usize, index: usize, shared: bool, isolated: bool },
-    Arrive { client: usize, index: usize, most: usize },
-    Step { client: usize, most: usize },
-    Disconnect { client: usize },
-    Tell { client: usize },
-    Failover { snapshot: usize },
+    Publish {
+        channel: usize,
+        isolated: bool,
+    },
+    Probe {
+        replica: usize,
+    },
+    Handle {
+        replica: usize,
+    },
+    Lose {
+        replica: usize,
+    },
+    Reconnect {
+        replica: usize,
+    },
+    Backfill {
+        replica: usize,
+        channel: usize,
+    },
+    Connect {
+        client: usize,
+        replica: usize,
+        start: Start,
+        most: usize,
+    },
+    Execute {
+        client: usize,
+        index: usize,
+        shared: bool,
+        isolated: bool,
+    },
+    Arrive {
+        client: usize,
+        index: usize,
+        most: usize,
+    },
+    Step {
+        client: usize,
+        most: usize,
+    },
+    Disconnect {
+        client: usize,
+    },
+    Tell {
+        client: usize,
+    },
+    Failover {
+        snapshot: usize,
+    },
     Flush,
-    Evict { channel: usize },
+    Evict {
+        channel: usize,
+    },
     RaiseTtl,
 }
 
@@ -329,7 +368,10 @@ impl World {
             return None;
         };
         let replica = &self.replicas[client.replica];
-        let newest = client.channels.iter().map(|channel| replica.newest[*channel]);
+        let newest = client
+            .channels
+            .iter()
+            .map(|channel| replica.newest[*channel]);
         let newest = newest.max().unwrap();
         let event = if newest > *skip_through {
             newest
@@ -394,7 +436,9 @@ impl World {
             Action::Backfill { replica, channel } => {
                 let cursor = self.replicas[replica].backfill(channel).unwrap();
                 let from = cursor.read_from(lag_bound());
-                let page = self.primary.page(self.now, channel, from, setup.page_events);
+                let page = self
+                    .primary
+                    .page(self.now, channel, from, setup.page_events);
                 let gap = self.replicas[replica].recover(channel, &page);
                 if gap && self.primary.proves(self.now, cursor, &[channel])[0] {
                     return Err(format!("a gap after {cursor}, which is proven: {page:?}"));
@@ -493,10 +537,10 @@ impl World {
     fn fail_over(&mut self, snapshot: usize) {
         self.budget.failovers -= 1;
         self.has_lost = true;
-        let promoted = self
-            .snapshots
-            .get(snapshot)
-            .map_or_else(|| Rc::clone(&self.primary), |(_, primary)| Rc::clone(primary));
+        let promoted = self.snapshots.get(snapshot).map_or_else(
+            || Rc::clone(&self.primary),
+            |(_, primary)| Rc::clone(primary),
+        );
         self.snapshots.clear();
         let replaced = std::mem::replace(&mut self.primary, promoted);
         Rc::make_mut(&mut self.primary).promote(self.now);
@@ -504,7 +548,10 @@ impl World {
         for replica in &mut self.replicas {
             replica.is_behind = replica.is_subscribed();
         }
-        let last = self.primary.issued.map_or(EventId::ZERO, |issued| issued.last);
+        let last = self
+            .primary
+            .issued
+            .map_or(EventId::ZERO, |issued| issued.last);
         for event in &mut self.published {
             if event.id > last {
                 event.lost = true;
@@ -678,7 +725,7 @@ impl World {
         let which = pending.iter().position(|pending| pending.index == at);
         let arrived = pending.remove(which.unwrap());
         let read = arrived.answer.unwrap();
-        replica.tails[channel].extend(&read.page, TAIL);
+        replica.take_page(channel, &read.page);
         pages[at] = Some((read, true));
         if !pending.is_empty() {
             return Ok(most == ALL);
@@ -753,7 +800,9 @@ impl World {
             && replica.queue.is_empty()
             && pages.iter().flatten().all(|(read, _)| is_up_to_date(read));
         if !part.live && things == 0 && part.cursor == before && is_undisturbed {
-            return Err(format!("nothing comes after {before}: {pages:?} {replica:?}"));
+            return Err(format!(
+                "nothing comes after {before}: {pages:?} {replica:?}"
+            ));
         }
         for gap in &part.gaps {
             let reads = pages.iter().flatten().map(|(read, _)| read);
@@ -762,15 +811,20 @@ impl World {
                 proven &= read.primary.proves(read.now, before, &client.channels)[gap.channel];
             }
             if proven {
-                return Err(format!("{gap:?} after {before}, which is proven: {pages:?}"));
+                return Err(format!(
+                    "{gap:?} after {before}, which is proven: {pages:?}"
+                ));
             }
         }
         // Up to the seam a gap also tells of what is past the cursor, which does not vouch for it.
         let mut gone = Vec::new();
         for gap in part.gaps.iter().take(most).filter(|_| part.live) {
             let channel = client.channels[gap.channel];
-            let page = pages[gap.channel].as_ref().map(|(read, _)| &read.page.events);
-            let is_retained = |id| page.is_some_and(|events| events.iter().any(|event| event.id == id));
+            let page = pages[gap.channel]
+                .as_ref()
+                .map(|(read, _)| &read.page.events);
+            let is_retained =
+                |id| page.is_some_and(|events| events.iter().any(|event| event.id == id));
             gone.extend(self.published.iter().filter_map(|event| {
                 let is_gone = event.channel == channel
                     && Some(event.id) <= replica.position
@@ -784,7 +838,10 @@ impl World {
                 told: part.cursor,
             };
         } else if setup.reused_pages {
-            pages.iter_mut().flatten().for_each(|(_, fresh)| *fresh = false);
+            pages
+                .iter_mut()
+                .flatten()
+                .for_each(|(_, fresh)| *fresh = false);
         } else {
             pages.fill(None);
         }
@@ -813,7 +870,9 @@ impl World {
             let position = client.cursor.map(Cursor::position).unwrap_or_default();
             let owed = client.owed(&self.published, position);
             if let Some(event) = owed {
-                return Err(format!("{event:?} is missing before {position}, without a gap: {client:?}"));
+                return Err(format!(
+                    "{event:?} is missing before {position}, without a gap: {client:?}"
+                ));
             }
             let replica = &self.replicas[client.replica];
             let is_quiet = replica.is_up() && !replica.is_behind && replica.queue.is_empty();

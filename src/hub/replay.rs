@@ -258,11 +258,12 @@ impl Replay {
         let event = self.cursor.event();
         let event_was_seen = views.iter().any(|view| view.tail.holds(event));
         let reasons: Vec<_> = if self.trusted {
-            let from_floor = |evidence: &Evidence<'_, E>| {
-                evidence.page.incomplete_after(evidence.floor.pred())
-            };
+            let from_floor =
+                |evidence: &Evidence<'_, E>| evidence.page.incomplete_after(evidence.floor.pred());
             let evidence = evidence.iter().map(Option::as_ref);
-            evidence.map(|evidence| evidence.and_then(from_floor)).collect()
+            evidence
+                .map(|evidence| evidence.and_then(from_floor))
+                .collect()
         } else {
             judge(self.cursor, event_was_seen, &evidence, self.lag_bound)
         };
