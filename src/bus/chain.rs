@@ -54,6 +54,17 @@ pub(crate) struct Recovered<E> {
     pub(crate) goes_on: Option<Cursor>,
 }
 
+/// The newest event that a client may have from a read of its channel's history, where the
+/// subscription saw everything up to `position`: to be noted as seen, since a failover can take
+/// back what was published before the channel was subscribed, too. What is later arrives.
+pub(crate) fn seen_in<E: Linked>(page: &HistoryPage<E>, position: EventId) -> Option<EventId> {
+    let ids = page.events.iter().map(|event| event.link().id);
+    let reaches_on = page.complete || page.end() > position;
+    ids.take_while(|id| *id <= position)
+        .last()
+        .filter(|_| reaches_on)
+}
+
 /// Where the backfill of a channel begins: `seen` is its newest event, `position` the id up to
 /// which everything was seen when the subscription was lost, `settled` the newest earlier one that
 /// was at least the lag bound old by then. Only the latter vouches for an event: a primary may

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::primary::{LAG, Primary, lag_bound};
-use crate::bus::chain::{Arrival, arrival, backfill_from, recover};
+use crate::bus::chain::{Arrival, arrival, backfill_from, recover, seen_in};
 use crate::hub::tail::{Tail, TailLimits};
 use crate::protocol::{Cursor, EventId, HistoryPage, Link};
 
@@ -214,6 +214,13 @@ impl Replica {
         Ok(told)
     }
 
+    /// Takes note of a read for a client.
+    pub(super) fn take_page(&mut self, channel: usize, page: &HistoryPage<Link>) {
+        self.tails[channel].extend(page, TAIL);
+        let seen = seen_in(page, self.position.unwrap_or_default());
+        self.seen[channel] = self.seen[channel].max(seen);
+    }
+
     fn note(&mut self, told: Told) {
         match told {
             Told::Gap(channel, id) => self.tails[channel].restart(id),
@@ -244,7 +251,7 @@ impl Replica {
 }
 
 /// So small that it is trimmed even in small worlds.
-pub(super) const TAIL: TailLimits = TailLimits {
+const TAIL: TailLimits = TailLimits {
     events: 2,
     bytes: 2,
 };

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::client::{Client, Pending, Published, Read, Stage, Wanted};
 use super::primary::{LAG, Primary, lag_bound};
-use super::replica::{Message, Replica, TAIL, Told};
+use super::replica::{Message, Replica, Told};
 use crate::hub::replay::{Part, Replay, Step, View};
 use crate::protocol::{Cursor, EventId, Link};
 
@@ -725,7 +725,7 @@ impl World {
         let which = pending.iter().position(|pending| pending.index == at);
         let arrived = pending.remove(which.unwrap());
         let read = arrived.answer.unwrap();
-        replica.tails[channel].extend(&read.page, TAIL);
+        replica.take_page(channel, &read.page);
         pages[at] = Some((read, true));
         if !pending.is_empty() {
             return Ok(most == ALL);
