@@ -11,14 +11,14 @@ use tokio::time::Instant;
 
 use super::backfill::{Missed, Recovered, Recovery, Started};
 use super::ingest::{Incoming, Mark, Message, ProbeId};
-use crate::bus::chain::{Arrival, arrival, backfill_from};
+use crate::bus::chain::{Arrival, arrival, backfill_from, seen_in};
 use crate::bus::routing::{Record, Routing};
 use crate::bus::{Withheld, kept_event};
 use crate::hub::positions::Positions;
 use crate::hub::{BusEvent, GapNotice, Generation, ShardId};
 use crate::protocol::{
-    ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Linked,
-    Retention, decode, decode_frame, is_frame,
+    ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Link,
+    Linked, Retention, decode, decode_frame, is_frame,
 };
 use crate::telemetry::{BusMetrics, DropReason};
 
@@ -224,6 +224,17 @@ impl Delivery {
             Recovered::Gap(notice, _) => {
                 self.routing.route(BusEvent::gap(channel, notice)).await;
             }
+        }
+    }
+
+    /// A client has read what is in `page`: a failover that takes it back concerns that client,
+    /// also where it was published before the channel was subscribed.
+    pub(super) fn note_read(&mut self, channel: &ChannelName, page: &HistoryPage<Link>) {
+        if let Some(position) = self.position
+            && let Some(record) = self.routing.record(channel)
+            && record.active
+        {
+            record.seen = record.seen.max(seen_in(page, position));
         }
     }
 
