@@ -1,24 +1,27 @@
 //! Where events come from: Redis pub/sub, or a bus inside this process.
 //!
 //! A bus takes [`InterestUpdate`]s from the shards and keeps exactly the channels subscribed that
-//! somebody wants. It hands each shard the events of its channels, in order, and tells it when a
-//! channel is active and when everything is lost. What is published over HTTP goes out through a
-//! [`Publisher`]. The hub and the HTTP edge know nothing else of it.
+//! somebody wants. It hands each shard the events of its channels, in order and without holes, or
+//! with a notice of a gap, and tells it when a channel is active and when everything is lost. It
+//! answers [`HistoryRequest`]s. What is published over HTTP goes out through a [`Publisher`]. The
+//! hub and the HTTP edge know nothing else of it.
 
 pub(crate) mod chain;
 mod embedded;
 mod redis;
 mod routing;
 
+use std::sync::Arc;
+
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
 use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
-use crate::protocol::{ChannelName, Event};
+use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame};
 use crate::telemetry::BusMetrics;
 
-pub use redis::publish_once;
+pub use redis::{library, publish_once};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
 /// what changes meanwhile, so this many shards never wait for one another.
@@ -37,10 +40,55 @@ pub enum BusHealth {
     Down(String),
 }
 
-/// An event could not be handed to the bus.
+/// An event was not published.
 #[derive(Debug, thiserror::Error)]
-#[error("the bus is not available: {0}")]
-pub struct PublishError(String);
+pub enum PublishError {
+    /// The bus does not take it now. It may have been published all the same.
+    #[error("the bus is not available: {0}")]
+    Unavailable(String),
+    /// Events cannot be kept here: Redis does not have the function, or may not run it.
+    #[error("events cannot be kept here: {0}")]
+    Unsupported(String),
+    /// It breaks a rule.
+    #[error("{0}")]
+    Rejected(String),
+}
+
+/// How an event is kept.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeepOptions {
+    /// The channel's history is cut to this many events; `None`: to the configured length.
+    pub history: Option<u32>,
+    /// An idempotency key: the second event of a key is not published, and has the first's id.
+    pub key: Option<String>,
+    /// A trace context to pass on (W3C Trace Context, `traceparent`).
+    pub traceparent: Option<String>,
+}
+
+/// An event of a history as clients may get it, and why they may not.
+pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<Withheld>) {
+    let (event, withheld) = match frame.event {
+        Ok(event) if event.audience().is_some() => (None, Some(Withheld::NoAudience)),
+        Ok(event) => (Some(Arc::new(event)), None),
+        Err(fault) => (None, Some(Withheld::Fault(fault))),
+    };
+    let kept = KeptEvent {
+        id: frame.id,
+        prev: frame.prev,
+        published_ms: frame.published_ms,
+        event,
+    };
+    (kept, withheld)
+}
+
+/// Why nobody gets an event.
+#[derive(Debug)]
+pub(crate) enum Withheld {
+    /// It breaks a rule.
+    Fault(EnvelopeFault),
+    /// It is for claims that no session can hold yet.
+    NoAudience,
+}
 
 /// Publishes events of this replica's HTTP clients, for all replicas.
 #[derive(Clone, Debug)]
@@ -55,13 +103,35 @@ impl Publisher {
     /// Publishes a live event.
     ///
     /// # Errors
-    /// When the bus did not take it within its deadline. It may have been published all the same.
+    /// When the bus did not take it within its deadline.
     pub async fn publish(&self, channel: &ChannelName, event: Event) -> Result<(), PublishError> {
         match self {
             Self::Embedded(bus) => bus.publish(channel, event).await,
             Self::Redis(bus) => bus.publish(channel, &event).await,
         }
     }
+
+    /// Publishes an event that is kept in the channel's history, and returns its id.
+    ///
+    /// # Errors
+    /// When the bus refuses it, or did not take it within its deadline.
+    pub async fn publish_kept(
+        &self,
+        channel: &ChannelName,
+        event: Event,
+        options: KeepOptions,
+    ) -> Result<EventId, PublishError> {
+        match self {
+            Self::Embedded(bus) => bus.publish_kept(channel, event, options).await,
+            Self::Redis(bus) => bus.publish_kept(channel, &event, &options).await,
+        }
+    }
+}
+
+/// What the shards ask of a bus.
+struct Inputs {
+    updates: mpsc::Receiver<InterestUpdate>,
+    asked: mpsc::Receiver<HistoryRequest>,
 }
 
 /// A running bus.
@@ -88,11 +158,12 @@ impl Bus {
         metrics: BusMetrics,
     ) -> Result<Self, ::redis::RedisError> {
         let (interest, updates) = mpsc::channel(INTEREST_QUEUE);
-        let (history, _requests) = mpsc::channel(HISTORY_QUEUE);
+        let (history, asked) = mpsc::channel(HISTORY_QUEUE);
+        let inputs = Inputs { updates, asked };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
         let (publisher, health) = match &config.bus {
-            BusConfig::Embedded => embedded::start(control, routing, updates, metrics),
-            BusConfig::Redis(url) => redis::start(config, url, control, routing, updates, metrics)?,
+            BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
+            BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
         };
         Ok(Self {
             interest,

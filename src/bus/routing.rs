@@ -11,9 +11,28 @@ use crate::protocol::{ChannelName, EventId};
 /// The shards' wishes, and their queues.
 pub(super) struct Routing {
     shards: Vec<Shard>,
-    /// Who holds interest in each wanted channel.
-    holders: HashMap<ChannelName, Vec<(ShardId, Generation)>>,
+    wanted: HashMap<ChannelName, Wanted>,
     max_batch_bytes: usize,
+}
+
+/// A channel that some shard wants.
+#[derive(Default)]
+struct Wanted {
+    holders: Vec<(ShardId, Generation)>,
+    record: Record,
+}
+
+/// What was seen of a channel since somebody wants it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Record {
+    /// Every event of it has arrived since this was set, or is going to be read from history.
+    pub(super) active: bool,
+    /// The newest kept event; all before it were handed on. `None`: none yet.
+    pub(super) seen: Option<EventId>,
+    /// What follows `seen` was missed and not read yet.
+    pub(super) has_hole: bool,
+    /// Live events came, which nobody can read again.
+    pub(super) had_live: bool,
 }
 
 struct Shard {
@@ -45,7 +64,7 @@ impl Routing {
             .collect();
         Self {
             shards,
-            holders: HashMap::new(),
+            wanted: HashMap::new(),
             max_batch_bytes,
         }
     }
@@ -58,9 +77,9 @@ impl Routing {
             .map(|(name, generation)| {
                 let wish = match generation {
                     Some(generation) => {
-                        let holders = self.holders.entry(name.clone()).or_default();
-                        holders.retain(|(holder, _)| *holder != shard);
-                        holders.push((shard, generation));
+                        let wanted = self.wanted.entry(name.clone()).or_default();
+                        wanted.holders.retain(|(holder, _)| *holder != shard);
+                        wanted.holders.push((shard, generation));
                         Wish::Wanted(generation)
                     }
                     None => self.withdraw(&name, shard),
@@ -71,14 +90,14 @@ impl Routing {
     }
 
     fn withdraw(&mut self, name: &ChannelName, shard: ShardId) -> Wish {
-        let Some(holders) = self.holders.get_mut(name) else {
+        let Some(wanted) = self.wanted.get_mut(name) else {
             return Wish::Unwanted;
         };
-        holders.retain(|(holder, _)| *holder != shard);
-        if holders.is_empty() {
-            self.holders.remove(name);
-            if self.holders.len() * 4 < self.holders.capacity() {
-                self.holders.shrink_to(self.holders.len() * 2);
+        wanted.holders.retain(|(holder, _)| *holder != shard);
+        if wanted.holders.is_empty() {
+            self.wanted.remove(name);
+            if self.wanted.len() * 4 < self.wanted.capacity() {
+                self.wanted.shrink_to(self.wanted.len() * 2);
             }
             return Wish::Unwanted;
         }
@@ -87,24 +106,37 @@ impl Routing {
 
     /// Whether anybody wants the channel.
     pub(super) fn wants(&self, name: &str) -> bool {
-        self.holders.contains_key(name)
+        self.wanted.contains_key(name)
     }
 
     /// Every wanted channel.
     pub(super) fn wanted(&self) -> impl Iterator<Item = &ChannelName> {
-        self.holders.keys()
+        self.wanted.keys()
     }
 
     /// The wanted channel of this name, to be shared by its events.
     pub(super) fn channel(&self, name: &str) -> Option<&ChannelName> {
-        self.holders.get_key_value(name).map(|(channel, _)| channel)
+        self.wanted.get_key_value(name).map(|(channel, _)| channel)
+    }
+
+    /// What was seen of a wanted channel.
+    pub(super) fn record(&mut self, name: &ChannelName) -> Option<&mut Record> {
+        self.wanted.get_mut(name).map(|wanted| &mut wanted.record)
+    }
+
+    /// What was seen of every wanted channel.
+    pub(super) fn records(&mut self) -> impl Iterator<Item = (&ChannelName, &mut Record)> {
+        self.wanted
+            .iter_mut()
+            .map(|(name, wanted)| (name, &mut wanted.record))
     }
 
     /// Tells every shard that wants them that these channels are active.
     pub(super) async fn tell_active(&self, names: &[ChannelName], position: Option<EventId>) {
         let mut by_shard: Vec<Vec<(ChannelName, Generation)>> = vec![Vec::new(); self.shards.len()];
         for name in names {
-            for (shard, generation) in self.holders.get(name).into_iter().flatten() {
+            let wanted = self.wanted.get(name);
+            for (shard, generation) in wanted.into_iter().flat_map(|wanted| &wanted.holders) {
                 if let Some(active) = by_shard.get_mut(*shard) {
                     active.push((name.clone(), *generation));
                 }
@@ -150,11 +182,11 @@ impl Routing {
     /// Puts an event on its way to the shards that want its channel. It leaves with the batch: at
     /// [`Routing::flush`], or when the batch is full. Waits while a shard's queue is full.
     pub(super) async fn route(&mut self, event: BusEvent) {
-        let Some(holders) = self.holders.get(&event.channel) else {
+        let Some(wanted) = self.wanted.get(&event.channel) else {
             return;
         };
         let bytes = event.cost_bytes();
-        for (number, _) in holders {
+        for (number, _) in &wanted.holders {
             let Some(shard) = self.shards.get_mut(*number) else {
                 continue;
             };

@@ -1,5 +1,6 @@
-//! The command line: `fanfare` serves; its subcommands publish, read and check.
+//! The command line: `fanfare` serves; its subcommands publish, read, check and load.
 
+mod functions;
 mod publish;
 mod tail;
 
@@ -30,6 +31,9 @@ enum Command {
     Tail(tail::Tail),
     /// Check the configuration, print what it comes to, and exit
     Check(Box<Settings>),
+    /// The Redis functions through which events are kept
+    #[command(subcommand)]
+    Functions(functions::Functions),
 }
 
 /// Why a command failed, for people.
@@ -45,6 +49,7 @@ pub fn main() -> ExitCode {
         Some(Command::Publish(command)) => command.run(),
         Some(Command::Tail(command)) => command.run(),
         Some(Command::Check(settings)) => check(&settings),
+        Some(Command::Functions(command)) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -85,6 +85,12 @@ pub struct Config {
     pub max_channels_per_connection: usize,
     /// Data of one event at the most.
     pub max_event_bytes: usize,
+    /// Kept events of one channel at the most.
+    pub history_length: usize,
+    /// How long a channel's history lives after its newest event.
+    pub history_ttl: Duration,
+    /// How far a Redis replica may be behind when it takes over. Shorter than `history_ttl`.
+    pub max_replication_lag: Duration,
     /// Bytes that wait for one client at the most, one event more than that excepted.
     pub client_buffer_bytes: usize,
     /// The kernel's send buffer of each connection.
@@ -126,6 +132,12 @@ impl fmt::Display for Config {
         line("CLIENT_BUFFER_BYTES", &self.client_buffer_bytes)?;
         line("SOCKET_SEND_BUFFER_BYTES", &self.socket_send_buffer_bytes)?;
         line("MAX_EVENT_BYTES", &self.max_event_bytes)?;
+        line("HISTORY_LENGTH", &self.history_length)?;
+        line("HISTORY_TTL", &format_duration(self.history_ttl))?;
+        line(
+            "MAX_REPLICATION_LAG",
+            &format_duration(self.max_replication_lag),
+        )?;
         line("MAX_CONNECTIONS", &self.max_connections)?;
         line(
             "MAX_CHANNELS_PER_CONNECTION",

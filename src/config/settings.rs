@@ -121,6 +121,35 @@ pub struct Settings {
     )]
     pub max_event_bytes: String,
 
+    /// Kept events of one channel at the most: clients that missed more are told so
+    #[arg(
+        long,
+        env = "FANFARE_HISTORY_LENGTH",
+        value_name = "N",
+        default_value = "1000"
+    )]
+    pub history_length: String,
+
+    /// How long a channel's history lives after its newest event: clients that come back later
+    /// are told that they may have missed some
+    #[arg(
+        long,
+        env = "FANFARE_HISTORY_TTL",
+        value_name = "TIME",
+        default_value = "1h"
+    )]
+    pub history_ttl: String,
+
+    /// How far a Redis replica may be behind when it takes over. Ids jump ahead by this much, so
+    /// that none is used twice; the history has to live longer
+    #[arg(
+        long,
+        env = "FANFARE_MAX_REPLICATION_LAG",
+        value_name = "TIME",
+        default_value = "60s"
+    )]
+    pub max_replication_lag: String,
+
     /// What may wait for a client that reads slowly. A client is slow once this much waits
     #[arg(
         long,
@@ -325,6 +354,20 @@ impl Settings {
             Some(text) => reader.count("SHARDS", text, (1, 1024)),
             None => std::thread::available_parallelism().map_or(1, NonZeroUsize::get),
         };
+        let history_ttl = reader.duration("HISTORY_TTL", &self.history_ttl, HISTORY_TTL);
+        let max_replication_lag = reader.duration(
+            "MAX_REPLICATION_LAG",
+            &self.max_replication_lag,
+            (Duration::from_millis(100), Duration::from_secs(3600)),
+        );
+        // Where one of them is refused already, the other is judged alone.
+        if !history_ttl.is_zero() && history_ttl.as_millis() <= max_replication_lag.as_millis() {
+            reader.fault(
+                "HISTORY_TTL",
+                "is longer than FANFARE_MAX_REPLICATION_LAG: after a failover, nothing would be \
+                 young enough to prove that none is missing",
+            );
+        }
         let config = Config {
             listen,
             admin_listen,
@@ -346,6 +389,14 @@ impl Settings {
             ),
             // Redis cuts subscribers off at 32 MiB of waiting output by default.
             max_event_bytes: reader.size("MAX_EVENT_BYTES", &self.max_event_bytes, (1, 16 << 20)),
+            history_length: reader.count(
+                "HISTORY_LENGTH",
+                &self.history_length,
+                // A million entries of 100 bytes are some 150 MB of one Redis key.
+                (1, 1_000_000),
+            ),
+            history_ttl,
+            max_replication_lag,
             client_buffer_bytes: reader.size(
                 "CLIENT_BUFFER_BYTES",
                 &self.client_buffer_bytes,
@@ -456,6 +507,12 @@ impl Settings {
     }
 }
 
+/// Redis has no bound of its own; a month of silence is enough for any client to come back.
+const HISTORY_TTL: (Duration, Duration) = (
+    Duration::from_secs(1),
+    Duration::from_secs(30 * 24 * 60 * 60),
+);
+
 const UP_TO_AN_HOUR: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
 
 #[cfg(test)]
@@ -491,6 +548,9 @@ mod tests {
         assert!(config.access.may_publish());
         assert_eq!(config.heartbeat, Duration::from_secs(15));
         assert_eq!(config.max_event_bytes, 1 << 20);
+        assert_eq!(config.history_length, 1000);
+        assert_eq!(config.history_ttl, Duration::from_secs(3600));
+        assert_eq!(config.max_replication_lag, Duration::from_secs(60));
     }
 
     #[test]
@@ -531,6 +591,9 @@ mod tests {
             "--max-connections=0",
             "--max-channels-per-connection=many",
             "--max-event-bytes=1TiB",
+            "--history-length=0",
+            "--history-ttl=31d",
+            "--max-replication-lag=0s",
             "--client-buffer-bytes=1",
             "--socket-send-buffer-bytes=",
             "--drain-delay=2d",
@@ -540,7 +603,7 @@ mod tests {
             "--log-format=xml",
         ]);
         let settings: BTreeSet<_> = found.iter().collect();
-        assert_eq!(settings.len(), 18, "{found:?}");
+        assert_eq!(settings.len(), 21, "{found:?}");
     }
 
     #[test]
@@ -553,6 +616,12 @@ mod tests {
             faults(&["--redis-url=memory:", "--redis-url-file=/dev/null"]),
             ["FANFARE_REDIS_URL_FILE"]
         );
+        assert_eq!(
+            faults(&["--history-ttl=30s", "--max-replication-lag=30s"]),
+            ["FANFARE_HISTORY_TTL"]
+        );
+        let Faults(told) = read(&["--history-ttl=59s"]).unwrap_err();
+        assert!(told[0].rule.contains("FANFARE_MAX_REPLICATION_LAG"));
         assert_eq!(
             faults(&["--max-connections=99999999"]),
             ["FANFARE_MAX_CONNECTIONS"]

@@ -18,7 +18,7 @@ const ENVELOPE_BYTES_PER_DATA_BYTE: usize = 6;
 const ENVELOPE_OVERHEAD_BYTES: usize = 16 * 1024;
 
 /// Why a payload from the bus is no event.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EnvelopeFault {
     /// The data or a field breaks a rule of events.
     #[error(transparent)]

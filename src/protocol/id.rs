@@ -84,7 +84,8 @@ impl FromStr for EventId {
     }
 }
 
-fn decimal(text: &str) -> Result<u64, InvalidEventId> {
+/// A number as it is written in ids and frames: no sign, no leading zero.
+pub(super) fn decimal(text: &str) -> Result<u64, InvalidEventId> {
     let canonical =
         text.bytes().all(|byte| byte.is_ascii_digit()) && (text == "0" || !text.starts_with('0'));
     if !canonical {

@@ -8,6 +8,7 @@ mod control;
 mod cursor;
 mod envelope;
 mod event;
+mod frame;
 mod history;
 mod id;
 mod pattern;
@@ -21,6 +22,7 @@ pub use event::{
     Event, EventFault, EventName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, LAST_CHUNK,
     MAX_EVENT_NAME_BYTES, MAX_RETRY,
 };
+pub use frame::{Frame, FrameFault, KeptFrame, decode_frame, is_frame};
 pub use history::{
     Evidence, GapReason, HistoryPage, Issued, KeptEvent, Link, Linked, Retention, judge,
 };

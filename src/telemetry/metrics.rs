@@ -30,15 +30,21 @@ pub enum DropReason {
     EventName,
     /// Restricted to claims that no session can hold yet.
     NoAudience,
+    /// A frame of the function library that cannot be read.
+    Frame,
+    /// An id so far ahead of those known that it cannot be one of this Redis.
+    IdAhead,
 }
 
 impl DropReason {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::TooLarge,
         Self::NotUtf8,
         Self::Envelope,
         Self::EventName,
         Self::NoAudience,
+        Self::Frame,
+        Self::IdAhead,
     ];
 
     fn label(self) -> &'static str {
@@ -48,6 +54,8 @@ impl DropReason {
             Self::Envelope => "envelope",
             Self::EventName => "event_name",
             Self::NoAudience => "no_audience",
+            Self::Frame => "frame",
+            Self::IdAhead => "id_ahead",
         }
     }
 }
@@ -73,6 +81,12 @@ impl From<&EnvelopeFault> for DropReason {
 pub struct BusMetrics {
     /// Live events received for wanted channels, those dropped afterwards included.
     pub live_received: IntCounter,
+    /// Kept events, likewise; those read from history are not counted.
+    pub kept_received: IntCounter,
+    /// Reads of history that were sent to Redis.
+    pub history_reads: IntCounter,
+    /// Kept events that the subscription missed and a read of the history brought.
+    pub backfilled: IntCounter,
     dropped: IntCounterVec,
     /// 1 while a probe has come back on the current connection.
     pub up: IntGauge,
@@ -176,6 +190,15 @@ impl Metrics {
         )?;
         let bus = BusMetrics {
             live_received: received.with_label_values(&["live"]),
+            kept_received: received.with_label_values(&["kept"]),
+            history_reads: IntCounter::new(
+                "fanfare_history_reads_total",
+                "Reads of history sent to Redis.",
+            )?,
+            backfilled: IntCounter::new(
+                "fanfare_backfilled_events_total",
+                "Kept events that the subscription missed and that were read from history.",
+            )?,
             dropped: dropped_events()?,
             up: IntGauge::new(
                 "fanfare_redis_up",
@@ -203,6 +226,8 @@ impl Metrics {
 
         let registry = Registry::new();
         registry.register(Box::new(received))?;
+        registry.register(Box::new(bus.history_reads.clone()))?;
+        registry.register(Box::new(bus.backfilled.clone()))?;
         registry.register(Box::new(bus.up.clone()))?;
         registry.register(Box::new(bus.reconnects.clone()))?;
         registry.register(Box::new(bus.probe_seconds.clone()))?;
@@ -333,7 +358,12 @@ mod tests {
             "fanfare_connections_rejected_total{reason=\"limit\"} 0",
             "fanfare_events_dropped_total{reason=\"not_utf8\"} 0",
             "fanfare_events_dropped_total{reason=\"slow_client\"} 0",
+            "fanfare_events_dropped_total{reason=\"frame\"} 0",
+            "fanfare_events_dropped_total{reason=\"id_ahead\"} 0",
             "fanfare_events_received_total{kind=\"live\"} 0",
+            "fanfare_events_received_total{kind=\"kept\"} 0",
+            "fanfare_history_reads_total 0",
+            "fanfare_backfilled_events_total 0",
             "fanfare_redis_up 0",
         ] {
             assert!(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::io::tcp::{TcpSettings, socket2};
-use redis::{ConnectionInfo, ProtocolVersion, RedisError};
+use redis::{AsyncConnectionConfig, ConnectionInfo, ProtocolVersion, RedisError};
 
 use crate::config::RedisUrl;
 
@@ -34,4 +34,11 @@ pub(super) fn connection_info(
         .set_keepalive(keepalive)
         .set_user_timeout(USER_TIMEOUT);
     Ok(info.set_redis_settings(settings).set_tcp_settings(tcp))
+}
+
+/// The deadlines of a connection.
+pub(super) fn connection_config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_DEADLINE))
+        .set_response_timeout(Some(COMMAND_DEADLINE))
 }

@@ -3,23 +3,53 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+use crate::protocol::{ChannelName, EventId, Frame, decode_frame, is_frame};
 
 /// What may wait, in bytes. As much as Redis itself keeps for a subscriber that does not read
 /// (`client-output-buffer-limit pubsub 32mb`): a replica that is further behind than that starts
 /// over on a new connection.
 const MOST_WAITING_BYTES: usize = 32 << 20;
 
-/// What a message costs beside its channel and payload.
-const MESSAGE_OVERHEAD_BYTES: usize = 128;
+/// What an item costs beside its channel and payload.
+const ITEM_OVERHEAD_BYTES: usize = 128;
 
 /// A message of a channel.
 #[derive(Debug)]
 pub(super) struct Message {
     pub(super) channel: Vec<u8>,
     pub(super) payload: Vec<u8>,
+}
+
+/// What arrived, in the order of the connection.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    Message(Message),
+    /// A probe of ours with an id: what was published before it has arrived.
+    Probe(ProbeId),
+    /// A note of our own, see [`PushQueue::mark`].
+    Mark(Mark),
+}
+
+/// What the function library says of a probe.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProbeId {
+    pub(super) id: EventId,
+    /// The first id of the sequence.
+    pub(super) epoch: EventId,
+    pub(super) library_version: u64,
+}
+
+/// These channels are active once everything is handled that arrived before.
+#[derive(Debug)]
+pub(super) struct Mark {
+    pub(super) channels: Vec<ChannelName>,
+    /// The newest id that had been issued when they were subscribed already.
+    pub(super) position: Option<EventId>,
 }
 
 /// Why no more messages come.
@@ -41,9 +71,17 @@ pub(super) struct ProbeArrival {
 /// What has arrived.
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
-    pub(super) messages: VecDeque<Message>,
+    pub(super) items: VecDeque<Incoming>,
     /// The newest probe. Noted as it comes in: a backlog of ours is no fault of Redis.
     pub(super) probe: Option<ProbeArrival>,
+}
+
+/// What is to be taken from the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Take {
+    Everything,
+    /// What has arrived stays where it is; only that a probe came back is told.
+    ProbesOnly,
 }
 
 struct State {
@@ -72,40 +110,23 @@ impl PushQueue {
     /// Takes what the Redis client received. Never waits: past the bound the queue ends.
     pub(super) fn push(&self, push: PushInfo) {
         let mut state = self.lock();
-        if state.end.is_some() {
-            return;
-        }
         match push.kind {
             PushKind::Message => {
                 let mut parts = push.data.into_iter();
-                let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) =
+                if let (Some(Value::BulkString(channel)), Some(Value::BulkString(payload))) =
                     (parts.next(), parts.next())
-                else {
-                    return;
-                };
-                if channel == state.probe_channel {
-                    let number = std::str::from_utf8(&payload)
-                        .ok()
-                        .and_then(|text| text.parse().ok());
-                    if let Some(number) = number {
-                        let at = Instant::now();
-                        state.arrived.probe = Some(ProbeArrival { number, at });
-                        drop(state);
-                        self.0.1.notify_one();
+                {
+                    if channel == state.probe_channel {
+                        state.take_probe(payload);
+                    } else {
+                        let bytes = channel.len() + payload.len();
+                        state.add(Incoming::Message(Message { channel, payload }), bytes);
                     }
-                    return;
-                }
-                state.bytes += channel.len() + payload.len() + MESSAGE_OVERHEAD_BYTES;
-                if state.bytes > MOST_WAITING_BYTES && !state.arrived.messages.is_empty() {
-                    state.end = Some(QueueEnd::Overflowed);
-                } else {
-                    state
-                        .arrived
-                        .messages
-                        .push_back(Message { channel, payload });
                 }
             }
-            PushKind::Disconnection => state.end = Some(QueueEnd::Disconnected),
+            PushKind::Disconnection => {
+                state.end.get_or_insert(QueueEnd::Disconnected);
+            }
             // Confirmations: they answer the commands that asked for them.
             _ => return,
         }
@@ -113,17 +134,33 @@ impl PushQueue {
         self.0.1.notify_one();
     }
 
-    /// Waits until something has arrived and takes it all.
+    /// Puts a note behind everything that has arrived until now.
+    pub(super) fn mark(&self, mark: Mark) {
+        let bytes = mark.channels.len() * size_of::<ChannelName>();
+        self.lock().add(Incoming::Mark(mark), bytes);
+        self.0.1.notify_one();
+    }
+
+    /// Waits until something has arrived and takes it.
     ///
     /// # Errors
-    /// When the queue has ended and is empty.
-    pub(super) async fn take(&self) -> Result<Arrived, QueueEnd> {
+    /// When the queue has ended, and nothing is left of what was to be taken.
+    pub(super) async fn take(&self, take: Take) -> Result<Arrived, QueueEnd> {
         loop {
             {
                 let mut state = self.lock();
-                if !state.arrived.messages.is_empty() || state.arrived.probe.is_some() {
-                    state.bytes = 0;
-                    return Ok(std::mem::take(&mut state.arrived));
+                let arrived = match take {
+                    Take::Everything => {
+                        state.bytes = 0;
+                        std::mem::take(&mut state.arrived)
+                    }
+                    Take::ProbesOnly => Arrived {
+                        items: VecDeque::new(),
+                        probe: state.arrived.probe.take(),
+                    },
+                };
+                if !arrived.items.is_empty() || arrived.probe.is_some() {
+                    return Ok(arrived);
                 }
                 if let Some(end) = state.end {
                     return Err(end);
@@ -131,6 +168,11 @@ impl PushQueue {
             }
             self.0.1.notified().await;
         }
+    }
+
+    /// Takes what is there, at once.
+    pub(super) fn take_rest(&self) -> VecDeque<Incoming> {
+        std::mem::take(&mut self.lock().arrived.items)
     }
 
     /// The probe that has arrived and was not taken yet.
@@ -143,55 +185,108 @@ impl PushQueue {
     }
 }
 
+impl State {
+    fn add(&mut self, item: Incoming, bytes: usize) {
+        if self.end.is_some() {
+            return;
+        }
+        self.bytes += bytes + ITEM_OVERHEAD_BYTES;
+        if self.bytes > MOST_WAITING_BYTES && !self.arrived.items.is_empty() {
+            self.end = Some(QueueEnd::Overflowed);
+        } else {
+            self.arrived.items.push_back(item);
+        }
+    }
+
+    /// A probe carries an id, or is a bare number where the function is not to be had.
+    fn take_probe(&mut self, payload: Vec<u8>) {
+        let number = if is_frame(&payload) {
+            match decode_frame(Bytes::from(payload), 0) {
+                Ok(Frame::Probe {
+                    id,
+                    epoch,
+                    library_version,
+                    number,
+                }) => {
+                    let probe = ProbeId {
+                        id,
+                        epoch,
+                        library_version,
+                    };
+                    self.add(Incoming::Probe(probe), 0);
+                    Some(number)
+                }
+                _ => None,
+            }
+        } else {
+            let text = std::str::from_utf8(&payload).ok();
+            text.and_then(|text| text.parse().ok())
+        };
+        if let Some(number) = number {
+            let at = Instant::now();
+            self.arrived.probe = Some(ProbeArrival { number, at });
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn message(payload: Vec<u8>) -> PushInfo {
+    fn message(channel: &str, payload: Vec<u8>) -> PushInfo {
         PushInfo {
             kind: PushKind::Message,
-            data: vec![Value::BulkString(b"c".to_vec()), Value::BulkString(payload)],
+            data: vec![
+                Value::BulkString(channel.into()),
+                Value::BulkString(payload),
+            ],
         }
     }
 
     #[tokio::test]
     async fn what_came_before_the_end_is_still_handed_out() {
         let queue = PushQueue::new("probe");
-        queue.push(message(b"one".to_vec()));
-        queue.push(message(b"two".to_vec()));
+        queue.push(message("c", b"one".to_vec()));
+        queue.push(message("c", b"two".to_vec()));
         queue.push(PushInfo {
             kind: PushKind::Disconnection,
             data: vec![],
         });
-        queue.push(message(b"late".to_vec()));
-        let taken = queue.take().await.unwrap();
-        assert_eq!(taken.messages.len(), 2);
-        assert_eq!(queue.take().await.unwrap_err(), QueueEnd::Disconnected);
+        queue.push(message("c", b"late".to_vec()));
+        let end = queue.take(Take::ProbesOnly).await.unwrap_err();
+        assert_eq!(end, QueueEnd::Disconnected);
+        let taken = queue.take(Take::Everything).await.unwrap();
+        assert_eq!(taken.items.len(), 2);
+        let end = queue.take(Take::Everything).await.unwrap_err();
+        assert_eq!(end, QueueEnd::Disconnected);
     }
 
     #[tokio::test]
-    async fn a_probe_passes_what_waits() {
+    async fn a_probe_passes_what_waits_and_its_id_does_not() {
         let queue = PushQueue::new("probe");
-        queue.push(message(b"one".to_vec()));
-        queue.push(PushInfo {
-            kind: PushKind::Message,
-            data: vec![
-                Value::BulkString(b"probe".to_vec()),
-                Value::BulkString(b"7".to_vec()),
-            ],
-        });
+        queue.push(message("c", b"one".to_vec()));
+        queue.push(message("probe", b"\xff1p7-0 5-0 1\n7".to_vec()));
         assert_eq!(queue.probe().unwrap().number, 7);
-        let taken = queue.take().await.unwrap();
-        assert_eq!((taken.messages.len(), taken.probe.unwrap().number), (1, 7));
+        let taken = queue.take(Take::ProbesOnly).await.unwrap();
+        assert_eq!((taken.items.len(), taken.probe.unwrap().number), (0, 7));
+        queue.push(message("probe", b"8".to_vec()));
+        let taken = queue.take(Take::Everything).await.unwrap();
+        assert_eq!(taken.probe.unwrap().number, 8);
+        assert!(matches!(
+            (&taken.items[0], &taken.items[1]),
+            (Incoming::Message(_), Incoming::Probe(probe)) if probe.id == EventId::new(7, 0)
+        ));
         assert!(queue.probe().is_none());
     }
 
     #[tokio::test]
     async fn past_its_bound_it_ends() {
         let queue = PushQueue::new("probe");
-        queue.push(message(vec![0; MOST_WAITING_BYTES * 2]));
-        queue.push(message(vec![0; 1]));
-        assert_eq!(queue.take().await.unwrap().messages.len(), 1);
-        assert_eq!(queue.take().await.unwrap_err(), QueueEnd::Overflowed);
+        queue.push(message("c", vec![0; MOST_WAITING_BYTES * 2]));
+        queue.push(message("c", vec![0; 1]));
+        let taken = queue.take(Take::Everything).await.unwrap();
+        assert_eq!(taken.items.len(), 1);
+        let end = queue.take(Take::Everything).await.unwrap_err();
+        assert_eq!(end, QueueEnd::Overflowed);
     }
 }

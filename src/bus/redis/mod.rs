@@ -1,18 +1,41 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
+//!
+//! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
+//! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
+//! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
+//! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
+//! runs inside Redis, [`keeping`] what is known of it.
 
+mod backfill;
 mod connect;
+mod deliver;
+mod functions;
+mod history;
 mod ingest;
+mod keeping;
+pub mod library;
+mod pool;
+mod probe;
 mod publish;
 mod session;
 mod subscribe;
+mod subscriptions;
+
+use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
+use self::deliver::Delivery;
+use self::history::{HistoryReader, HistoryService};
+use self::keeping::Keeping;
+use self::library::LibrarySettings;
+use self::pool::CommandPool;
+use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Publisher};
+use super::{BusHealth, Inputs, Publisher};
 use crate::config::{Config, RedisUrl};
-use crate::hub::InterestUpdate;
+use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
 pub(super) use publish::RedisPublisher;
@@ -24,13 +47,39 @@ pub(super) fn start(
     url: &RedisUrl,
     control: &Handle,
     routing: Routing,
-    updates: mpsc::Receiver<InterestUpdate>,
+    inputs: Inputs,
     metrics: BusMetrics,
 ) -> Result<(Publisher, watch::Receiver<BusHealth>), redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
-    let supervisor =
-        subscribe::Supervisor::new(config, url, routing, updates, health_sender, metrics)?;
+    let pool = CommandPool::new(url)?;
+    let keeping = Keeping::new(LibrarySettings::from(config));
+    let histories = HistoryService {
+        pool: pool.clone(),
+        reader: HistoryReader {
+            prefix: config.prefix.clone(),
+            max_event_bytes: config.max_event_bytes,
+            metrics: metrics.clone(),
+        },
+        supported: Arc::clone(&keeping.supported),
+    };
+    let state = SubscriberState {
+        // `$`: no client can name it. Random: no two replicas share it.
+        probe_channel: format!("{}$probe.{:016x}", config.prefix, fastrand::u64(..)),
+        delivery: Delivery::new(
+            config.prefix.clone(),
+            config.max_event_bytes,
+            config.max_replication_lag,
+            Retention::constant(config.history_ttl),
+            routing,
+            metrics,
+        ),
+        keeping,
+        updates: inputs.updates,
+        health: health_sender,
+    };
+    let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
-    let publisher = RedisPublisher::new(url, &config.prefix, control)?;
+    control.spawn(histories.run(inputs.asked));
+    let publisher = RedisPublisher::new(pool, &config.prefix, control);
     Ok((Publisher::Redis(publisher), health))
 }

@@ -1,34 +1,20 @@
-//! Commands to Redis, over a pool that belongs to the control runtime.
+//! Publishing through Redis.
 
-use std::time::Duration;
-
-use deadpool_redis::{Manager, Pool, PoolConfig, Runtime, Timeouts};
-use redis::{AsyncConnectionConfig, ProtocolVersion, RedisError};
+use redis::{Cmd, ProtocolVersion, RedisError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_info};
-use crate::bus::PublishError;
+use super::connect::{connection_config, connection_info};
+use super::functions::{Refusal, call, refusal};
+use super::pool::{CommandPool, POOL_PATIENCE};
+use crate::bus::{KeepOptions, PublishError};
 use crate::config::RedisUrl;
-use crate::protocol::{ChannelName, Event, encode};
-
-/// Connections for commands. A command takes a fraction of a millisecond, so this many serve
-/// thousands of publishers a second.
-const POOL_SIZE: usize = 8;
-
-/// From the wish to publish to the answer, waiting for a connection included.
-const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
-
-fn connection_config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_DEADLINE))
-        .set_response_timeout(Some(COMMAND_DEADLINE))
-}
+use crate::protocol::{ChannelName, Event, EventId, encode};
 
 /// Publishes through Redis.
 #[derive(Clone)]
 pub struct RedisPublisher {
-    pool: Pool,
+    pool: CommandPool,
     prefix: String,
     control: Handle,
 }
@@ -40,64 +26,105 @@ impl std::fmt::Debug for RedisPublisher {
 }
 
 impl RedisPublisher {
-    pub(super) fn new(url: &RedisUrl, prefix: &str, control: &Handle) -> Result<Self, RedisError> {
-        let manager = Manager::new_with_config(
-            connection_info(url, ProtocolVersion::RESP2)?,
-            connection_config(),
-        )?;
-        let pool = Pool::builder(manager)
-            .config(PoolConfig {
-                max_size: POOL_SIZE,
-                timeouts: Timeouts {
-                    wait: Some(PUBLISH_DEADLINE),
-                    create: Some(CONNECT_DEADLINE),
-                    recycle: Some(COMMAND_DEADLINE),
-                },
-                ..PoolConfig::default()
-            })
-            .runtime(Runtime::Tokio1)
-            .build()
-            .map_err(|error| {
-                RedisError::from((
-                    redis::ErrorKind::InvalidClientConfig,
-                    "pool",
-                    error.to_string(),
-                ))
-            })?;
-        Ok(Self {
+    pub(super) fn new(pool: CommandPool, prefix: &str, control: &Handle) -> Self {
+        Self {
             pool,
             prefix: prefix.to_owned(),
             control: control.clone(),
-        })
+        }
     }
 
-    /// Publishes, from any runtime: a pooled connection is used only where it was made.
     pub(crate) async fn publish(
         &self,
         channel: &ChannelName,
         event: &Event,
     ) -> Result<(), PublishError> {
-        let channel = format!("{}{channel}", self.prefix);
-        let payload = encode(event);
+        let command = live_command(&self.prefix, channel, event);
+        self.run::<i64>(command).await.map(drop)
+    }
+
+    pub(crate) async fn publish_kept(
+        &self,
+        channel: &ChannelName,
+        event: &Event,
+        options: &KeepOptions,
+    ) -> Result<EventId, PublishError> {
+        let command = kept_command(&self.prefix, channel, event, options);
+        let id: String = self.run(command).await?;
+        id.parse()
+            .map_err(|_| PublishError::Unavailable("Redis answered without an id".into()))
+    }
+
+    /// From any runtime: a pooled connection is used only where it was made.
+    async fn run<T>(&self, command: Cmd) -> Result<T, PublishError>
+    where
+        T: redis::FromRedisValue + Send + 'static,
+    {
         let pool = self.pool.clone();
-        let published = self.control.spawn(timeout(PUBLISH_DEADLINE, async move {
-            let mut connection = pool.get().await.map_err(|error| error.to_string())?;
-            redis::cmd("PUBLISH")
-                .arg(channel)
-                .arg(payload)
-                .exec_async(&mut connection)
-                .await
-                .map_err(|error| error.to_string())
+        let running = self.control.spawn(timeout(POOL_PATIENCE, async move {
+            let mut connection = pool.get().await.map_err(PublishError::Unavailable)?;
+            let answer = command.query_async(&mut connection).await;
+            answer.map_err(PublishError::from)
         }));
-        match published.await {
-            Ok(Ok(result)) => result.map_err(PublishError),
-            Ok(Err(_)) => Err(PublishError("no answer in time".into())),
-            Err(_) => Err(PublishError("the gateway is stopping".into())),
+        match running.await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(PublishError::Unavailable("no answer in time".into())),
+            Err(_) => Err(PublishError::Unavailable("the gateway is stopping".into())),
         }
     }
 }
 
-/// Publishes one event over a connection of its own, for the command line.
+impl From<RedisError> for PublishError {
+    fn from(error: RedisError) -> Self {
+        match refusal(&error) {
+            Some(Refusal::Missing | Refusal::Forbidden) => Self::Unsupported(error.to_string()),
+            Some(Refusal::Rejected(rule)) => Self::Rejected(rule),
+            Some(Refusal::ReadOnly | Refusal::NotNow) | None => {
+                Self::Unavailable(error.to_string())
+            }
+        }
+    }
+}
+
+fn live_command(prefix: &str, channel: &ChannelName, event: &Event) -> Cmd {
+    let mut command = redis::cmd("PUBLISH");
+    command
+        .arg(format!("{prefix}{channel}"))
+        .arg(encode(event));
+    command
+}
+
+fn kept_command(
+    prefix: &str,
+    channel: &ChannelName,
+    event: &Event,
+    options: &KeepOptions,
+) -> Cmd {
+    let mut command = call("fanfare_publish", &format!("{prefix}{channel}"));
+    command.arg(&event.data()[..]);
+    if let Some(name) = event.name() {
+        command.arg("event").arg(name.as_str());
+    }
+    if let Some(retry) = event.retry() {
+        command.arg("retry").arg(retry.as_millis().to_string());
+    }
+    if let Some(members) = event.audience() {
+        command.arg("to").arg(members);
+    }
+    if let Some(length) = options.history {
+        command.arg("history").arg(length);
+    }
+    if let Some(key) = &options.key {
+        command.arg("key").arg(key);
+    }
+    if let Some(traceparent) = &options.traceparent {
+        command.arg("traceparent").arg(traceparent);
+    }
+    command
+}
+
+/// Publishes one event over a connection of its own, for the command line. `keep`: the event is
+/// kept, and its id returned.
 ///
 /// # Errors
 /// When Redis cannot be reached or refuses.
@@ -106,14 +133,21 @@ pub async fn publish_once(
     prefix: &str,
     channel: &ChannelName,
     event: &Event,
-) -> Result<(), RedisError> {
+    keep: Option<&KeepOptions>,
+) -> Result<Option<EventId>, PublishError> {
     let client = redis::Client::open(connection_info(url, ProtocolVersion::RESP2)?)?;
     let mut connection = client
         .get_multiplexed_async_connection_with_config(&connection_config())
         .await?;
-    redis::cmd("PUBLISH")
-        .arg(format!("{prefix}{channel}"))
-        .arg(encode(event))
-        .exec_async(&mut connection)
-        .await
+    let Some(options) = keep else {
+        let command = live_command(prefix, channel, event);
+        command.exec_async(&mut connection).await?;
+        return Ok(None);
+    };
+    let command = kept_command(prefix, channel, event, options);
+    let id: String = command.query_async(&mut connection).await?;
+    let id = id
+        .parse()
+        .map_err(|_| PublishError::Unavailable("Redis answered without an id".into()))?;
+    Ok(Some(id))
 }

@@ -7,18 +7,17 @@ use std::pin::pin;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ProtocolVersion, PushInfo, RedisResult};
-use tokio::sync::{mpsc, watch};
+use redis::{Client, ProtocolVersion, PushInfo, RedisResult};
+use tokio::sync::watch;
 use tokio::time::sleep;
 
-use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_info};
+use super::connect::{connection_config, connection_info};
 use super::ingest::PushQueue;
-use super::session::{DropLog, Session, SessionEnd, SubscriberState};
+use super::library::Library;
+use super::pool::CommandPool;
+use super::session::{Session, SessionEnd, SubscriberState};
 use crate::bus::BusHealth;
-use crate::bus::routing::Routing;
-use crate::config::{Config, RedisUrl};
-use crate::hub::InterestUpdate;
-use crate::telemetry::BusMetrics;
+use crate::config::RedisUrl;
 
 /// Between attempts to connect: doubled from the first to the last, each drawn from the upper
 /// half, so that replicas do not come back together.
@@ -27,33 +26,22 @@ const BACKOFF: std::ops::RangeInclusive<Duration> =
 
 pub(super) struct Supervisor {
     client: Client,
+    pool: CommandPool,
     backoff: Duration,
     state: SubscriberState,
 }
 
 impl Supervisor {
     pub(super) fn new(
-        config: &Config,
         url: &RedisUrl,
-        routing: Routing,
-        updates: mpsc::Receiver<InterestUpdate>,
-        health: watch::Sender<BusHealth>,
-        metrics: BusMetrics,
+        pool: CommandPool,
+        state: SubscriberState,
     ) -> RedisResult<Self> {
         Ok(Self {
             client: Client::open(connection_info(url, ProtocolVersion::RESP3)?)?,
+            pool,
             backoff: *BACKOFF.start(),
-            state: SubscriberState {
-                prefix: config.prefix.clone(),
-                // `$`: no client can name it. Random: no two replicas share it.
-                probe_channel: format!("{}$probe.{:016x}", config.prefix, fastrand::u64(..)),
-                max_event_bytes: config.max_event_bytes,
-                routing,
-                updates,
-                health,
-                metrics,
-                drop_log: DropLog::default(),
-            },
+            state,
         })
     }
 
@@ -75,7 +63,7 @@ impl Supervisor {
             if self.absorbing_interest(sleep(delay)).await.is_none() {
                 return;
             }
-            self.state.metrics.reconnects.inc();
+            self.state.delivery.metrics.reconnects.inc();
         }
     }
 
@@ -88,10 +76,7 @@ impl Supervisor {
                 Ok::<(), std::convert::Infallible>(())
             }
         };
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_DEADLINE))
-            .set_response_timeout(Some(COMMAND_DEADLINE))
-            .set_push_sender(sender);
+        let config = connection_config().set_push_sender(sender);
         let client = self.client.clone();
         let probe_channel = self.state.probe_channel.clone();
         let attempt = async move {
@@ -101,8 +86,21 @@ impl Supervisor {
             connection.subscribe(probe_channel).await?;
             Ok(connection)
         };
-        match self.absorbing_interest(attempt).await {
-            Some(Ok(connection)) => Ok((connection, queue)),
+        let connection = self.connecting(attempt).await?;
+        let asking = self.state.keeping.ask(connection.clone());
+        let library: Library = self.connecting(asking).await?;
+        self.state.note_library(library)?;
+        // The name may lead to another server than before.
+        self.pool.renew();
+        Ok((connection, queue))
+    }
+
+    async fn connecting<T>(
+        &mut self,
+        step: impl Future<Output = RedisResult<T>>,
+    ) -> Result<T, SessionEnd> {
+        match self.absorbing_interest(step).await {
+            Some(Ok(done)) => Ok(done),
             Some(Err(error)) => Err(SessionEnd::Connect(error)),
             None => Err(SessionEnd::Stopping),
         }
@@ -115,7 +113,7 @@ impl Supervisor {
             tokio::select! {
                 output = &mut future => return Some(output),
                 update = self.state.updates.recv() => {
-                    self.state.routing.apply(update?);
+                    self.state.delivery.routing.apply(update?);
                 }
             }
         }
@@ -134,12 +132,12 @@ impl Supervisor {
             *health = down;
             changed
         });
-        self.state.metrics.up.set(0);
+        self.state.delivery.metrics.up.set(0);
         if was_up {
             tracing::warn!(reason, "Redis lost: streams stay open, nothing arrives");
         } else if changed {
             tracing::warn!(reason, "Redis is not available");
         }
-        self.state.routing.tell_lost().await;
+        self.state.delivery.routing.tell_lost().await;
     }
 }

@@ -1,0 +1,243 @@
+//! A bus inside the process: one replica, no Redis, the same behaviour.
+
+mod store;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use self::store::{Full, Limits, Store};
+use super::routing::{Routing, Wish};
+use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher};
+use crate::config::Config;
+use crate::hub::{BusEvent, HistoryRequest, InterestUpdate};
+use crate::protocol::{ChannelName, Event, EventId};
+use crate::telemetry::{BusMetrics, DropReason};
+
+/// Published events that may wait: publishers beyond it wait for their answer.
+const PUBLISH_QUEUE: usize = 64;
+
+/// How long a publisher waits for a place in the queue, and then for an answer.
+const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often the position moves although nothing is published, and what has expired is forgotten:
+/// as often as a replica behind Redis sends a probe.
+const TICK: Duration = Duration::from_secs(5);
+
+/// What histories and idempotency keys may take. Publishers are refused beyond it: who needs more
+/// has Redis.
+const MOST_BYTES: usize = 256 << 20;
+
+/// An event on its way into the bus.
+#[derive(Debug)]
+struct Published {
+    channel: ChannelName,
+    event: Event,
+    keep: Option<Keep>,
+}
+
+/// How it is kept, and who hears its id.
+#[derive(Debug)]
+struct Keep {
+    options: KeepOptions,
+    reply: oneshot::Sender<Result<EventId, Full>>,
+}
+
+/// Publishes into this process.
+#[derive(Clone, Debug)]
+pub struct EmbeddedPublisher(mpsc::Sender<Published>);
+
+impl EmbeddedPublisher {
+    pub(super) async fn publish(
+        &self,
+        channel: &ChannelName,
+        event: Event,
+    ) -> Result<(), PublishError> {
+        self.send(Published {
+            channel: channel.clone(),
+            event,
+            keep: None,
+        })
+        .await
+    }
+
+    pub(super) async fn publish_kept(
+        &self,
+        channel: &ChannelName,
+        event: Event,
+        options: KeepOptions,
+    ) -> Result<EventId, PublishError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Published {
+            channel: channel.clone(),
+            event,
+            keep: Some(Keep { options, reply }),
+        })
+        .await?;
+        match timeout(PUBLISH_DEADLINE, answer).await {
+            Ok(Ok(result)) => result.map_err(|full| PublishError::Unavailable(full.to_string())),
+            Ok(Err(_)) => Err(PublishError::Unavailable("the gateway is stopping".into())),
+            Err(_) => Err(PublishError::Unavailable("no answer in time".into())),
+        }
+    }
+
+    async fn send(&self, published: Published) -> Result<(), PublishError> {
+        match timeout(PUBLISH_DEADLINE, self.0.send(published)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(PublishError::Unavailable("the gateway is stopping".into())),
+            Err(_) => Err(PublishError::Unavailable("its queue is full".into())),
+        }
+    }
+}
+
+/// Starts the bus.
+pub(super) fn start(
+    config: &Config,
+    control: &Handle,
+    routing: Routing,
+    inputs: Inputs,
+    metrics: BusMetrics,
+) -> (Publisher, watch::Receiver<BusHealth>) {
+    let (publisher, published) = mpsc::channel(PUBLISH_QUEUE);
+    let (_, health) = watch::channel(BusHealth::Up);
+    let clock = Clock::start();
+    let limits = Limits {
+        events: config.history_length,
+        ttl: config.history_ttl,
+        bytes: MOST_BYTES,
+    };
+    let bus = EmbeddedBus {
+        store: Store::new(limits, clock.now_ms()),
+        clock,
+        routing,
+        metrics,
+    };
+    control.spawn(bus.run(inputs, published));
+    (Publisher::Embedded(EmbeddedPublisher(publisher)), health)
+}
+
+/// The time of day when the process began, and what has passed since: it never steps.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    began: Instant,
+    began_ms: u64,
+}
+
+impl Clock {
+    fn start() -> Self {
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            began: Instant::now(),
+            began_ms: millis(since_epoch.unwrap_or_default()),
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.began_ms.saturating_add(millis(self.began.elapsed()))
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+struct EmbeddedBus {
+    store: Store,
+    clock: Clock,
+    routing: Routing,
+    metrics: BusMetrics,
+}
+
+impl EmbeddedBus {
+    async fn run(mut self, inputs: Inputs, mut published: mpsc::Receiver<Published>) {
+        let Inputs {
+            mut updates,
+            mut asked,
+        } = inputs;
+        let mut events = Vec::new();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                update = updates.recv() => match update {
+                    Some(update) => self.take_interest(update).await,
+                    None => return,
+                },
+                Some(request) = asked.recv() => self.answer(request),
+                _ = published.recv_many(&mut events, PUBLISH_QUEUE) => {
+                    for event in events.drain(..) {
+                        self.publish(event).await;
+                    }
+                    self.routing.flush().await;
+                }
+                _ = ticks.tick() => {
+                    let position = self.store.probe(self.clock.now_ms());
+                    self.routing.tell_position(position).await;
+                }
+            }
+        }
+    }
+
+    async fn take_interest(&mut self, update: InterestUpdate) {
+        let shard = update.shard;
+        let wanted = |(name, wish)| match wish {
+            Wish::Wanted(generation) => Some((name, generation)),
+            Wish::Unwanted | Wish::Unchanged => None,
+        };
+        let changes = self.routing.apply(update);
+        let active: Vec<_> = changes.into_iter().filter_map(wanted).collect();
+        if !active.is_empty() {
+            let position = Some(self.store.last());
+            self.routing.tell_one_active(active, position, shard).await;
+        }
+    }
+
+    fn answer(&mut self, request: HistoryRequest) {
+        let page = self
+            .store
+            .read(&request.channel, request.read, self.clock.now_ms());
+        // A shard that is gone needs no answer.
+        let _ = request.reply.send(Ok(std::sync::Arc::new(page)));
+    }
+
+    async fn publish(&mut self, published: Published) {
+        let Published {
+            channel,
+            event,
+            keep,
+        } = published;
+        let received = match keep {
+            Some(_) => &self.metrics.kept_received,
+            None => &self.metrics.live_received,
+        };
+        if self.routing.wants(channel.as_str()) {
+            received.inc();
+        }
+        let nobody_may = event.audience().is_some();
+        if nobody_may {
+            self.metrics.dropped(DropReason::NoAudience).inc();
+        }
+        match keep {
+            None if nobody_may => {}
+            None => self.routing.route(BusEvent::live(channel, event)).await,
+            Some(Keep { options, reply }) => {
+                let event = (!nobody_may).then_some(event);
+                let now_ms = self.clock.now_ms();
+                let stored = self.store.publish(&channel, event, &options, now_ms);
+                let answer = match stored {
+                    Ok((id, None)) => Ok(id),
+                    Ok((id, Some(event))) => {
+                        let event = BusEvent::kept(channel, event, false);
+                        self.routing.route(event).await;
+                        Ok(id)
+                    }
+                    Err(full) => Err(full),
+                };
+                // A publisher that is gone needs no answer.
+                let _ = reply.send(answer);
+            }
+        }
+    }
+}

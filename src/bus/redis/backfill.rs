@@ -1,0 +1,284 @@
+//! Reading what a subscription has missed.
+//!
+//! Reads go over the subscriber connection itself: they must come from the very server that the
+//! subscription is with.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::stream::{self, StreamExt, TryStreamExt};
+use redis::aio::MultiplexedConnection;
+use redis::{RedisError, RedisResult};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::history::HistoryReader;
+use crate::bus::chain::recover;
+use crate::hub::{GapNotice, HistoryRead};
+use crate::protocol::{ChannelName, Cursor, EventId, GapReason, HistoryPage, KeptEvent, Retention};
+
+/// Reads under way at once: enough to keep Redis busy, few enough that probes and subscriptions
+/// get through.
+const AT_ONCE: usize = 16;
+
+/// What may be recovered after one loss, all channels together: it waits in memory until
+/// everything is read and in order. What is beyond it is told as lost.
+const MOST_BYTES: usize = 32 << 20;
+
+/// For all channels together: a stream that is opened meanwhile waits. Ten thousand channels take
+/// about a second.
+const BACKFILL_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A read that Redis refuses is tried so often, with a pause.
+const ATTEMPTS: usize = 3;
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Where a channel's subscription was interrupted.
+#[derive(Clone, Debug)]
+pub(super) struct Missed {
+    pub(super) channel: ChannelName,
+    pub(super) cursor: Cursor,
+}
+
+/// What was read of a channel.
+#[derive(Debug)]
+pub(super) struct Recovery {
+    pub(super) channel: ChannelName,
+    /// In order.
+    pub(super) items: Vec<Recovered>,
+    /// The newest event of the channel that is certain, when all is handed on.
+    pub(super) seen: Option<EventId>,
+    pub(super) retention: Option<Retention>,
+}
+
+/// A piece of what was missed.
+#[derive(Debug)]
+pub(super) enum Recovered {
+    Event(KeptEvent),
+    Gap(GapNotice, EventId),
+}
+
+impl Recovered {
+    /// Its place among those of all channels.
+    pub(super) fn id(&self) -> EventId {
+        match self {
+            Self::Event(event) => event.id,
+            Self::Gap(_, id) => *id,
+        }
+    }
+}
+
+impl Recovery {
+    pub(super) fn has_gap(&self) -> bool {
+        let is_gap = |item: &Recovered| matches!(item, Recovered::Gap(..));
+        self.items.iter().any(is_gap)
+    }
+}
+
+/// What is known when a connection is about to be served.
+#[derive(Debug, Default)]
+pub(super) struct Started {
+    /// Everything up to this id was read; what is newer arrives. `None`: there are no ids.
+    pub(super) bound: Option<EventId>,
+    pub(super) recoveries: Vec<Recovery>,
+}
+
+/// Reads over one connection.
+#[derive(Clone)]
+pub(super) struct Backfill {
+    pub(super) connection: MultiplexedConnection,
+    pub(super) reader: HistoryReader,
+    pub(super) lag_bound: Duration,
+}
+
+impl Backfill {
+    /// Reads what was missed before everything was subscribed again.
+    ///
+    /// # Errors
+    /// When the connection is lost: then nothing is told, and the next one begins again.
+    pub(super) async fn start(mut self, missed: Vec<Missed>) -> RedisResult<Started> {
+        let key = state_key(&self.reader.prefix);
+        let Some(bound) = read_state(&mut self.connection, &key).await? else {
+            return Ok(Started {
+                bound: None,
+                recoveries: Vec::new(),
+            });
+        };
+        let bytes_left = AtomicUsize::new(MOST_BYTES);
+        let deadline = Instant::now() + BACKFILL_DEADLINE;
+        let recoveries = stream::iter(missed)
+            .map(|missed| self.channel(missed, bound, &bytes_left, deadline))
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await?;
+        Ok(Started {
+            bound: Some(bound),
+            recoveries,
+        })
+    }
+
+    /// Reads a hole that ends at `last`.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub(super) async fn fill(self, missed: Missed, last: EventId) -> RedisResult<Recovery> {
+        let bytes_left = AtomicUsize::new(MOST_BYTES);
+        let deadline = Instant::now() + BACKFILL_DEADLINE;
+        self.channel(missed, last, &bytes_left, deadline).await
+    }
+
+    /// Reads how long events last, and which is the oldest that is still there.
+    ///
+    /// # Errors
+    /// When the connection is lost.
+    pub(super) async fn look(
+        self,
+        channel: ChannelName,
+        id: EventId,
+    ) -> RedisResult<Option<HistoryPage<KeptEvent>>> {
+        let deadline = Instant::now() + BACKFILL_DEADLINE;
+        self.page(&channel, id, deadline).await
+    }
+
+    async fn channel(
+        &self,
+        missed: Missed,
+        last: EventId,
+        bytes_left: &AtomicUsize,
+        deadline: Instant,
+    ) -> RedisResult<Recovery> {
+        let Missed { channel, cursor } = missed;
+        let seen = (cursor.event() > EventId::ZERO).then(|| cursor.event());
+        let mut recovery = Recovery {
+            channel,
+            items: Vec::new(),
+            seen,
+            retention: None,
+        };
+        let mut cursor = cursor;
+        loop {
+            let from = cursor.read_from(self.lag_bound);
+            let Some(page) = self.page(&recovery.channel, from, deadline).await? else {
+                recovery.lose(cursor, last);
+                return Ok(recovery);
+            };
+            recovery.retention = Some(page.retention);
+            let found = recover(cursor, &page, self.lag_bound);
+            let events: Vec<_> = found
+                .events
+                .into_iter()
+                .filter(|event| event.id <= last)
+                .collect();
+            if let Some(reason) = found.gap {
+                let id = events.first().map_or(last, |first| first.id.pred());
+                let notice = GapNotice {
+                    reason,
+                    after: Some(cursor.position()),
+                    oldest: page.oldest.map(|oldest| oldest.id),
+                    id: Some(id),
+                };
+                recovery.items.push(Recovered::Gap(notice, id));
+                recovery.seen = None;
+            }
+            let bytes: usize = events.iter().map(cost_bytes).sum();
+            let is_stuck = found.goes_on.is_none() && !page.complete;
+            if is_stuck || !spend(bytes_left, bytes) {
+                recovery.lose(cursor, last);
+                return Ok(recovery);
+            }
+            if let Some(newest) = events.last() {
+                recovery.seen = Some(newest.id);
+            }
+            recovery
+                .items
+                .extend(events.into_iter().map(Recovered::Event));
+            match found.goes_on {
+                Some(next) if next.position() < last => cursor = next,
+                _ => return Ok(recovery),
+            }
+        }
+    }
+
+    /// A page, or `None` where Redis does not give it.
+    async fn page(
+        &self,
+        channel: &ChannelName,
+        from: EventId,
+        deadline: Instant,
+    ) -> RedisResult<Option<HistoryPage<KeptEvent>>> {
+        let mut connection = self.connection.clone();
+        let read = HistoryRead::From {
+            id: from,
+            preceding: 0,
+        };
+        for attempt in 1..=ATTEMPTS {
+            let reading = self.reader.read(&mut connection, channel, read);
+            match timeout_at(deadline, reading).await {
+                Ok(Ok(page)) => return Ok(Some(page)),
+                Ok(Err(error)) if is_lost(&error) => return Err(error),
+                Ok(Err(error)) => {
+                    tracing::debug!(%channel, %error, attempt, "a history was not read");
+                }
+                Err(_) => return Ok(None),
+            }
+            if attempt < ATTEMPTS {
+                sleep(PAUSE).await;
+            }
+        }
+        Ok(None)
+    }
+}
+
+impl Recovery {
+    /// What follows `cursor`, up to `last`, is given up. One notice a channel is enough.
+    fn lose(&mut self, cursor: Cursor, last: EventId) {
+        self.seen = None;
+        let told_at_end = matches!(self.items.last(), Some(Recovered::Gap(_, id)) if *id >= last);
+        if !told_at_end {
+            let notice = GapNotice {
+                reason: GapReason::Lost,
+                after: Some(cursor.position()),
+                oldest: None,
+                id: Some(last),
+            };
+            self.items.push(Recovered::Gap(notice, last));
+        }
+    }
+}
+
+/// Where the library keeps which ids were issued.
+pub(super) fn state_key(prefix: &str) -> String {
+    format!("{prefix}$state")
+}
+
+/// The newest id issued; `None` where there is none or it may not be read.
+pub(super) async fn read_state(
+    connection: &mut MultiplexedConnection,
+    key: &str,
+) -> RedisResult<Option<EventId>> {
+    let state: RedisResult<Option<String>> =
+        redis::cmd("GET").arg(key).query_async(connection).await;
+    match state {
+        Ok(state) => Ok(state.and_then(|state| state.split(' ').next()?.parse().ok())),
+        Err(error) if is_lost(&error) => Err(error),
+        Err(error) => {
+            tracing::debug!(%error, "the newest id cannot be read");
+            Ok(None)
+        }
+    }
+}
+
+fn is_lost(error: &RedisError) -> bool {
+    error.is_unrecoverable_error() && !error.is_timeout()
+}
+
+/// Takes `bytes` of what is left, unless that is less.
+fn spend(left: &AtomicUsize, bytes: usize) -> bool {
+    let take = |left: usize| left.checked_sub(bytes);
+    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+        .is_ok()
+}
+
+fn cost_bytes(event: &KeptEvent) -> usize {
+    let payload_bytes = event.event.as_ref().map_or(0, |event| event.payload_len());
+    payload_bytes + size_of::<KeptEvent>()
+}

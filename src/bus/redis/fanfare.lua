@@ -1,0 +1,665 @@
+#!lua name=fanfare
+
+-- Kept events: issues ids, keeps histories, publishes frames.
+--
+-- What is stored, all of it below the prefix, here `sse:`:
+--   sse:<channel>             stream: the history, one field `f` an entry, which holds the frame
+--   sse:$state                "<last id> <epoch>": the newest id issued, and the first
+--   sse:$config               hash: the lengths and times below, so that publishers agree on them
+--   sse:$key.<channel>/<key>  the id that was issued for an idempotency key
+--
+-- The locals of a library live as long as the process: a restart, a promotion and a reload reset
+-- them. That is how a process knows that the state is not what it wrote last. While a library is
+-- loaded, Redis offers it no global but `redis.register_function`.
+
+local VERSION = --[[VERSION]]
+local PREFIXES = {--[[PREFIXES]]}
+-- Written to $config where there is none.
+local DEFAULTS = {
+  length = --[[LENGTH]],
+  ttl_ms = --[[TTL_MS]],
+  lag_ms = --[[LAG_MS]],
+  max_event_bytes = --[[MAX_EVENT_BYTES]],
+}
+
+-- The bounds of the gateway's settings.
+local MOST = {
+  length = 1000000,
+  ttl_ms = 2592000000,
+  lag_ms = 3600000,
+  max_event_bytes = 16777216,
+}
+local MAX_RETRY_MS = 86400000
+local MAX_NAME_BYTES = 1024
+local MAX_TO_BYTES = 16384
+-- As deep as the gateway's JSON parser goes.
+local MAX_TO_DEPTH = 127
+local MAX_KEY_BYTES = 256
+local MAX_CHANNEL_BYTES = 200
+
+-- How long a read $config is good for.
+local CONFIG_AGE_MS = 1000
+-- Keys whose prefix and channel were found right, at the most.
+local MAX_KNOWN_KEYS = 10000
+-- Entries fetched at once while a history is read, and roughly the bytes.
+local CHUNK_ENTRIES = 64
+local CHUNK_BYTES = 1048576
+
+-- One a prefix: ids are ordered within it.
+--   written: what this process last wrote to the state; ms, n, epoch: what that says
+--   ms_text: `ms` as it is written; config, config_read_ms: see read_config
+local domains = {}
+for index = 1, #PREFIXES do
+  local prefix = PREFIXES[index]
+  domains[index] = {
+    prefix = prefix,
+    state_key = prefix .. '$state',
+    config_key = prefix .. '$config',
+    ms = 0,
+  }
+end
+
+local function now_ms()
+  local time = redis.call('TIME')
+  local microseconds = time[2]
+  return time[1] * 1000 + (microseconds - microseconds % 1000) / 1000
+end
+
+-- The whole number between `least` and `most` that `text` is.
+local function whole(text, least, most)
+  local number = text and text:find('^%d+$') and tonumber(text)
+  return number and number >= least and number <= most and number or nil
+end
+
+-- ---------------------------------------------------------------------------------- UTF-8
+
+-- Bytes that begin no such sequence, and the sequence (Unicode, table 3-7).
+local SEQUENCES = {
+  { '^[^\194-\223]*', '[\194-\223][\128-\191]' },
+  { '^[^\225-\239]*', '[\225-\236\238\239][\128-\191][\128-\191]' },
+  { '^[^\224]*', '\224[\160-\191][\128-\191]' },
+  { '^[^\237]*', '\237[\128-\159][\128-\191]' },
+  { '^[^\240]*', '\240[\144-\191][\128-\191][\128-\191]' },
+  { '^[^\241-\243]*', '[\241-\243][\128-\191][\128-\191][\128-\191]' },
+  { '^[^\244]*', '\244[\128-\143][\128-\191][\128-\191]' },
+}
+
+local function is_utf8(text)
+  local _, ascii_end = text:find('^[^\128-\255]*')
+  if ascii_end == #text then
+    return true
+  end
+  text = text:sub(ascii_end + 1)
+  for _, sequence in ipairs(SEQUENCES) do
+    local _, without = text:find(sequence[1])
+    if without < #text then
+      -- By an ASCII character: what is left of two sequences must not become a third.
+      text = text:gsub(sequence[2], '.')
+    end
+  end
+  _, ascii_end = text:find('^[^\128-\255]*')
+  return ascii_end == #text
+end
+
+-- ----------------------------------------------------------------------------------- JSON
+
+local function is_json_number(token)
+  local rest = token:match('^%-?0(.*)$') or token:match('^%-?[1-9]%d*(.*)$')
+  if not rest then
+    return false
+  end
+  rest = rest:match('^%.%d+(.*)$') or rest
+  return rest == '' or rest:find('^[eE][+-]?%d+$') ~= nil
+end
+
+local function is_finite_and_flat(value, depth)
+  if type(value) == 'number' then
+    return value - value == 0
+  end
+  if type(value) ~= 'table' then
+    return true
+  end
+  if depth > MAX_TO_DEPTH then
+    return false
+  end
+  for _, member in pairs(value) do
+    if not is_finite_and_flat(member, depth + 1) then
+      return false
+    end
+  end
+  return true
+end
+
+-- The members of a JSON object, or nil. cjson alone is too kind: it takes hexadecimal numbers,
+-- NaN and control characters, which gateways do not.
+local function json_object(text)
+  if not text:find('^[ \t\r\n]*{') or not is_utf8(text) then
+    return nil
+  end
+  local valid, members = pcall(cjson.decode, text)
+  if not valid or not is_finite_and_flat(members, 1) then
+    return nil
+  end
+  local unescaped = text:gsub('\\.', '')
+  for inside in unescaped:gmatch('"([^"]*)"') do
+    if inside:find('[%z\1-\31]') then
+      return nil
+    end
+  end
+  local bare = unescaped:gsub('"[^"]*"', '')
+  for token in bare:gmatch('[^ \t\r\n{}%[%],:]+') do
+    if token ~= 'true' and token ~= 'false' and token ~= 'null' and not is_json_number(token) then
+      return nil
+    end
+  end
+  return members
+end
+
+-- --------------------------------------------------------------------------- prefix, channel
+
+local known_keys, known_keys_count = {}, 0
+
+-- The domain and the channel of a history's key.
+local function find_domain(key)
+  for _, domain in ipairs(domains) do
+    if key:sub(1, #domain.prefix) == domain.prefix then
+      return domain, key:sub(#domain.prefix + 1)
+    end
+  end
+end
+
+local function is_channel(name)
+  return #name >= 1 and #name <= MAX_CHANNEL_BYTES and not name:find('[^%w._~:%-]')
+end
+
+-- The domain of a history's key, or nil and the rule it breaks.
+local function domain_of(key)
+  local domain, channel = find_domain(key)
+  if not domain then
+    return nil, 'begins with a prefix this library was loaded for: '
+      .. table.concat(PREFIXES, ', ')
+  end
+  if not is_channel(channel) then
+    return nil, 'is a prefix and a channel of 1 to 200 bytes of A-Z a-z 0-9 . _ - ~ :'
+  end
+  if known_keys_count >= MAX_KNOWN_KEYS then
+    known_keys, known_keys_count = {}, 0
+  end
+  known_keys[key] = domain
+  known_keys_count = known_keys_count + 1
+  return domain
+end
+
+-- ---------------------------------------------------------------------------- configuration
+
+local CONFIG_FIELDS = { 'length', 'ttl_ms', 'lag_ms', 'max_event_bytes', 'old_ttl_ms', 'ttl_since' }
+
+-- Reads $config; what is missing or makes no sense is the default.
+--   old_ttl_ms, ttl_since: the TTL was raised when ttl_since was the newest id, and histories
+--   from before are only sure to have lived for the old one
+local function read_config(domain, now)
+  local found = redis.pcall('HMGET', domain.config_key, unpack(CONFIG_FIELDS))
+  if found.err then
+    found = {}
+  end
+  local config = { absent = true }
+  for index, field in ipairs(CONFIG_FIELDS) do
+    local text = found[index]
+    if text then
+      config.absent = false
+    end
+    if DEFAULTS[field] then
+      config[field] = whole(text, 1, MOST[field]) or DEFAULTS[field]
+    end
+  end
+  if config.ttl_ms <= config.lag_ms then
+    config.ttl_ms, config.lag_ms = DEFAULTS.ttl_ms, DEFAULTS.lag_ms
+  end
+  config.old_ttl_ms = whole(found[5], 1, MOST.ttl_ms) or config.ttl_ms
+  config.ttl_since = found[6] and found[6]:match('^%d+%-%d+$') or '0-0'
+  config.length_text = ('%.0f'):format(config.length)
+  domain.config, domain.config_read_ms = config, now
+  return config
+end
+
+local function config_of(domain, now)
+  local config = domain.config
+  if config then
+    local age = now - domain.config_read_ms
+    if age >= 0 and age < CONFIG_AGE_MS then
+      return config
+    end
+  end
+  return read_config(domain, now)
+end
+
+local function config_pairs(config)
+  return 'length', ('%.0f'):format(config.length), 'ttl_ms', ('%.0f'):format(config.ttl_ms),
+    'lag_ms', ('%.0f'):format(config.lag_ms),
+    'max_event_bytes', ('%.0f'):format(config.max_event_bytes),
+    'old_ttl_ms', ('%.0f'):format(config.old_ttl_ms), 'ttl_since', config.ttl_since
+end
+
+-- ------------------------------------------------------------------------------------- ids
+
+-- The newest id issued, its milliseconds, and the epoch; nil where there is no state.
+local function parse_state(state)
+  if not state then
+    return nil
+  end
+  local last, ms, epoch = state:match('^((%d+)%-%d+) (%d+%-%d+)$')
+  return last, tonumber(ms), epoch
+end
+
+-- Issues the next id and writes the state: the first write of every function that writes, so
+-- that whatever fails afterwards, no id is issued twice.
+local function issue(domain, now)
+  local state = redis.call('GET', domain.state_key)
+  local ms, n, epoch = domain.ms, 0, domain.epoch
+  if state and state == domain.written then
+    if now > ms then
+      ms = now
+      domain.ms_text = ('%.0f'):format(ms)
+    else
+      n = domain.n + 1
+    end
+  else
+    -- Restarted, promoted, flushed: ids that were issued may be lost. They are at most the lag
+    -- bound ahead of what is known.
+    local _, state_ms, state_epoch = parse_state(state)
+    ms = math.max(now, state_ms or 0, ms) + read_config(domain, now).lag_ms
+    epoch = state_epoch
+    domain.ms_text = ('%.0f'):format(ms)
+  end
+  local id = domain.ms_text .. '-' .. n
+  epoch = epoch or id
+  local written = id .. ' ' .. epoch
+  redis.call('SET', domain.state_key, written)
+  domain.written, domain.ms, domain.n, domain.epoch = written, ms, n, epoch
+  if domain.config.absent then
+    -- A publisher that may not write it goes on with the same values.
+    redis.pcall('HSET', domain.config_key, config_pairs(domain.config))
+    domain.config.absent = false
+  end
+  return id
+end
+
+-- ----------------------------------------------------------------------------------- publish
+
+local function fault(option, rule)
+  return redis.error_reply('ERR fanfare_publish: ' .. option .. ': ' .. rule)
+end
+
+-- Checks the value of each option and puts what it says into `fields`; returns the rule that is
+-- broken.
+local OPTIONS = {
+  event = function(fields, name)
+    if #name > MAX_NAME_BYTES then
+      return 'has at most ' .. MAX_NAME_BYTES .. ' bytes'
+    elseif name:sub(1, 1) == '$' then
+      return 'names that begin with $ are the gateway\'s own'
+    elseif name:find('[%z\r\n]') then
+      return 'holds no CR, LF or NUL'
+    elseif not is_utf8(name) then
+      return 'is UTF-8'
+    end
+    fields.event = name
+  end,
+  retry = function(fields, text)
+    local retry_ms = whole(text, 0, MAX_RETRY_MS)
+    if not retry_ms then
+      return 'is a whole number of milliseconds, at most a day (' .. MAX_RETRY_MS .. ')'
+    end
+    fields.retry = ('%.0f'):format(retry_ms)
+  end,
+  to = function(fields, text)
+    if #text > MAX_TO_BYTES then
+      return 'has at most ' .. MAX_TO_BYTES .. ' bytes'
+    end
+    local members = json_object(text)
+    if not members then
+      return 'is a JSON object'
+    end
+    -- The empty object restricts nothing.
+    fields.to = next(members) ~= nil and text or ''
+  end,
+  history = function(fields, text)
+    local length = whole(text, 1, MOST.length)
+    if not length then
+      return 'is a whole number from 1 to ' .. MOST.length
+    end
+    fields.length_text = ('%.0f'):format(length)
+  end,
+  key = function(fields, text)
+    if #text < 1 or #text > MAX_KEY_BYTES then
+      return 'has 1 to ' .. MAX_KEY_BYTES .. ' bytes'
+    end
+    fields.key = text
+  end,
+  traceparent = function(fields, text)
+    local trace, span, flags = text:match('^00%-([0-9a-f]+)%-([0-9a-f]+)%-([0-9a-f]+)$')
+    if not trace or #trace ~= 32 or #span ~= 16 or #flags ~= 2
+      or not trace:find('[^0]') or not span:find('[^0]') then
+      return 'is 00-<32 hex digits>-<16>-<2> (W3C Trace Context)'
+    end
+    fields.traceparent = text
+  end,
+}
+
+local function read_options(argv)
+  local fields = { event = '', retry = '-', to = '', traceparent = '' }
+  local seen = {}
+  for index = 2, #argv, 2 do
+    local option, value = argv[index], argv[index + 1]
+    local check = OPTIONS[option]
+    if not check then
+      -- Its bytes may be anything, an error reply is one line.
+      local shown = (option:sub(1, 40)):gsub('[^%w_-]', '?')
+      return nil, fault(shown, 'is none of event, retry, to, history, key, traceparent')
+    elseif seen[option] then
+      return nil, fault(option, 'stands twice')
+    elseif not value then
+      return nil, fault(option, 'has no value')
+    end
+    seen[option] = true
+    local rule = check(fields, value)
+    if rule then
+      return nil, fault(option, rule)
+    end
+  end
+  return fields
+end
+
+-- FCALL fanfare_publish 1 <prefix><channel> <data> [<option> <value>]...  ->  the id
+local function publish(keys, argv)
+  local key, data = keys[1], argv[1]
+  if #keys ~= 1 then
+    return fault('number of keys', 'is 1: the prefix and the channel')
+  end
+  local domain = known_keys[key]
+  if not domain then
+    local rule
+    domain, rule = domain_of(key)
+    if not domain then
+      return fault('channel', rule)
+    end
+  end
+  if not data then
+    return fault('data', 'is missing')
+  end
+  local now = now_ms()
+  local config = config_of(domain, now)
+  if #data > config.max_event_bytes then
+    return fault('data', 'has at most ' .. config.max_event_bytes .. ' bytes')
+  end
+  local _, ascii_end = data:find('^[^\128-\255]*')
+  if ascii_end ~= #data and not is_utf8(data) then
+    return fault('data', 'is UTF-8')
+  end
+  local fields
+  if argv[2] then
+    local refused
+    fields, refused = read_options(argv)
+    if refused then
+      return refused
+    end
+  end
+
+  -- Asked before anything is stored: an event that is kept and never told would be a hole.
+  if not redis.acl_check_cmd('PUBLISH', key, data) then
+    return redis.error_reply('NOPERM fanfare_publish: this user may not PUBLISH to ' .. key)
+  end
+  -- The first command that touches the key: another type of key is refused here.
+  local newest = redis.call('XREVRANGE', key, '+', '-', 'COUNT', '1')[1]
+  local prev = newest and newest[1] or '0-0'
+  local idempotency_key
+  if fields and fields.key then
+    idempotency_key = domain.prefix .. '$key.' .. key:sub(#domain.prefix + 1) .. '/' .. fields.key
+    local first = redis.call('GET', idempotency_key)
+    if first then
+      return first
+    end
+  end
+
+  local id = issue(domain, now)
+  local now_text = now == domain.ms and domain.ms_text or ('%.0f'):format(now)
+  local rest = ' ' .. prev .. ' ' .. now_text
+  if fields then
+    rest = rest .. ' ' .. fields.retry .. ' ' .. #fields.event .. ' ' .. #fields.to .. ' '
+      .. #fields.traceparent .. '\n' .. fields.event .. fields.to .. fields.traceparent .. data
+  else
+    rest = rest .. ' - 0 0 0\n' .. data
+  end
+  local frame = '\2551e' .. id .. rest
+  config = domain.config
+  local length_text = fields and fields.length_text or config.length_text
+  local added = redis.pcall('XADD', key, 'MAXLEN', '=', length_text, id, 'f', frame)
+  if added ~= id then
+    -- The history is ahead of the state, which was deleted or restored by hand: jump beyond it.
+    domain.ms = math.max(domain.ms, tonumber(prev:match('^%d+')))
+    domain.written = nil
+    id = issue(domain, now)
+    frame = '\2551e' .. id .. rest
+    redis.call('XADD', key, 'MAXLEN', '=', length_text, id, 'f', frame)
+  end
+  -- Within one millisecond the key already expires when it should.
+  local ms_text = domain.ms_text
+  if prev:sub(1, #ms_text) ~= ms_text or domain.config_read_ms == now then
+    redis.call('PEXPIREAT', key, ('%.0f'):format(domain.ms + config.ttl_ms))
+  end
+  if idempotency_key then
+    redis.call('SET', idempotency_key, id, 'PX', ('%.0f'):format(config.ttl_ms))
+  end
+  redis.call('PUBLISH', key, frame)
+  return id
+end
+
+-- ------------------------------------------------------------------------------------- probe
+
+-- FCALL fanfare_probe 1 <prefix>$probe.<hex> <number>  ->  the id
+local function probe(keys, argv)
+  local channel, number = keys[1], argv[1]
+  local domain, name = find_domain(channel or '')
+  if #keys ~= 1 or not domain or not name:find('^%$probe%.%x+$') then
+    return redis.error_reply('ERR fanfare_probe: channel: is <prefix>$probe.<hex>, the only key')
+  elseif not number or not number:find('^%d+$') or #number > 20 then
+    return redis.error_reply('ERR fanfare_probe: number: is a whole number')
+  end
+  local now = now_ms()
+  config_of(domain, now)
+  local id = issue(domain, now)
+  redis.call('PUBLISH', channel, '\2551p' .. id .. ' ' .. domain.epoch .. ' ' .. VERSION .. '\n' .. number)
+  return id
+end
+
+-- ----------------------------------------------------------------------------------- history
+
+-- The frame of an entry; nil where somebody else has written it.
+local function frame_of(entry)
+  local fields = entry[2]
+  for index = 1, #fields, 2 do
+    if fields[index] == 'f' then
+      return fields[index + 1]
+    end
+  end
+end
+
+-- Calls `visit(id, frame)` for the entries from one end towards the other until it returns
+-- false. Entries are fetched in chunks: a long history is never held as a whole.
+local function walk(command, key, from, to, visit)
+  local count = 4
+  local after = from
+  while true do
+    local entries = redis.call(command, key, after, to, 'COUNT', count)
+    local bytes = 0
+    for _, entry in ipairs(entries) do
+      local frame = frame_of(entry)
+      if frame then
+        bytes = bytes + #frame
+        if not visit(entry[1], frame) then
+          return
+        end
+      end
+    end
+    if #entries < count then
+      return
+    end
+    after = '(' .. entries[#entries][1]
+    count = math.max(1, math.min(CHUNK_ENTRIES, math.floor(CHUNK_BYTES * #entries / (bytes + 1))))
+  end
+end
+
+-- The id of the `count`-th entry below `from`, or of the last there is; nil where there is none.
+local function id_before(key, from, count)
+  local found
+  walk('XREVRANGE', key, from, '-', function(id)
+    found = id
+    count = count - 1
+    return count > 0
+  end)
+  return found
+end
+
+-- Whether Redis may drop histories to make room; yes when it does not say.
+local function is_evictable()
+  local info = redis.pcall('INFO', 'memory')
+  if type(info) ~= 'string' then
+    return 1
+  end
+  local limit, policy = info:match('maxmemory:(%d+)'), info:match('maxmemory_policy:([%w-]+)')
+  return (limit == '0' or policy == 'noeviction') and 0 or 1
+end
+
+local function history_fault(argument, rule)
+  return redis.error_reply('ERR fanfare_history: ' .. argument .. ': ' .. rule)
+end
+
+-- FCALL_RO fanfare_history 1 <prefix><channel> from <id> <preceding> <max events> <max bytes>
+-- FCALL_RO fanfare_history 1 <prefix><channel> newest <n> <max events> <max bytes>
+--   ->  newest id issued, epoch, ttl_ms, old_ttl_ms, ttl_since, evictable,
+--       oldest id, its prev, start, complete, frame...
+local function history(keys, argv)
+  local key = keys[1]
+  if #keys ~= 1 then
+    return history_fault('number of keys', 'is 1: the prefix and the channel')
+  end
+  local domain, rule = known_keys[key], nil
+  if not domain then
+    domain, rule = domain_of(key)
+    if not domain then
+      return history_fault('channel', rule)
+    end
+  end
+  local from, preceding, newest, events_index
+  if argv[1] == 'from' then
+    from = argv[2] and argv[2]:match('^%d+%-%d+$')
+    preceding = whole(argv[3], 0, MOST.length)
+    if not from or not preceding then
+      return history_fault('from', 'is an id and how many events before it')
+    end
+    events_index = 4
+  elseif argv[1] == 'newest' then
+    newest = whole(argv[2], 1, MOST.length)
+    if not newest then
+      return history_fault('newest', 'is a whole number from 1 to ' .. MOST.length)
+    end
+    events_index = 3
+  else
+    return history_fault('arguments', 'begin with from or newest')
+  end
+  local max_events = whole(argv[events_index], 1, MOST.length)
+  local max_bytes = whole(argv[events_index + 1], 1, 4294967296)
+  if not max_events or not max_bytes or argv[events_index + 2] then
+    return history_fault('arguments', 'end with the most events and the most bytes')
+  end
+
+  local config = config_of(domain, now_ms())
+  local last, _, epoch = parse_state(redis.call('GET', domain.state_key))
+  local oldest, oldest_prev = '', ''
+  walk('XRANGE', key, '-', '+', function(id, frame)
+    oldest, oldest_prev = id, frame:match('^\2551e%d+%-%d+ (%d+%-%d+) ') or ''
+    return false
+  end)
+
+  local start
+  if newest then
+    start = id_before(key, '+', newest) or '0-0'
+  else
+    -- Redis takes no range that ends before 0-0.
+    local has_before = preceding > 0 and from ~= '0-0'
+    start = has_before and id_before(key, '(' .. from, preceding) or from
+  end
+  local reply = { last or '', epoch or '', config.ttl_ms, config.old_ttl_ms, config.ttl_since,
+    is_evictable(), oldest, oldest_prev, start, 1 }
+  local events, bytes = 0, 0
+  walk('XRANGE', key, start, '+', function(_, frame)
+    bytes = bytes + #frame
+    if events == max_events or events > 0 and bytes > max_bytes then
+      reply[10] = 0
+      return false
+    end
+    events = events + 1
+    reply[10 + events] = frame
+    return true
+  end)
+  return reply
+end
+
+-- ----------------------------------------------------------------------------- administration
+
+-- FCALL fanfare_configure 1 <prefix>$config absent|set <length> <ttl_ms> <lag_ms>
+--   <max_event_bytes>  ->  whether it was written, and the six values of $config
+--
+-- A function, so that no event comes between a raised TTL and the note of since when.
+local function configure(keys, argv)
+  local domain, name = find_domain(keys[1] or '')
+  if #keys ~= 1 or not domain or name ~= '$config' then
+    return redis.error_reply('ERR fanfare_configure: key: is <prefix>$config, the only key')
+  end
+  local length, ttl_ms = whole(argv[2], 1, MOST.length), whole(argv[3], 1, MOST.ttl_ms)
+  local lag_ms = whole(argv[4], 1, MOST.lag_ms)
+  local max_event_bytes = whole(argv[5], 1, MOST.max_event_bytes)
+  if argv[1] ~= 'absent' and argv[1] ~= 'set' or argv[6]
+    or not length or not ttl_ms or not lag_ms or not max_event_bytes or ttl_ms <= lag_ms then
+    return redis.error_reply('ERR fanfare_configure: arguments: are absent or set, length, '
+      .. 'ttl_ms, lag_ms (below ttl_ms), max_event_bytes')
+  end
+  local config = read_config(domain, now_ms())
+  local write = config.absent or argv[1] == 'set'
+  if write then
+    -- Without a $config there may be histories all the same: they had the defaults.
+    local last, last_ms = parse_state(redis.call('GET', domain.state_key))
+    if last and ttl_ms > config.ttl_ms then
+      local since_ms = tonumber(config.ttl_since:match('^%d+'))
+      local still_judged = since_ms > 0 and last_ms - since_ms < config.ttl_ms
+      config.old_ttl_ms = still_judged and math.min(config.old_ttl_ms, config.ttl_ms) or config.ttl_ms
+      config.ttl_since = last
+    elseif not last then
+      config.old_ttl_ms, config.ttl_since = ttl_ms, '0-0'
+    else
+      config.old_ttl_ms = math.min(config.old_ttl_ms, ttl_ms)
+    end
+    config.length, config.ttl_ms, config.lag_ms = length, ttl_ms, lag_ms
+    config.max_event_bytes = max_event_bytes
+    -- Until they are read again, the old values stand: unless the write succeeds, they are right.
+    domain.config = nil
+    redis.call('HSET', domain.config_key, config_pairs(config))
+  end
+  return { write and 1 or 0, config.length, config.ttl_ms, config.lag_ms, config.max_event_bytes,
+    config.old_ttl_ms, config.ttl_since }
+end
+
+-- FCALL_RO fanfare_library 0  ->  version, prefix...
+local function library()
+  return { VERSION, unpack(PREFIXES) }
+end
+
+redis.register_function('fanfare_publish', publish)
+redis.register_function('fanfare_probe', probe)
+redis.register_function('fanfare_configure', configure)
+redis.register_function{
+  function_name = 'fanfare_history', callback = history, flags = { 'no-writes' },
+}
+redis.register_function{
+  function_name = 'fanfare_library', callback = library, flags = { 'no-writes' },
+}

@@ -1,0 +1,85 @@
+//! Calling the functions of the library, and what their refusals mean.
+
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind};
+
+/// Why Redis did not run a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Refusal {
+    /// This Redis is a replica.
+    ReadOnly,
+    /// It does not have the function, or no functions at all.
+    Missing,
+    /// The user may not call it.
+    Forbidden,
+    /// An argument breaks a rule, named here.
+    Rejected(String),
+    /// Something else: no memory, too few replicas, a disk that is full. It may pass.
+    NotNow,
+}
+
+/// What an answer means; `None` where there was none.
+pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
+    if !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
+        return None;
+    }
+    let detail = error.detail().unwrap_or_default();
+    Some(match (error.kind(), error.code()) {
+        (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => Refusal::ReadOnly,
+        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => Refusal::Forbidden,
+        (_, Some("ERR")) => match detail.strip_prefix("fanfare_publish: ") {
+            Some(rule) => Refusal::Rejected(rule.to_owned()),
+            None if detail.starts_with("Function not found")
+                || detail.starts_with("unknown command") =>
+            {
+                Refusal::Missing
+            }
+            None => Refusal::NotNow,
+        },
+        _ => Refusal::NotNow,
+    })
+}
+
+/// A call of a function that writes, on `key`.
+pub(super) fn call(function: &str, key: &str) -> Cmd {
+    let mut command = redis::cmd("FCALL");
+    command.arg(function).arg(1).arg(key);
+    command
+}
+
+/// A call of a function that only reads.
+pub(super) fn call_read_only(function: &str, key: &str) -> Cmd {
+    let mut command = redis::cmd("FCALL_RO");
+    command.arg(function).arg(1).arg(key);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let error = |text: &str| {
+            let value = redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).unwrap();
+            value.extract_error().unwrap_err()
+        };
+        for (text, expected) in [
+            ("ERR Function not found", Refusal::Missing),
+            ("ERR unknown command 'FCALL', with args", Refusal::Missing),
+            ("NOPERM User x has no permissions", Refusal::Forbidden),
+            ("READONLY You can't write", Refusal::ReadOnly),
+            ("OOM command not allowed", Refusal::NotNow),
+            ("NOREPLICAS Not enough good replicas", Refusal::NotNow),
+            ("MISCONF Redis is configured", Refusal::NotNow),
+            ("WRONGTYPE Operation against", Refusal::NotNow),
+            (
+                "ERR fanfare_publish: key: has 1 to 256 bytes",
+                Refusal::Rejected("key: has 1 to 256 bytes".into()),
+            ),
+        ] {
+            assert_eq!(refusal(&error(text)), Some(expected), "{text}");
+        }
+        let lost = RedisError::from(std::io::Error::other("gone"));
+        assert_eq!(refusal(&lost), None);
+    }
+}

@@ -1,0 +1,291 @@
+//! Reading histories, and answering the shards that ask for them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use redis::aio::ConnectionLike;
+use redis::{FromRedisValue, RedisError, RedisResult, Value};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::connect::COMMAND_DEADLINE;
+use super::functions::{Refusal, call_read_only, refusal};
+use super::pool::{CommandPool, POOL_SIZE};
+use crate::bus::kept_event;
+use crate::hub::{HistoryError, HistoryRead, HistoryRequest};
+use crate::protocol::{
+    ChannelName, EventId, Frame, HistoryPage, Issued, KeptEvent, Link, Retention, decode_frame,
+};
+use crate::telemetry::{BusMetrics, DropReason};
+
+/// One read: so much that a long history takes few of them, so little that none holds Redis up
+/// for more than some milliseconds.
+const MAX_PAGE_EVENTS: usize = 1024;
+const MAX_PAGE_BYTES: usize = 1 << 20;
+
+/// What stands in a frame beside the data, at the most.
+const FRAME_OVERHEAD_BYTES: usize = 32 << 10;
+
+/// Requests taken from the queue before their reads begin.
+const MOST_WAITING: usize = 256;
+
+/// How histories are read.
+#[derive(Clone)]
+pub(super) struct HistoryReader {
+    pub(super) prefix: String,
+    pub(super) max_event_bytes: usize,
+    pub(super) metrics: BusMetrics,
+}
+
+impl HistoryReader {
+    /// Reads a part of a channel's history.
+    pub(super) async fn read(
+        &self,
+        connection: &mut impl ConnectionLike,
+        channel: &ChannelName,
+        read: HistoryRead,
+    ) -> RedisResult<HistoryPage<KeptEvent>> {
+        let mut command = call_read_only("fanfare_history", &format!("{}{channel}", self.prefix));
+        match read {
+            HistoryRead::From { id, preceding } => {
+                command.arg("from").arg(id.to_string()).arg(preceding);
+            }
+            HistoryRead::Newest(count) => {
+                command.arg("newest").arg(count);
+            }
+        }
+        // A read that begins with the last known event must hold the one after it too.
+        let two_events = 2 * (self.max_event_bytes + FRAME_OVERHEAD_BYTES);
+        command
+            .arg(MAX_PAGE_EVENTS)
+            .arg(MAX_PAGE_BYTES.max(two_events));
+        self.metrics.history_reads.inc();
+        let answer = command.query_async(connection).await?;
+        self.page(answer)
+    }
+
+    /// `last, epoch, ttl_ms, old_ttl_ms, ttl_since, evictable, oldest id, its prev, start,
+    /// complete, frame…`
+    fn page(&self, answer: Vec<Value>) -> RedisResult<HistoryPage<KeptEvent>> {
+        let mut values = Values(answer.into_iter());
+        let (last, epoch) = (values.id()?, values.id()?);
+        let ttl = values.milliseconds()?;
+        let old_ttl = values.milliseconds()?;
+        let ttl_since = values.id()?.unwrap_or_default();
+        let evictable = values.flag()?;
+        let (oldest, oldest_prev) = (values.id()?, values.id()?);
+        let from = values.id()?.unwrap_or_default();
+        let complete = values.flag()?;
+        let events = values.0.filter_map(|frame| self.event(frame)).collect();
+        Ok(HistoryPage {
+            issued: last.zip(epoch).map(|(last, epoch)| Issued { epoch, last }),
+            retention: Retention {
+                ttl,
+                old_ttl,
+                ttl_since,
+            },
+            evictable,
+            oldest: oldest.map(|id| Link {
+                id,
+                prev: oldest_prev.unwrap_or_default(),
+            }),
+            from,
+            events,
+            complete,
+        })
+    }
+
+    fn event(&self, frame: Value) -> Option<KeptEvent> {
+        let Value::BulkString(bytes) = frame else {
+            return None;
+        };
+        match decode_frame(Bytes::from(bytes), self.max_event_bytes) {
+            Ok(Frame::Event(frame)) => Some(kept_event(frame).0),
+            Ok(Frame::Probe { .. }) | Err(_) => {
+                self.metrics.dropped(DropReason::Frame).inc();
+                None
+            }
+        }
+    }
+}
+
+/// The values of an answer, one after the other.
+struct Values(std::vec::IntoIter<Value>);
+
+impl Values {
+    fn next<T: FromRedisValue>(&mut self) -> RedisResult<T> {
+        let value = self.0.next().unwrap_or(Value::Nil);
+        Ok(redis::from_redis_value(value)?)
+    }
+
+    /// An id, or an empty text where there is none.
+    fn id(&mut self) -> RedisResult<Option<EventId>> {
+        let text: String = self.next()?;
+        if text.is_empty() {
+            return Ok(None);
+        }
+        text.parse().map(Some).map_err(|_| {
+            let kind = redis::ErrorKind::UnexpectedReturnType;
+            RedisError::from((kind, "an answer of fanfare_history holds no id", text))
+        })
+    }
+
+    fn milliseconds(&mut self) -> RedisResult<Duration> {
+        Ok(Duration::from_millis(self.next()?))
+    }
+
+    fn flag(&mut self) -> RedisResult<bool> {
+        let value: i64 = self.next()?;
+        Ok(value != 0)
+    }
+}
+
+type Key = (ChannelName, HistoryRead);
+type Answer = Result<Arc<HistoryPage<KeptEvent>>, HistoryError>;
+type Reply = oneshot::Sender<Answer>;
+
+/// Answers the shards' requests with reads over the pool.
+pub(super) struct HistoryService {
+    pub(super) pool: CommandPool,
+    pub(super) reader: HistoryReader,
+    /// Whether Redis has the library.
+    pub(super) supported: Arc<AtomicBool>,
+}
+
+/// The requests that wait for an answer.
+#[derive(Default)]
+struct Requests {
+    /// In the order they came, each key once.
+    order: VecDeque<Key>,
+    waiting: HashMap<Key, Vec<Reply>>,
+    /// Whose read is under way. Who asks meanwhile waits for the next one: a read that has begun
+    /// may be older than what the client has seen.
+    running: HashMap<Key, Vec<Reply>>,
+}
+
+impl Requests {
+    fn add(&mut self, request: HistoryRequest) {
+        let key = (request.channel, request.read);
+        let replies = self.waiting.entry(key.clone()).or_default();
+        if replies.is_empty() {
+            self.order.push_back(key);
+        }
+        replies.push(request.reply);
+    }
+
+    /// The next read, unless enough are under way. Identical requests share it.
+    fn start(&mut self) -> Option<Key> {
+        if self.running.len() >= POOL_SIZE {
+            return None;
+        }
+        let at = self
+            .order
+            .iter()
+            .position(|key| !self.running.contains_key(key))?;
+        let key = self.order.remove(at)?;
+        let replies = self.waiting.remove(&key)?;
+        self.running.insert(key.clone(), replies);
+        Some(key)
+    }
+
+    fn finish(&mut self, key: &Key, answer: &Answer) {
+        for reply in self.running.remove(key).into_iter().flatten() {
+            // Who no longer waits has gone.
+            let _ = reply.send(answer.clone());
+        }
+    }
+}
+
+impl HistoryService {
+    /// Answers until the shards are gone.
+    pub(super) async fn run(self, mut asked: mpsc::Receiver<HistoryRequest>) {
+        let mut requests = Requests::default();
+        let mut reads: FuturesUnordered<BoxFuture<'_, (Key, Answer)>> = FuturesUnordered::new();
+        loop {
+            while let Some(key) = requests.start() {
+                let read = async {
+                    let answer = self.read(&key.0, key.1).await;
+                    (key, answer)
+                };
+                reads.push(read.boxed());
+            }
+            tokio::select! {
+                request = asked.recv(), if requests.order.len() < MOST_WAITING => {
+                    match request {
+                        Some(request) => requests.add(request),
+                        None => return,
+                    }
+                }
+                Some((key, answer)) = reads.next() => requests.finish(&key, &answer),
+            }
+        }
+    }
+
+    async fn read(&self, channel: &ChannelName, read: HistoryRead) -> Answer {
+        if !self.supported.load(Ordering::Relaxed) {
+            return Err(HistoryError::Unsupported);
+        }
+        let reading = timeout(COMMAND_DEADLINE, async {
+            let pooled = self.pool.get().await;
+            let mut connection = pooled.map_err(HistoryError::Unavailable)?;
+            let page = self.reader.read(&mut connection, channel, read).await;
+            page.map_err(|error| match refusal(&error) {
+                Some(Refusal::Missing | Refusal::Forbidden) => HistoryError::Unsupported,
+                _ => HistoryError::Unavailable(error.to_string()),
+            })
+        });
+        match reading.await {
+            Ok(page) => page.map(Arc::new),
+            Err(_) => Err(HistoryError::Unavailable("no answer in time".into())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(channel: &str) -> (HistoryRequest, oneshot::Receiver<Answer>) {
+        let (reply, answer) = oneshot::channel();
+        let request = HistoryRequest {
+            channel: channel.parse().unwrap(),
+            read: HistoryRead::Newest(1),
+            reply,
+        };
+        (request, answer)
+    }
+
+    #[test]
+    fn identical_requests_share_a_read_that_has_not_begun() {
+        let mut requests = Requests::default();
+        let (one, mut first) = request("a");
+        let (two, mut second) = request("a");
+        requests.add(one);
+        requests.add(two);
+        let key = requests.start().unwrap();
+        assert!(requests.start().is_none());
+        // It may be newer than what is being read.
+        let (three, mut third) = request("a");
+        requests.add(three);
+        assert!(requests.start().is_none());
+        requests.finish(&key, &Err(HistoryError::Unsupported));
+        assert!(first.try_recv().is_ok() && second.try_recv().is_ok());
+        assert!(third.try_recv().is_err());
+        assert_eq!(requests.start(), Some(key));
+    }
+
+    #[test]
+    fn only_so_many_reads_are_under_way() {
+        let mut requests = Requests::default();
+        for number in 0..POOL_SIZE * 2 {
+            requests.add(request(&format!("c{number}")).0);
+        }
+        let started = std::iter::from_fn(|| requests.start()).count();
+        assert_eq!(started, POOL_SIZE);
+    }
+}

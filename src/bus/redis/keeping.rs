@@ -1,0 +1,125 @@
+//! Whether events can be kept: what is known of the function library.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redis::RedisResult;
+use redis::aio::MultiplexedConnection;
+use tokio::time::Instant;
+
+use super::library::{Library, LibrarySettings, ensure};
+use crate::protocol::Retention;
+
+/// How soon a library that was not to be had is asked for again: somebody may have loaded it, or
+/// given the right to.
+const RETRY: Duration = Duration::from_secs(30);
+
+/// What is known of the library, across connections.
+pub(super) struct Keeping {
+    pub(super) settings: LibrarySettings,
+    /// For those who read histories.
+    pub(super) supported: Arc<AtomicBool>,
+    /// Why events cannot be kept; `None` where they can, or nothing is known yet.
+    unavailable: Option<String>,
+    /// In what Redis differs from the settings, as it was told last.
+    difference: Option<String>,
+    /// The functions are refused for now, as it was told last.
+    refused: bool,
+    ask_at: Option<Instant>,
+}
+
+impl Keeping {
+    pub(super) fn new(settings: LibrarySettings) -> Self {
+        Self {
+            settings,
+            supported: Arc::new(AtomicBool::new(false)),
+            unavailable: None,
+            difference: None,
+            refused: false,
+            ask_at: None,
+        }
+    }
+
+    /// Whether functions may be called.
+    pub(super) fn is_ready(&self) -> bool {
+        self.supported.load(Ordering::Relaxed)
+    }
+
+    /// The library is missing, or older: it is to be loaded at once.
+    pub(super) fn ask_now(&mut self) {
+        self.ask_at = Some(Instant::now());
+    }
+
+    /// Whether it is time to ask for the library; if so, somebody does.
+    pub(super) fn takes_turn(&mut self) -> bool {
+        self.ask_at
+            .take_if(|at| *at <= Instant::now())
+            .is_some()
+    }
+
+    /// Asks for the library.
+    pub(super) fn ask(
+        &self,
+        mut connection: MultiplexedConnection,
+    ) -> impl Future<Output = RedisResult<Library>> + Send + use<> {
+        let settings = self.settings.clone();
+        async move { ensure(&mut connection, &settings).await }
+    }
+
+    /// Takes note of what was found. Each change is logged once.
+    pub(super) fn note(&mut self, library: Library) -> Option<Retention> {
+        match library {
+            Library::Ready { config } => {
+                if self.unavailable.take().is_some() {
+                    tracing::info!("the function library is there: events can be kept");
+                }
+                let difference = config.differs_from(&self.settings);
+                if let Some(difference) = &difference
+                    && self.difference.as_ref() != Some(difference)
+                {
+                    tracing::warn!(
+                        difference,
+                        "histories are kept as Redis says, not as set here; \
+                         `fanfare functions load` changes it"
+                    );
+                }
+                self.difference = difference;
+                self.ask_at = None;
+                self.supported.store(true, Ordering::Relaxed);
+                Some(Retention {
+                    ttl: config.ttl,
+                    old_ttl: config.old_ttl,
+                    ttl_since: config.ttl_since,
+                })
+            }
+            Library::Unavailable(reason) => {
+                if self.unavailable.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, "events cannot be kept; live events go on");
+                    self.unavailable = Some(reason);
+                }
+                self.ask_at = Some(Instant::now() + RETRY);
+                self.supported.store(false, Ordering::Relaxed);
+                None
+            }
+        }
+    }
+
+    /// Redis runs the functions, or refuses to for now.
+    pub(super) fn note_refused(&mut self, reason: Option<String>) {
+        match reason {
+            Some(reason) if !self.refused => {
+                self.refused = true;
+                tracing::warn!(
+                    reason,
+                    "Redis refuses to keep events for now; live events go on"
+                );
+            }
+            None if self.refused => {
+                self.refused = false;
+                tracing::info!("Redis keeps events again");
+            }
+            _ => {}
+        }
+    }
+}

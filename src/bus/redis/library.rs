@@ -1,0 +1,427 @@
+//! The function library in Redis: what it looks like for these settings, and seeing to it that it
+//! is there.
+//!
+//! Publishers call it, so it belongs to all gateways together: each loads it where it is missing,
+//! replaces an older one, adds its prefix, and leaves a newer one alone.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use redis::aio::ConnectionLike;
+use redis::{Client, Cmd, ErrorKind, ProtocolVersion, RedisError, ServerErrorKind, Value};
+
+use super::connect::{connection_config, connection_info};
+use crate::config::{Config, RedisUrl};
+use crate::protocol::EventId;
+
+/// Raised with every change of `fanfare.lua` that publishers or gateways could notice.
+pub const LIBRARY_VERSION: u64 = 1;
+
+const SOURCE: &str = include_str!("fanfare.lua");
+
+/// How often the library is looked at again because another gateway has changed it meanwhile.
+const ATTEMPTS: usize = 4;
+
+/// What a gateway wants of the library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LibrarySettings {
+    /// What stands before a channel's name in Redis.
+    pub prefix: String,
+    /// Kept events of one channel at the most.
+    pub history_length: usize,
+    /// How long a channel's history lives after its newest event.
+    pub history_ttl: Duration,
+    /// How far a Redis replica may be behind when it takes over.
+    pub max_replication_lag: Duration,
+    /// Data of one event at the most.
+    pub max_event_bytes: usize,
+}
+
+impl From<&Config> for LibrarySettings {
+    fn from(config: &Config) -> Self {
+        Self {
+            prefix: config.prefix.clone(),
+            history_length: config.history_length,
+            history_ttl: config.history_ttl,
+            max_replication_lag: config.max_replication_lag,
+            max_event_bytes: config.max_event_bytes,
+        }
+    }
+}
+
+/// What `<prefix>$config` says, for all publishers and gateways of the prefix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HistoryConfig {
+    /// Kept events of one channel at the most.
+    pub length: u64,
+    /// How long a channel's history lives after its newest event.
+    pub ttl: Duration,
+    /// What the TTL was before it was raised.
+    pub old_ttl: Duration,
+    /// The newest id when the TTL was raised: positions before it are judged by `old_ttl`.
+    /// [`EventId::ZERO`] when it never was.
+    pub ttl_since: EventId,
+    /// The lag bound.
+    pub max_replication_lag: Duration,
+    /// Data of one event at the most.
+    pub max_event_bytes: u64,
+}
+
+impl HistoryConfig {
+    /// In what Redis differs from `settings`, for people; `None` where it does not.
+    pub fn differs_from(&self, settings: &LibrarySettings) -> Option<String> {
+        let ms = |time: Duration| format!("{}ms", time.as_millis());
+        let pairs = [
+            (
+                "HISTORY_LENGTH",
+                self.length.to_string(),
+                settings.history_length.to_string(),
+            ),
+            ("HISTORY_TTL", ms(self.ttl), ms(settings.history_ttl)),
+            (
+                "MAX_REPLICATION_LAG",
+                ms(self.max_replication_lag),
+                ms(settings.max_replication_lag),
+            ),
+            (
+                "MAX_EVENT_BYTES",
+                self.max_event_bytes.to_string(),
+                settings.max_event_bytes.to_string(),
+            ),
+        ];
+        let differences: Vec<_> = pairs
+            .into_iter()
+            .filter(|(_, found, wanted)| found != wanted)
+            .map(|(name, found, wanted)| {
+                format!("FANFARE_{name} is {wanted} here and {found} in Redis")
+            })
+            .collect();
+        (!differences.is_empty()).then(|| differences.join(", "))
+    }
+}
+
+/// How the library stands with Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Library {
+    /// It is there and knows the prefix.
+    Ready {
+        /// What Redis has, which counts.
+        config: HistoryConfig,
+    },
+    /// Events cannot be kept, for this reason; live events go on.
+    Unavailable(String),
+}
+
+/// What was done to have the library in Redis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Installed {
+    /// There was none.
+    Loaded,
+    /// There was an older one, or one that did not know the prefix.
+    Replaced,
+    /// Nothing: this version was there.
+    Present,
+    /// Nothing: a newer version was there.
+    Newer {
+        /// Its version.
+        version: u64,
+    },
+}
+
+/// Why the library is not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum LibraryError {
+    /// The connection failed, or Redis is still loading: worth another attempt.
+    #[error(transparent)]
+    Connection(RedisError),
+    /// Redis answered, and another attempt would not change it.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl From<RedisError> for LibraryError {
+    fn from(error: RedisError) -> Self {
+        match error.kind() {
+            ErrorKind::Server(ServerErrorKind::BusyLoading) => Self::Connection(error),
+            ErrorKind::Server(_) | ErrorKind::Extension => {
+                let hint = match error.code() {
+                    Some("NOPERM") => " (the Redis user lacks the right)",
+                    Some("READONLY") => " (connected to a replica)",
+                    _ if error.to_string().contains("unknown command") => {
+                        " (kept events need Redis 7)"
+                    }
+                    _ => "",
+                };
+                Self::Unavailable(format!("{error}{hint}"))
+            }
+            ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Unavailable(format!(
+                "the library answers in a way that this version does not know: {error}"
+            )),
+            _ => Self::Connection(error),
+        }
+    }
+}
+
+/// The library's source for these settings and prefixes.
+pub fn render(settings: &LibrarySettings, prefixes: &[String]) -> String {
+    let prefixes: Vec<_> = prefixes
+        .iter()
+        .map(|prefix| format!("'{}'", escape(prefix)))
+        .collect();
+    SOURCE
+        .replace("--[[VERSION]]", &LIBRARY_VERSION.to_string())
+        .replace("--[[PREFIXES]]", &prefixes.join(", "))
+        .replace("--[[LENGTH]]", &settings.history_length.to_string())
+        .replace(
+            "--[[TTL_MS]]",
+            &settings.history_ttl.as_millis().to_string(),
+        )
+        .replace(
+            "--[[LAG_MS]]",
+            &settings.max_replication_lag.as_millis().to_string(),
+        )
+        .replace(
+            "--[[MAX_EVENT_BYTES]]",
+            &settings.max_event_bytes.to_string(),
+        )
+}
+
+/// Text as it stands between the quotes of a Lua string.
+fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b":._-~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(out, "\\{byte:03}");
+        }
+    }
+    out
+}
+
+/// Sees to it that the library is in Redis, knows the prefix, and that `$config` is written.
+///
+/// # Errors
+/// When the connection fails; whatever Redis refuses is [`Library::Unavailable`].
+pub async fn ensure(
+    connection: &mut impl ConnectionLike,
+    settings: &LibrarySettings,
+) -> Result<Library, RedisError> {
+    let ensured = async {
+        install(connection, settings).await?;
+        configure(connection, settings, ConfigWrite::WhenAbsent).await
+    };
+    match ensured.await {
+        Ok(config) => Ok(Library::Ready { config }),
+        Err(LibraryError::Unavailable(reason)) => Ok(Library::Unavailable(reason)),
+        Err(LibraryError::Connection(error)) => Err(error),
+    }
+}
+
+/// Loads the library, as [`ensure`] does, and writes `settings` to `$config` even where there is
+/// one.
+///
+/// # Errors
+/// When Redis cannot be reached or refuses.
+pub async fn load(
+    connection: &mut impl ConnectionLike,
+    settings: &LibrarySettings,
+) -> Result<(Installed, HistoryConfig), LibraryError> {
+    let installed = install(connection, settings).await?;
+    let config = configure(connection, settings, ConfigWrite::Always).await?;
+    Ok((installed, config))
+}
+
+/// [`load`] over a connection of its own, for the command line.
+///
+/// # Errors
+/// When Redis cannot be reached or refuses.
+pub async fn load_once(
+    url: &RedisUrl,
+    settings: &LibrarySettings,
+) -> Result<(Installed, HistoryConfig), LibraryError> {
+    let client = Client::open(connection_info(url, ProtocolVersion::RESP2)?)?;
+    let mut connection = client
+        .get_multiplexed_async_connection_with_config(&connection_config())
+        .await?;
+    load(&mut connection, settings).await
+}
+
+async fn install(
+    connection: &mut impl ConnectionLike,
+    settings: &LibrarySettings,
+) -> Result<Installed, LibraryError> {
+    let own = &settings.prefix;
+    let mut installed = Installed::Present;
+    for _ in 0..ATTEMPTS {
+        let Some(found) = look(connection).await? else {
+            let source = render(settings, std::slice::from_ref(own));
+            match function_load(&source, false).exec_async(connection).await {
+                // Another gateway was faster, or it is a library that is not ours: look again.
+                Err(error) if error.to_string().contains("already exists") => {}
+                answer => {
+                    answer?;
+                    installed = Installed::Loaded;
+                }
+            }
+            continue;
+        };
+        let knows_prefix = found.prefixes.contains(own);
+        if found.version > LIBRARY_VERSION && !knows_prefix {
+            return Err(LibraryError::Unavailable(format!(
+                "Redis has version {} of the library, which is newer than this gateway's \
+                 {LIBRARY_VERSION} and does not know the prefix {own}; \
+                 a gateway of that version has to load it",
+                found.version
+            )));
+        }
+        if found.version > LIBRARY_VERSION {
+            return Ok(Installed::Newer {
+                version: found.version,
+            });
+        }
+        if found.version == LIBRARY_VERSION && knows_prefix {
+            return Ok(installed);
+        }
+        let mut prefixes = found.prefixes;
+        if !knows_prefix {
+            let nested = |other: &&String| other.starts_with(own) || own.starts_with(*other);
+            if let Some(other) = prefixes.iter().find(nested) {
+                return Err(LibraryError::Unavailable(format!(
+                    "the library already serves the prefix {other}: with {own} beside it, a \
+                     channel of one would be a channel of the other too"
+                )));
+            }
+            prefixes.push(own.clone());
+        }
+        function_load(&render(settings, &prefixes), true)
+            .exec_async(connection)
+            .await?;
+        installed = Installed::Replaced;
+    }
+    Err(LibraryError::Unavailable(
+        "Redis has a library named fanfare that is not ours, or others keep replacing it".into(),
+    ))
+}
+
+fn function_load(source: &str, replace: bool) -> Cmd {
+    let mut command = redis::cmd("FUNCTION");
+    command.arg("LOAD");
+    if replace {
+        command.arg("REPLACE");
+    }
+    command.arg(source);
+    command
+}
+
+/// The library that Redis has.
+struct Found {
+    version: u64,
+    prefixes: Vec<String>,
+}
+
+async fn look(connection: &mut impl ConnectionLike) -> Result<Option<Found>, LibraryError> {
+    let answer: Result<Vec<Value>, _> = redis::cmd("FCALL_RO")
+        .arg("fanfare_library")
+        .arg(0)
+        .query_async(connection)
+        .await;
+    let answer = match answer {
+        Err(error) if error.to_string().contains("Function not found") => return Ok(None),
+        answer => answer?,
+    };
+    let mut values = answer.into_iter();
+    let version =
+        redis::from_redis_value(values.next().unwrap_or(Value::Nil)).map_err(RedisError::from)?;
+    let prefixes = values
+        .map(redis::from_redis_value)
+        .collect::<Result<_, _>>()
+        .map_err(RedisError::from)?;
+    Ok(Some(Found { version, prefixes }))
+}
+
+/// When `$config` is written.
+#[derive(Clone, Copy, Debug)]
+enum ConfigWrite {
+    WhenAbsent,
+    Always,
+}
+
+async fn configure(
+    connection: &mut impl ConnectionLike,
+    settings: &LibrarySettings,
+    write: ConfigWrite,
+) -> Result<HistoryConfig, LibraryError> {
+    type Answer = (u8, u64, u64, u64, u64, u64, String);
+    let (_, length, ttl_ms, lag_ms, max_event_bytes, old_ttl_ms, ttl_since): Answer =
+        redis::cmd("FCALL")
+            .arg("fanfare_configure")
+            .arg(1)
+            .arg(format!("{}$config", settings.prefix))
+            .arg(match write {
+                ConfigWrite::WhenAbsent => "absent",
+                ConfigWrite::Always => "set",
+            })
+            .arg(settings.history_length)
+            .arg(settings.history_ttl.as_millis().to_string())
+            .arg(settings.max_replication_lag.as_millis().to_string())
+            .arg(settings.max_event_bytes)
+            .query_async(connection)
+            .await?;
+    Ok(HistoryConfig {
+        length,
+        ttl: Duration::from_millis(ttl_ms),
+        old_ttl: Duration::from_millis(old_ttl_ms),
+        ttl_since: ttl_since.parse().map_err(|_| {
+            LibraryError::Unavailable(format!("{}$config holds no id", settings.prefix))
+        })?,
+        max_replication_lag: Duration::from_millis(lag_ms),
+        max_event_bytes,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> LibrarySettings {
+        LibrarySettings {
+            prefix: "sse:".into(),
+            history_length: 1000,
+            history_ttl: Duration::from_secs(3600),
+            max_replication_lag: Duration::from_secs(60),
+            max_event_bytes: 1 << 20,
+        }
+    }
+
+    #[test]
+    fn every_placeholder_is_filled() {
+        let source = render(&settings(), &["sse:".into(), "it's{1}:".into()]);
+        assert!(source.starts_with("#!lua name=fanfare\n"));
+        assert!(!source.contains("--[["));
+        assert!(source.contains(r"local PREFIXES = {'sse:', 'it\039s\1231\125:'}"));
+        assert!(source.contains("  ttl_ms = 3600000,\n"));
+        assert!(source.is_ascii());
+    }
+
+    #[test]
+    fn a_difference_names_the_setting_and_both_values() {
+        let mut found = HistoryConfig {
+            length: 1000,
+            ttl: Duration::from_secs(3600),
+            old_ttl: Duration::from_secs(60),
+            ttl_since: EventId::new(1, 0),
+            max_replication_lag: Duration::from_secs(60),
+            max_event_bytes: 1 << 20,
+        };
+        assert_eq!(found.differs_from(&settings()), None);
+        found.length = 10;
+        found.ttl = Duration::from_secs(7200);
+        assert_eq!(
+            found.differs_from(&settings()).unwrap(),
+            "FANFARE_HISTORY_LENGTH is 1000 here and 10 in Redis, \
+             FANFARE_HISTORY_TTL is 3600000ms here and 7200000ms in Redis"
+        );
+    }
+}

@@ -1,0 +1,426 @@
+//! How a kept event and a probe travel from Redis: the frames that the function library writes.
+//!
+//! ```text
+//! FF 1 e <id> <prev> <published ms> <retry ms or -> <event len> <to len> <traceparent len> LF
+//!        event, to, traceparent, data: each right behind the other, data to the end
+//! FF 1 p <id> <epoch> <library version> LF <number>
+//! ```
+//!
+//! No UTF-8 text begins with `FF`, so no live event looks like a frame. Fields that a later
+//! version adds at the end of the header are ignored.
+
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+
+use super::envelope::EnvelopeFault;
+use super::event::{Event, EventFault};
+use super::id::{EventId, decimal};
+
+/// What every frame begins with.
+const MARK: u8 = 0xff;
+
+/// The only version so far.
+const VERSION: u8 = b'1';
+
+/// A header is a few numbers and ids, some 150 bytes with all of them at their largest.
+const MAX_HEADER_BYTES: usize = 1024;
+
+/// A message of the function library.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A kept event.
+    Event(KeptFrame),
+    /// A gateway's probe, come back.
+    Probe {
+        /// The probe's own id, of the same sequence as those of events.
+        id: EventId,
+        /// The first id of the sequence.
+        epoch: EventId,
+        /// The version of the library that answered.
+        library_version: u64,
+        /// What the gateway sent with it.
+        number: u64,
+    },
+}
+
+/// A kept event and its place in the channel's history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeptFrame {
+    /// Its id.
+    pub id: EventId,
+    /// The id before it in its channel; [`EventId::ZERO`] for the first.
+    pub prev: EventId,
+    /// When it was published, by the clock of Redis; an id is no clock.
+    pub published_ms: u64,
+    /// The event. One that breaks a rule keeps its place all the same, so that nothing seems lost.
+    pub event: Result<Event, EnvelopeFault>,
+    /// The publisher's trace context (W3C Trace Context, `traceparent`).
+    pub traceparent: Option<Box<str>>,
+}
+
+/// Why bytes are no frame of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameFault {
+    /// It has another version.
+    #[error("the frame has a version this gateway does not know")]
+    Version,
+    /// It is neither an event nor a probe.
+    #[error("the frame is of a kind this gateway does not know")]
+    Kind,
+    /// The header is not as it should be.
+    #[error("the frame's header is broken")]
+    Header,
+}
+
+/// Whether `payload` is a frame, of whichever version.
+pub fn is_frame(payload: &[u8]) -> bool {
+    payload.first() == Some(&MARK)
+}
+
+/// Reads a frame. The data of an event shares the bytes of `payload`.
+///
+/// # Errors
+/// When it is no frame, or not one of this version. What is wrong with an event's fields alone is
+/// told in [`KeptFrame::event`].
+pub fn decode_frame(mut payload: Bytes, max_event_bytes: usize) -> Result<Frame, FrameFault> {
+    let [MARK, version, kind, text @ ..] = &payload[..] else {
+        return Err(FrameFault::Header);
+    };
+    if *version != VERSION {
+        return Err(FrameFault::Version);
+    }
+    let kind = *kind;
+    if !matches!(kind, b'e' | b'p') {
+        return Err(FrameFault::Kind);
+    }
+    let within = text.get(..MAX_HEADER_BYTES).unwrap_or(text);
+    let length = memchr::memchr(b'\n', within).ok_or(FrameFault::Header)?;
+    // Behind the mark, the version and the kind.
+    let header = payload.split_to(3 + length).split_off(3);
+    payload.advance(1);
+    let header = std::str::from_utf8(&header).map_err(|_| FrameFault::Header)?;
+    let fields = Fields(header.split(' '));
+    if kind == b'e' {
+        decode_event(fields, payload, max_event_bytes).map(Frame::Event)
+    } else {
+        decode_probe(fields, &payload)
+    }
+}
+
+fn decode_event(
+    mut fields: Fields<'_>,
+    mut body: Bytes,
+    max_event_bytes: usize,
+) -> Result<KeptFrame, FrameFault> {
+    let id = fields.id()?;
+    let prev = fields.id()?;
+    if prev >= id {
+        return Err(FrameFault::Header);
+    }
+    let published_ms = fields.number()?;
+    let retry = match fields.text()? {
+        "-" => None,
+        text => Some(decimal(text).map_err(|_| FrameFault::Header)?),
+    };
+    let name = fields.length()?;
+    let to = fields.length()?;
+    let traceparent = fields.length()?;
+    let mut take = |length: usize| {
+        if length > body.len() {
+            return Err(FrameFault::Header);
+        }
+        Ok(body.split_to(length))
+    };
+    let (name, to, traceparent) = (take(name)?, take(to)?, take(traceparent)?);
+    Ok(KeptFrame {
+        id,
+        prev,
+        published_ms,
+        event: read_event(&name, retry, &to, body, max_event_bytes),
+        traceparent: match std::str::from_utf8(&traceparent) {
+            Ok(text) if !text.is_empty() => Some(text.into()),
+            _ => None,
+        },
+    })
+}
+
+fn read_event(
+    name: &[u8],
+    retry_ms: Option<u64>,
+    to: &[u8],
+    data: Bytes,
+    max_event_bytes: usize,
+) -> Result<Event, EnvelopeFault> {
+    let mut event = Event::new(data, max_event_bytes)?;
+    if !name.is_empty() {
+        let name = std::str::from_utf8(name).map_err(|_| EventFault::NotUtf8)?;
+        event = event.with_name(name)?;
+    }
+    if let Some(milliseconds) = retry_ms {
+        event = event.with_retry(Duration::from_millis(milliseconds))?;
+    }
+    if !to.is_empty() {
+        let to = std::str::from_utf8(to).map_err(|_| EventFault::NotUtf8)?;
+        event = event.with_to(to)?;
+    }
+    Ok(event)
+}
+
+fn decode_probe(mut fields: Fields<'_>, body: &[u8]) -> Result<Frame, FrameFault> {
+    let id = fields.id()?;
+    let epoch = fields.id()?;
+    if epoch > id {
+        return Err(FrameFault::Header);
+    }
+    let library_version = fields.number()?;
+    let number = std::str::from_utf8(body)
+        .ok()
+        .and_then(|number| decimal(number).ok())
+        .ok_or(FrameFault::Header)?;
+    Ok(Frame::Probe {
+        id,
+        epoch,
+        library_version,
+        number,
+    })
+}
+
+/// The fields of a header, one after the other.
+struct Fields<'a>(std::str::Split<'a, char>);
+
+impl<'a> Fields<'a> {
+    fn text(&mut self) -> Result<&'a str, FrameFault> {
+        self.0.next().ok_or(FrameFault::Header)
+    }
+
+    fn id(&mut self) -> Result<EventId, FrameFault> {
+        self.text()?.parse().map_err(|_| FrameFault::Header)
+    }
+
+    fn number(&mut self) -> Result<u64, FrameFault> {
+        decimal(self.text()?).map_err(|_| FrameFault::Header)
+    }
+
+    fn length(&mut self) -> Result<usize, FrameFault> {
+        usize::try_from(self.number()?).map_err(|_| FrameFault::Header)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LIMIT: usize = 64;
+
+    /// What the library writes, in Rust: the oracle of the tests.
+    fn encode(
+        id: EventId,
+        prev: EventId,
+        published_ms: u64,
+        event: &Event,
+        traceparent: &str,
+    ) -> Vec<u8> {
+        let name = event.name().map_or("", |name| name.as_str());
+        let to = event.audience().unwrap_or_default();
+        let retry = event
+            .retry()
+            .map_or("-".to_owned(), |retry| retry.as_millis().to_string());
+        let mut out = vec![MARK, VERSION, b'e'];
+        let header = format!(
+            "{id} {prev} {published_ms} {retry} {} {} {}\n{name}{to}{traceparent}",
+            name.len(),
+            to.len(),
+            traceparent.len()
+        );
+        out.extend(header.as_bytes());
+        out.extend(event.data());
+        out
+    }
+
+    fn decoded(frame: &[u8]) -> Result<Frame, FrameFault> {
+        decode_frame(Bytes::copy_from_slice(frame), LIMIT)
+    }
+
+    fn kept(frame: &[u8]) -> KeptFrame {
+        match decoded(frame).unwrap() {
+            Frame::Event(kept) => kept,
+            probe @ Frame::Probe { .. } => panic!("{probe:?}"),
+        }
+    }
+
+    #[test]
+    fn an_event_without_fields() {
+        let frame = b"\xff1e5-1 0-0 4 - 0 0 0\nhello\nworld";
+        assert!(is_frame(frame));
+        let kept = kept(frame);
+        assert_eq!((kept.id, kept.prev), (EventId::new(5, 1), EventId::ZERO));
+        assert_eq!(kept.published_ms, 4);
+        assert_eq!(kept.traceparent, None);
+        let event = kept.event.unwrap();
+        assert_eq!(&event.data()[..], b"hello\nworld");
+        assert!(event.name().is_none() && event.retry().is_none() && event.audience().is_none());
+    }
+
+    #[test]
+    fn an_event_with_every_field() {
+        let frame = "5-1 4-0 4 250 5 12 5\nprice{\"role\":\"a\"}trace{}";
+        let frame = [&b"\xff1e"[..], frame.as_bytes()].concat();
+        let kept = kept(&frame);
+        assert_eq!(kept.traceparent.as_deref(), Some("trace"));
+        let event = kept.event.unwrap();
+        assert_eq!(event.name().unwrap().as_str(), "price");
+        assert_eq!(event.retry(), Some(Duration::from_millis(250)));
+        assert_eq!(event.audience(), Some(r#"{"role":"a"}"#));
+        assert_eq!(&event.data()[..], b"{}");
+    }
+
+    #[test]
+    fn a_probe() {
+        assert_eq!(
+            decoded(b"\xff1p5-1 4-0 7\n42"),
+            Ok(Frame::Probe {
+                id: EventId::new(5, 1),
+                epoch: EventId::new(4, 0),
+                library_version: 7,
+                number: 42,
+            })
+        );
+    }
+
+    #[test]
+    fn what_a_later_version_adds_to_a_header_is_ignored() {
+        let plain = kept(b"\xff1e5-1 4-0 4 - 1 0 0\nnx");
+        assert_eq!(kept(b"\xff1e5-1 4-0 4 - 1 0 0 9 more\nnx"), plain);
+        assert!(decoded(b"\xff1p5-1 4-0 7 more\n42").is_ok());
+    }
+
+    #[test]
+    fn an_event_that_breaks_a_rule_keeps_its_place() {
+        for (rest, fault) in [
+            (&b"- 0 0 0\n\xff"[..], EventFault::NotUtf8),
+            (b"- 1 0 0\n\xff", EventFault::NotUtf8),
+            (b"- 4 0 0\n$gap", EventFault::NameReserved),
+            (b"- 3 0 0\na\nb", EventFault::NameBreaksLine),
+            (b"86400001 0 0 0\n", EventFault::RetryTooLong),
+            (
+                b"- 0 0 0\n01234567890123456789012345678901234567890123456789012345678901234",
+                EventFault::TooLarge { limit: LIMIT },
+            ),
+        ] {
+            let kept = kept(&[b"\xff1e5-1 4-0 4 ", rest].concat());
+            assert_eq!(
+                (kept.id, kept.prev),
+                (EventId::new(5, 1), EventId::new(4, 0))
+            );
+            assert_eq!(kept.event, Err(fault.into()));
+        }
+        let kept = kept(b"\xff1e5-1 4-0 4 - 0 2 0\n[]");
+        assert!(matches!(kept.event, Err(EnvelopeFault::Broken(_))));
+    }
+
+    #[test]
+    fn other_versions_and_kinds_and_broken_headers_are_told_apart() {
+        for (frame, fault) in [
+            (&b""[..], FrameFault::Header),
+            (b"hello", FrameFault::Header),
+            (b"\xff", FrameFault::Header),
+            (b"\xff1", FrameFault::Header),
+            (b"\xff2e5-1 4-0 4 - 0 0 0\n", FrameFault::Version),
+            (b"\xff1x5-1 4-0 4 - 0 0 0\n", FrameFault::Kind),
+            (b"\xff1e5-1 4-0 4 - 0 0 0", FrameFault::Header),
+            (b"\xff1e5-1 4-0 4 - 0 0\n", FrameFault::Header),
+            (b"\xff1e5-1 4-0 4 - 1 0 0\n", FrameFault::Header),
+            (
+                b"\xff1e5-1 4-0 4 - 0 0 18446744073709551615\n",
+                FrameFault::Header,
+            ),
+            (b"\xff1e5-1 4-0 4 - -1 0 0\n", FrameFault::Header),
+            (b"\xff1e5-1 4-0 4 x 0 0 0\n", FrameFault::Header),
+            (b"\xff1e5-1 4-0 04 - 0 0 0\n", FrameFault::Header),
+            (b"\xff1e5-1 5-1 4 - 0 0 0\n", FrameFault::Header),
+            (b"\xff1e5 4-0 4 - 0 0 0\n", FrameFault::Header),
+            (b"\xff1p5-1 6-0 1\n1", FrameFault::Header),
+            (b"\xff1p5-1 4-0 1\n", FrameFault::Header),
+            (b"\xff1p5-1 4-0\n1", FrameFault::Header),
+        ] {
+            assert_eq!(decoded(frame), Err(fault), "{}", frame.escape_ascii());
+        }
+        let endless = [&b"\xff1e5-1 4-0 4 - 0 0 0"[..], &[b' '; 2000], b"\n"].concat();
+        assert_eq!(decoded(&endless), Err(FrameFault::Header));
+    }
+
+    fn arbitrary_event() -> impl Strategy<Value = Event> {
+        (
+            "(\\PC|[\r\n\0]){0,10}",
+            "[a-z é]{0,12}",
+            proptest::option::of(0u64..86_400_001),
+            any::<bool>(),
+        )
+            .prop_map(|(data, name, retry, restricted)| {
+                let mut event = Event::new(Bytes::from(data), LIMIT).unwrap();
+                event = event.with_name(&name).unwrap();
+                if let Some(retry) = retry {
+                    event = event.with_retry(Duration::from_millis(retry)).unwrap();
+                }
+                if restricted {
+                    event = event.with_to(r#"{"role":"admin"}"#).unwrap();
+                }
+                event
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn every_event_comes_back_as_it_was_written(
+            event in arbitrary_event(),
+            (ms, n) in (1u64.., any::<u64>()),
+            published_ms: u64,
+            traceparent in "[0-9a-f-]{0,55}",
+        ) {
+            let (id, prev) = (EventId::new(ms, n), EventId::new(ms - 1, n));
+            let frame = Bytes::from(encode(id, prev, published_ms, &event, &traceparent));
+            let Ok(Frame::Event(kept)) = decode_frame(frame.clone(), LIMIT) else {
+                panic!("{frame:?}");
+            };
+            prop_assert_eq!((kept.id, kept.prev, kept.published_ms), (id, prev, published_ms));
+            prop_assert_eq!(kept.traceparent.as_deref().unwrap_or_default(), traceparent);
+            let kept = kept.event.unwrap();
+            // Nothing is copied.
+            let end = frame.as_ptr_range().end;
+            prop_assert!(kept.data().is_empty() || kept.data().as_ptr_range().end == end);
+            prop_assert_eq!(kept, event);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(payload in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decoded(&payload);
+        }
+
+        #[test]
+        fn no_header_makes_it_panic(
+            kind in "[ep]",
+            header in "[0-9 -]{0,60}",
+            body in proptest::collection::vec(any::<u8>(), 0..40),
+        ) {
+            let _ = decoded(&[b"\xff1", kind.as_bytes(), header.as_bytes(), b"\n", &body].concat());
+        }
+
+        #[test]
+        fn no_damage_makes_it_panic(
+            event in arbitrary_event(),
+            damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4),
+            length in any::<usize>(),
+        ) {
+            let mut frame = encode(EventId::new(5, 1), EventId::ZERO, 4, &event, "t");
+            for (at, byte) in damage {
+                let at = at % frame.len();
+                frame[at] = byte;
+            }
+            let _ = decoded(&frame);
+            frame.truncate(length % frame.len());
+            let _ = decoded(&frame);
+        }
+    }
+}
