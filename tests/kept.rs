@@ -414,34 +414,28 @@ async fn the_newest_events_are_followed_by_the_live_ones_without_a_seam() {
             }
             load.stop().await;
             for client in &mut clients {
-                // From its first event on nothing may be missing.
-                client.until("an event", |log| log.events() > 0).await;
-                let first = client.log().seen.iter().find_map(|seen| match seen {
-                    client::Seen::Event { id, .. } => *id,
-                    _ => None,
-                });
-                let (ms, n) = first.unwrap();
-                let before = if n > 0 {
-                    (ms, n - 1)
-                } else {
-                    (ms - 1, u64::MAX)
-                };
-                client.plan.owed = client::Owed::After(before);
-            }
-            let all: Vec<_> = clients
-                .iter()
-                .filter(|client| client.plan.channels.len() == 1);
-            let all: Vec<_> = all.collect();
-            setup.settle(&all, &[]).await;
-            // With two channels each begins at a place of its own.
-            for client in &mut clients {
-                client.plan.owed = client::Owed::SinceOpened;
+                if client.plan.channels.len() == 1 {
+                    client.plan.owed = client::Owed::After(just_before_the_first(client).await);
+                }
             }
             let all: Vec<_> = clients.iter().collect();
             setup.settle(&all, &[]).await;
         }
     })
     .await;
+}
+
+/// The id below the first that a client of one channel got: from there on nothing may be missing.
+async fn just_before_the_first(client: &Client) -> Id {
+    client.until("an event", |log| log.events() > 0).await;
+    let first = client.log().seen.iter().find_map(|seen| match seen {
+        client::Seen::Event { id, .. } => *id,
+        _ => None,
+    });
+    match first.unwrap() {
+        (ms, 0) => (ms - 1, u64::MAX),
+        (ms, n) => (ms, n - 1),
+    }
 }
 
 /// For clients that forget an id without data.

@@ -3,6 +3,17 @@
 //! It shares no code with the gateway: what it makes of the bytes is what a browser makes of them
 //! (HTML, 9.2.6). Only its reconnection time is its own, so that tests need not wait for it.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of several test crates")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -137,11 +148,6 @@ impl Chunks {
             }
         }
     }
-
-    /// Whether the last chunk has come.
-    pub fn ended(&self) -> bool {
-        self.ended
-    }
 }
 
 /// A `$gap`.
@@ -263,14 +269,6 @@ impl Log {
     /// Whether a stream is open and has had its first block.
     pub fn is_open(&self) -> bool {
         self.blocks > 0 && self.opened.is_some()
-    }
-
-    /// The newest cursor told without an event.
-    pub fn cursor(&self) -> Option<&str> {
-        self.seen.iter().rev().find_map(|seen| match seen {
-            Seen::Cursor(cursor) => Some(cursor.as_str()),
-            _ => None,
-        })
     }
 
     /// Channel and reason of each gap.

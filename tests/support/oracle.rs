@@ -4,6 +4,17 @@
 //! it. An event is named by the first word of its data, `<channel>/<publisher>/<number>`. So what
 //! a client received can be held against what was published, whatever happened in between.
 
+#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of several test crates")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -15,7 +26,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::client::{Addresses, Client, Gap, Id, Owed, Seen, key_of, parse_cursor, parse_id};
-use crate::support::{DEADLINE, Redis, eventually};
+use crate::support::{DEADLINE, eventually};
 
 /// Between attempts to publish, while Redis is away.
 const PUBLISH_AGAIN: Duration = Duration::from_millis(20);
@@ -143,13 +154,6 @@ impl Publisher {
     #[must_use]
     pub fn keyed(mut self) -> Self {
         self.keyed = true;
-        self
-    }
-
-    /// Makes events at least so large.
-    #[must_use]
-    pub fn event_bytes(mut self, bytes: usize) -> Self {
-        self.event_bytes = bytes;
         self
     }
 
@@ -550,12 +554,4 @@ impl Oracle {
 enum Since {
     Opened(Option<Instant>),
     After(Id),
-}
-
-/// Whether a Redis knows the function library, so that events can be kept.
-pub async fn keeps_events(redis: &Redis) -> bool {
-    let libraries: Vec<redis::Value> = redis
-        .command(&["FUNCTION", "LIST", "LIBRARYNAME", "fanfare"])
-        .await;
-    !libraries.is_empty()
 }

@@ -179,7 +179,10 @@ impl Store {
             }
             (Some(events), HistoryRead::Newest(count)) => {
                 let first = all.saturating_sub(count as usize);
-                (first, events.get(first).map_or(EventId::ZERO, |event| event.id))
+                (
+                    first,
+                    events.get(first).map_or(EventId::ZERO, |event| event.id),
+                )
             }
             (None, HistoryRead::From { id, .. }) => (0, id),
             (None, HistoryRead::Newest(_)) => (0, EventId::ZERO),
@@ -224,7 +227,10 @@ impl Store {
     }
 
     fn expire_history(&mut self, channel: &ChannelName, now_ms: u64) {
-        let expires_ms = self.histories.get(channel).map(|history| history.expires_ms);
+        let expires_ms = self
+            .histories
+            .get(channel)
+            .map(|history| history.expires_ms);
         if expires_ms.is_some_and(|at| at <= now_ms)
             && let Some(history) = self.histories.remove(channel)
         {

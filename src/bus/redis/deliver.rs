@@ -336,9 +336,7 @@ impl Delivery {
 
     /// Routes what was missing before an event, and the event.
     pub(super) async fn fill(&mut self, interrupted: Interrupted, filled: Filled) {
-        let Interrupted {
-            channel, event, ..
-        } = interrupted;
+        let Interrupted { channel, event, .. } = interrupted;
         match filled {
             Filled::Hole(recovery) => {
                 if let Some(retention) = recovery.retention {
@@ -409,9 +407,8 @@ impl Delivery {
         self.position = Some(position);
         self.routing.flush().await;
         if std::mem::take(&mut self.told_without) {
-            let active = |(name, record): (&ChannelName, &mut Record)| {
-                record.active.then(|| name.clone())
-            };
+            let active =
+                |(name, record): (&ChannelName, &mut Record)| record.active.then(|| name.clone());
             let names: Vec<_> = self.routing.records().filter_map(active).collect();
             self.routing.tell_active(&names, Some(position)).await;
         }

@@ -53,9 +53,7 @@ impl Keeping {
 
     /// Whether it is time to ask for the library; if so, somebody does.
     pub(super) fn takes_turn(&mut self) -> bool {
-        self.ask_at
-            .take_if(|at| *at <= Instant::now())
-            .is_some()
+        self.ask_at.take_if(|at| *at <= Instant::now()).is_some()
     }
 
     /// Asks for the library.

@@ -88,18 +88,11 @@ impl From<RedisError> for PublishError {
 
 fn live_command(prefix: &str, channel: &ChannelName, event: &Event) -> Cmd {
     let mut command = redis::cmd("PUBLISH");
-    command
-        .arg(format!("{prefix}{channel}"))
-        .arg(encode(event));
+    command.arg(format!("{prefix}{channel}")).arg(encode(event));
     command
 }
 
-fn kept_command(
-    prefix: &str,
-    channel: &ChannelName,
-    event: &Event,
-    options: &KeepOptions,
-) -> Cmd {
+fn kept_command(prefix: &str, channel: &ChannelName, event: &Event, options: &KeepOptions) -> Cmd {
     let mut command = call("fanfare_publish", &format!("{prefix}{channel}"));
     command.arg(&event.data()[..]);
     if let Some(name) = event.name() {

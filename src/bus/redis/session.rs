@@ -72,7 +72,8 @@ impl SubscriberState {
     /// # Errors
     /// When it shows that this Redis is a replica.
     pub(super) fn note_library(&mut self, library: Library) -> Result<(), SessionEnd> {
-        if matches!(&library, Library::Unavailable(reason) if reason.contains("connected to a replica")) {
+        if matches!(&library, Library::Unavailable(reason) if reason.contains("connected to a replica"))
+        {
             return Err(SessionEnd::Replica);
         }
         match self.keeping.note(library) {
@@ -372,10 +373,7 @@ impl<'a> Session<'a> {
     }
 
     /// Redis has taken a probe, or has not.
-    fn probe_taken(
-        &mut self,
-        sent: RedisResult<Sent>,
-    ) -> Result<(), SessionEnd> {
+    fn probe_taken(&mut self, sent: RedisResult<Sent>) -> Result<(), SessionEnd> {
         let keeping = &mut self.state.keeping;
         match sent {
             Ok(Sent::AsAsked) => {
