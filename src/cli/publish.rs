@@ -1,14 +1,16 @@
 //! `fanfare publish CHANNEL DATA`.
 
+use std::io::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use serde::Deserialize;
 
 use super::{Failure, runtime};
-use crate::bus::publish_once;
+use crate::bus::{KeepOptions, publish_once};
 use crate::config::RedisUrl;
-use crate::protocol::{ChannelName, Event};
+use crate::protocol::{ChannelName, Event, EventId};
 
 /// The limit that a gateway has unless told otherwise; Redis would take more, gateways drop it.
 const MAX_EVENT_BYTES: usize = 1 << 20;
@@ -25,6 +27,18 @@ pub(super) struct Publish {
     /// The reconnection time clients should use from now on, such as 5s
     #[arg(long, value_parser = humantime::parse_duration)]
     retry: Option<Duration>,
+    /// Only sessions whose claims hold every member of this JSON object get it
+    #[arg(long, value_name = "JSON")]
+    to: Option<String>,
+    /// Cut the channel's history to this many events
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    history: Option<u32>,
+    /// An idempotency key: a second event of the same key is not published
+    #[arg(long)]
+    key: Option<String>,
+    /// Publish a live event, which is not kept and has no id
+    #[arg(long, conflicts_with_all = ["history", "key"])]
+    live: bool,
     /// Publish through this Redis
     #[arg(long, env = "FANFARE_REDIS_URL", hide_env_values = true)]
     redis_url: Option<String>,
@@ -45,27 +59,58 @@ impl Publish {
         if let Some(retry) = self.retry {
             event = event.with_retry(retry)?;
         }
+        if let Some(to) = &self.to {
+            event = event.with_to(to)?;
+        }
+        let keep = (!self.live).then_some(KeepOptions {
+            history: self.history,
+            key: self.key,
+            traceparent: None,
+        });
         let runtime = runtime()?;
-        match self.redis_url.as_deref() {
+        let id = match self.redis_url.as_deref() {
             Some(url) if url != "memory:" => {
                 let url = RedisUrl::parse(url).map_err(|rule| format!("the Redis URL {rule}"))?;
-                runtime.block_on(publish_once(&url, &self.prefix, &self.channel, &event))?;
+                let keep = keep.as_ref();
+                let publish = publish_once(&url, &self.prefix, &self.channel, &event, keep);
+                runtime.block_on(publish)?
             }
-            _ => runtime.block_on(post(&self.url, &self.channel, &event))?,
+            _ => runtime.block_on(post(&self.url, &self.channel, &event, keep.as_ref()))?,
+        };
+        if let Some(id) = id {
+            writeln!(std::io::stdout(), "{id}")?;
         }
         Ok(())
     }
 }
 
-async fn post(url: &str, channel: &ChannelName, event: &Event) -> Result<(), Failure> {
+/// What a gateway answers.
+#[derive(Deserialize)]
+struct Published {
+    id: Option<String>,
+}
+
+async fn post(
+    url: &str,
+    channel: &ChannelName,
+    event: &Event,
+    keep: Option<&KeepOptions>,
+) -> Result<Option<EventId>, Failure> {
     let mut url = reqwest::Url::parse(&format!("{}/events/{channel}", url.trim_end_matches('/')))?;
-    url.query_pairs_mut().append_pair("keep", "false");
-    if let Some(name) = event.name() {
-        url.query_pairs_mut().append_pair("event", name.as_str());
-    }
-    if let Some(retry) = event.retry() {
-        let milliseconds = retry.as_millis().to_string();
-        url.query_pairs_mut().append_pair("retry", &milliseconds);
+    let retry = event.retry().map(|retry| retry.as_millis().to_string());
+    let history = keep.and_then(|keep| keep.history);
+    let history = history.map(|length| length.to_string());
+    for (name, value) in [
+        ("keep", keep.is_none().then_some("false")),
+        ("event", event.name().map(|name| name.as_str())),
+        ("retry", retry.as_deref()),
+        ("to", event.audience()),
+        ("history", history.as_deref()),
+        ("key", keep.and_then(|keep| keep.key.as_deref())),
+    ] {
+        if let Some(value) = value {
+            url.query_pairs_mut().append_pair(name, value);
+        }
     }
     let response = reqwest::Client::builder()
         .timeout(Duration::from_secs(10))
@@ -74,9 +119,11 @@ async fn post(url: &str, channel: &ChannelName, event: &Event) -> Result<(), Fai
         .body(event.data().clone())
         .send()
         .await?;
-    if !response.status().is_success() {
-        let status = response.status();
-        return Err(format!("{status}: {}", response.text().await?).into());
+    let status = response.status();
+    let answer = response.text().await?;
+    if !status.is_success() {
+        return Err(format!("{status}: {answer}").into());
     }
-    Ok(())
+    let Published { id } = serde_json::from_str(&answer)?;
+    Ok(id.map(|id| id.parse()).transpose()?)
 }

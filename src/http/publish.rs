@@ -14,7 +14,8 @@ use serde::Serialize;
 
 use super::error::Problem;
 use super::state::RouterState;
-use crate::protocol::{ChannelName, Event};
+use crate::bus::{KeepOptions, PublishError};
+use crate::protocol::{ChannelName, Event, EventId};
 
 /// A body over the limit is read on for so many times the limit, so that its sender, who reads
 /// only when everything is sent, gets the answer instead of a broken connection.
@@ -25,6 +26,14 @@ const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// When to try again after the bus did not take an event.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The longest history, in events: as `FANFARE_HISTORY_LENGTH`.
+const MAX_HISTORY: u32 = 1_000_000;
+
+/// The longest idempotency key, in bytes.
+const MAX_KEY_BYTES: usize = 256;
+
+const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
 /// What was published: a live event has no id.
 #[derive(Serialize)]
@@ -56,18 +65,38 @@ pub(super) async fn publish(
                 "the body did not arrive in time",
             )
         })??;
+    let keep = fields.keep();
     let event = fields.apply(data, state.max_event_bytes)?;
-    state
-        .publisher
-        .publish(&channel, event)
-        .await
-        .map_err(|error| {
-            tracing::warn!(%channel, %error, "an event was not published");
-            // The reason may name what is not the publisher's business.
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "the bus is not available")
-                .retry_after(RETRY_AFTER)
-        })?;
-    Ok(Json(Published { id: None }))
+    let published = match keep {
+        None => state
+            .publisher
+            .publish(&channel, event)
+            .await
+            .map(|()| None),
+        Some(options) => {
+            let kept = state.publisher.publish_kept(&channel, event, options).await;
+            kept.map(Some)
+        }
+    };
+    match published {
+        Ok(id) => Ok(Json(Published {
+            id: id.as_ref().map(EventId::to_string),
+        })),
+        Err(error) => Err(refused(&channel, error)),
+    }
+}
+
+/// What a publisher is told. The reason behind an outage may name what is not its business.
+fn refused(channel: &ChannelName, error: PublishError) -> Problem {
+    let told = match error {
+        PublishError::Rejected(rule) => return Problem::new(StatusCode::BAD_REQUEST, rule),
+        PublishError::Unavailable(_) => "the bus is not available",
+        PublishError::Unsupported(_) => {
+            "events cannot be kept at the moment; keep=false publishes a live one"
+        }
+    };
+    tracing::warn!(%channel, %error, "an event was not published");
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, told).retry_after(RETRY_AFTER)
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -95,12 +124,14 @@ async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
     Ok(data.freeze())
 }
 
-/// The fields of the query.
+/// The fields of the query and the headers.
 #[derive(Default)]
 struct Fields {
     event: String,
     retry: Option<Duration>,
     to: Option<String>,
+    live: bool,
+    options: KeepOptions,
 }
 
 impl Fields {
@@ -119,15 +150,26 @@ impl Fields {
                     fields.retry = Some(Duration::from_millis(milliseconds));
                 }
                 "to" => fields.to = Some(value.into_owned()),
-                "keep" if value == "false" => {}
                 "keep" => {
-                    let rule = "only live events can be published: keep=false";
-                    return Err(Problem::field("keep", rule));
+                    fields.live = match &*value {
+                        "true" => false,
+                        "false" => true,
+                        _ => return Err(Problem::field("keep", "is true or false")),
+                    }
                 }
-                "key" => return Err(Problem::field("key", KEPT_ONLY)),
-                "history" => return Err(Problem::field("history", KEPT_ONLY)),
+                "key" => fields.options.key = Some(idempotency_key("key", &value)?),
+                "history" => {
+                    let length = value.parse().ok();
+                    fields.options.history = length.filter(|n| (1..=MAX_HISTORY).contains(n));
+                    if fields.options.history.is_none() {
+                        let rule = format!("is a whole number from 1 to {MAX_HISTORY}");
+                        return Err(Problem::field("history", rule));
+                    }
+                }
                 _ => {
-                    let rule = format!("{key:?} is unknown; there are event, retry, to and keep");
+                    let rule = format!(
+                        "{key:?} is unknown; there are event, retry, to, key, history and keep"
+                    );
                     return Err(Problem::field("query", rule));
                 }
             }
@@ -136,10 +178,48 @@ impl Fields {
             }
             seen.push(key);
         }
-        if headers.contains_key("idempotency-key") {
-            return Err(Problem::field("idempotency-key", KEPT_ONLY));
+        fields.read_headers(headers)?;
+        if fields.live {
+            for (field, is_set) in [
+                ("key", fields.options.key.is_some()),
+                ("history", fields.options.history.is_some()),
+            ] {
+                if is_set {
+                    return Err(Problem::field(
+                        field,
+                        "belongs to kept events, not keep=false",
+                    ));
+                }
+            }
         }
         Ok(fields)
+    }
+
+    fn read_headers(&mut self, headers: &HeaderMap) -> Result<(), Problem> {
+        let mut keys = headers.get_all(IDEMPOTENCY_KEY).into_iter();
+        if let Some(value) = keys.next() {
+            let text = value.to_str().map_err(|_| {
+                Problem::field(IDEMPOTENCY_KEY, "holds visible ASCII characters only")
+            })?;
+            let key = idempotency_key(IDEMPOTENCY_KEY, text)?;
+            let is_other = |found: &String| *found != key;
+            if keys.next().is_some() || self.options.key.as_ref().is_some_and(is_other) {
+                return Err(Problem::field(IDEMPOTENCY_KEY, "another key is given too"));
+            }
+            self.options.key = Some(key);
+        }
+        // W3C Trace Context, section 4.3: one that cannot be read is ignored.
+        self.options.traceparent = headers
+            .get("traceparent")
+            .and_then(|value| value.to_str().ok())
+            .filter(|text| is_traceparent(text))
+            .map(str::to_owned);
+        Ok(())
+    }
+
+    /// How the event is kept; `None`: it is not.
+    fn keep(&self) -> Option<KeepOptions> {
+        (!self.live).then(|| self.options.clone())
     }
 
     fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
@@ -162,4 +242,49 @@ impl Fields {
     }
 }
 
-const KEPT_ONLY: &str = "belongs to kept events, which this version does not have";
+fn idempotency_key(field: &'static str, key: &str) -> Result<String, Problem> {
+    if (1..=MAX_KEY_BYTES).contains(&key.len()) {
+        Ok(key.to_owned())
+    } else {
+        let rule = format!("has 1 to {MAX_KEY_BYTES} bytes");
+        Err(Problem::field(field, rule))
+    }
+}
+
+/// `00-<32 hex digits>-<16>-<2>`, neither id all zeros (W3C Trace Context, section 3.2).
+fn is_traceparent(text: &str) -> bool {
+    let is_hex = |part: &str, length: usize| {
+        let mut bytes = part.bytes();
+        part.len() == length && bytes.all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let is_id = |part: &str, length| is_hex(part, length) && part.bytes().any(|byte| byte != b'0');
+    let mut parts = text.split('-');
+    let mut part = || parts.next().unwrap_or_default();
+    part() == "00"
+        && is_id(part(), 32)
+        && is_id(part(), 16)
+        && is_hex(part(), 2)
+        && parts.next().is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_context_is_passed_on_only_as_it_should_be() {
+        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        assert!(is_traceparent(good));
+        for bad in [
+            "",
+            "00",
+            &good.replace("00-4", "01-4"),
+            &good.to_uppercase(),
+            &format!("{good}-"),
+            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
+            &good[1..],
+        ] {
+            assert!(!is_traceparent(bad), "{bad}");
+        }
+    }
+}

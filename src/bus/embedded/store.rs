@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::bus::KeepOptions;
 use crate::hub::HistoryRead;
 use crate::protocol::{
-    ChannelName, Event, EventId, HistoryPage, Issued, KeptEvent, Link, Linked, Retention,
+    ChannelName, Event, EventId, HistoryPage, Issued, KeptEvent, Linked, Retention,
 };
 
 /// One read, as behind Redis.

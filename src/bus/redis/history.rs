@@ -2,7 +2,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +14,7 @@ use tokio::time::timeout;
 
 use super::connect::COMMAND_DEADLINE;
 use super::functions::{Refusal, call_read_only, refusal};
+use super::keeping::Support;
 use super::pool::{CommandPool, POOL_SIZE};
 use crate::bus::kept_event;
 use crate::hub::{HistoryError, HistoryRead, HistoryRequest};
@@ -153,8 +153,7 @@ type Reply = oneshot::Sender<Answer>;
 pub(super) struct HistoryService {
     pub(super) pool: CommandPool,
     pub(super) reader: HistoryReader,
-    /// Whether Redis has the library.
-    pub(super) supported: Arc<AtomicBool>,
+    pub(super) support: Arc<Support>,
 }
 
 /// The requests that wait for an answer.
@@ -227,7 +226,7 @@ impl HistoryService {
     }
 
     async fn read(&self, channel: &ChannelName, read: HistoryRead) -> Answer {
-        if !self.supported.load(Ordering::Relaxed) {
+        if !self.support.is_ready() {
             return Err(HistoryError::Unsupported);
         }
         let reading = timeout(COMMAND_DEADLINE, async {
@@ -235,7 +234,11 @@ impl HistoryService {
             let mut connection = pooled.map_err(HistoryError::Unavailable)?;
             let page = self.reader.read(&mut connection, channel, read).await;
             page.map_err(|error| match refusal(&error) {
-                Some(Refusal::Missing | Refusal::Forbidden) => HistoryError::Unsupported,
+                Some(Refusal::Forbidden) => HistoryError::Unsupported,
+                Some(Refusal::Missing) => {
+                    self.support.note_missing();
+                    HistoryError::Unavailable(error.to_string())
+                }
                 _ => HistoryError::Unavailable(error.to_string()),
             })
         });

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
@@ -15,11 +17,36 @@ use crate::protocol::Retention;
 /// given the right to.
 const RETRY: Duration = Duration::from_secs(30);
 
+/// What those who call functions know of the library.
+#[derive(Debug, Default)]
+pub(super) struct Support {
+    is_ready: AtomicBool,
+    missing: Notify,
+}
+
+impl Support {
+    /// Whether functions may be called.
+    pub(super) fn is_ready(&self) -> bool {
+        self.is_ready.load(Ordering::Relaxed)
+    }
+
+    /// A function that should be there is not: somebody has flushed the functions.
+    pub(super) fn note_missing(&self) {
+        if self.is_ready() {
+            self.missing.notify_one();
+        }
+    }
+
+    /// Waits until a function is found missing.
+    pub(super) async fn missing(&self) {
+        self.missing.notified().await;
+    }
+}
+
 /// What is known of the library, across connections.
 pub(super) struct Keeping {
     pub(super) settings: LibrarySettings,
-    /// For those who read histories.
-    pub(super) supported: Arc<AtomicBool>,
+    pub(super) support: Arc<Support>,
     /// Why events cannot be kept; `None` where they can, or nothing is known yet.
     unavailable: Option<String>,
     /// In what Redis differs from the settings, as it was told last.
@@ -33,7 +60,7 @@ impl Keeping {
     pub(super) fn new(settings: LibrarySettings) -> Self {
         Self {
             settings,
-            supported: Arc::new(AtomicBool::new(false)),
+            support: Arc::default(),
             unavailable: None,
             difference: None,
             refused: false,
@@ -43,7 +70,7 @@ impl Keeping {
 
     /// Whether functions may be called.
     pub(super) fn is_ready(&self) -> bool {
-        self.supported.load(Ordering::Relaxed)
+        self.support.is_ready()
     }
 
     /// The library is missing, or older: it is to be loaded at once.
@@ -84,7 +111,7 @@ impl Keeping {
                 }
                 self.difference = difference;
                 self.ask_at = None;
-                self.supported.store(true, Ordering::Relaxed);
+                self.support.is_ready.store(true, Ordering::Relaxed);
                 Some(Retention {
                     ttl: config.ttl,
                     old_ttl: config.old_ttl,
@@ -97,7 +124,7 @@ impl Keeping {
                     self.unavailable = Some(reason);
                 }
                 self.ask_at = Some(Instant::now() + RETRY);
-                self.supported.store(false, Ordering::Relaxed);
+                self.support.is_ready.store(false, Ordering::Relaxed);
                 None
             }
         }

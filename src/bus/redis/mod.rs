@@ -53,6 +53,7 @@ pub(super) fn start(
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config));
+    let support = Arc::clone(&keeping.support);
     let histories = HistoryService {
         pool: pool.clone(),
         reader: HistoryReader {
@@ -60,7 +61,7 @@ pub(super) fn start(
             max_event_bytes: config.max_event_bytes,
             metrics: metrics.clone(),
         },
-        supported: Arc::clone(&keeping.supported),
+        support: Arc::clone(&support),
     };
     let state = SubscriberState {
         // `$`: no client can name it. Random: no two replicas share it.
@@ -80,6 +81,6 @@ pub(super) fn start(
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
-    let publisher = RedisPublisher::new(pool, &config.prefix, control);
+    let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
     Ok((Publisher::Redis(publisher), health))
 }

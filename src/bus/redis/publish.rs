@@ -1,11 +1,14 @@
 //! Publishing through Redis.
 
+use std::sync::Arc;
+
 use redis::{Cmd, ProtocolVersion, RedisError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::connect::{connection_config, connection_info};
 use super::functions::{Refusal, call, refusal};
+use super::keeping::Support;
 use super::pool::{CommandPool, POOL_PATIENCE};
 use crate::bus::{KeepOptions, PublishError};
 use crate::config::RedisUrl;
@@ -16,6 +19,7 @@ use crate::protocol::{ChannelName, Event, EventId, encode};
 pub struct RedisPublisher {
     pool: CommandPool,
     prefix: String,
+    support: Arc<Support>,
     control: Handle,
 }
 
@@ -26,10 +30,16 @@ impl std::fmt::Debug for RedisPublisher {
 }
 
 impl RedisPublisher {
-    pub(super) fn new(pool: CommandPool, prefix: &str, control: &Handle) -> Self {
+    pub(super) fn new(
+        pool: CommandPool,
+        prefix: &str,
+        support: Arc<Support>,
+        control: &Handle,
+    ) -> Self {
         Self {
             pool,
             prefix: prefix.to_owned(),
+            support,
             control: control.clone(),
         }
     }
@@ -61,10 +71,16 @@ impl RedisPublisher {
         T: redis::FromRedisValue + Send + 'static,
     {
         let pool = self.pool.clone();
+        let support = Arc::clone(&self.support);
         let running = self.control.spawn(timeout(POOL_PATIENCE, async move {
             let mut connection = pool.get().await.map_err(PublishError::Unavailable)?;
-            let answer = command.query_async(&mut connection).await;
-            answer.map_err(PublishError::from)
+            let answer: Result<T, RedisError> = command.query_async(&mut connection).await;
+            answer.map_err(|error| {
+                if refusal(&error) == Some(Refusal::Missing) {
+                    support.note_missing();
+                }
+                PublishError::from(error)
+            })
         }));
         match running.await {
             Ok(Ok(result)) => result,

@@ -198,6 +198,7 @@ impl<'a> Session<'a> {
                     // The next probe has an id, or has none any more.
                     probes.reset_immediately();
                 }
+                () = self.state.keeping.support.missing() => self.state.keeping.ask_now(),
                 _ = probes.tick(), if self.probe_sent.is_none() => self.send_probe(),
                 Some(sent) = &mut self.probe_answer => {
                     self.probe_answer = OptionFuture::default();

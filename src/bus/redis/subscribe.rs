@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, ProtocolVersion, PushInfo, RedisResult};
-use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::connect::{connection_config, connection_info};
