@@ -129,10 +129,10 @@ impl Replay {
             .iter()
             .map(|page| page.map_or(seen.unwrap_or_default(), HistoryPage::end))
             .min()
-            .unwrap_or_default()
-            .max(position);
-        // Nothing is after an id that was never issued.
+            .unwrap_or_default();
+        // An id that was never issued is nowhere: the client begins with what comes next.
         let begin = if is_unknown { told_by_all } else { position };
+        let told_by_all = told_by_all.max(begin);
         let meets_tails = views.iter().all(|view| view.tail.covers(told_by_all));
 
         let mut events: Vec<E> = Vec::new();
