@@ -158,7 +158,7 @@ impl Config {
             retry: self.retry,
             client_buffer_bytes: self.client_buffer_bytes,
             slow_client: self.slow_client,
-            lag_bound: Duration::from_secs(60),
+            lag_bound: self.max_replication_lag,
             tail_bytes: TAIL_BYTES / self.shards,
         }
     }
