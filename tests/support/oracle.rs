@@ -20,6 +20,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -30,6 +31,9 @@ use crate::support::{DEADLINE, eventually};
 
 /// Between attempts to publish, while Redis is away.
 const PUBLISH_AGAIN: Duration = Duration::from_millis(20);
+
+/// How long Redis may take for an answer, on a machine that is busy.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// An attempt to publish an event.
 #[derive(Clone, Debug)]
@@ -234,7 +238,11 @@ impl Publisher {
             Route::Redis(url) => {
                 if self.connection.is_none() {
                     let client = redis::Client::open(url).unwrap();
-                    let connection = client.get_multiplexed_async_connection().await;
+                    let config =
+                        AsyncConnectionConfig::new().set_response_timeout(Some(ANSWER_WITHIN));
+                    let connection = client
+                        .get_multiplexed_async_connection_with_config(&config)
+                        .await;
                     self.connection = Some(connection.map_err(|error| error.to_string())?);
                 }
                 let mut command = redis::cmd("FCALL");
