@@ -35,6 +35,8 @@ pub mod app;
 pub mod bus;
 pub mod cli;
 pub mod config;
+#[cfg(test)]
+mod exploration;
 pub mod http;
 pub mod hub;
 pub mod protocol;

@@ -28,7 +28,7 @@ async fn metrics_count_what_happens_and_promtool_finds_no_fault() {
         .await
         .opened()
         .await;
-    gateway.post("/events/a", "x").await;
+    gateway.post("/events/a?keep=false", "x").await;
     one.data().await;
     two.data().await;
     assert_eq!(gateway.metric("fanfare_connections").await, 2.0);

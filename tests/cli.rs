@@ -118,9 +118,12 @@ async fn publish_and_tail_speak_to_a_gateway_and_to_redis() {
     .await;
     let over_redis = ("FANFARE_REDIS_URL", redis.url());
     for (arguments, variables) in [
-        (vec!["publish", "a", "one"], vec![over_redis.clone()]),
         (
-            vec!["publish", "b", "two\nlines", "--event", "n"],
+            vec!["publish", "a", "one", "--live"],
+            vec![over_redis.clone()],
+        ),
+        (
+            vec!["publish", "b", "two\nlines", "--event", "n", "--live"],
             vec![over_redis],
         ),
         (
@@ -132,6 +135,7 @@ async fn publish_and_tail_speak_to_a_gateway_and_to_redis() {
                 &url,
                 "--retry",
                 "5s",
+                "--live",
             ],
             vec![],
         ),
@@ -139,6 +143,7 @@ async fn publish_and_tail_speak_to_a_gateway_and_to_redis() {
         let arguments = arguments.into_iter().map(str::to_owned).collect();
         let output = command(arguments, variables).await;
         assert!(output.status.success(), "{}", stderr(&output));
+        assert!(output.stdout.is_empty(), "a live event has no id");
     }
     let output = within("tail ends", tail).await.unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
@@ -148,6 +153,30 @@ async fn publish_and_tail_speak_to_a_gateway_and_to_redis() {
     );
 }
 
+/// Over both ways: kept, with its id printed, once a key.
+#[tokio::test]
+async fn publish_keeps_and_prints_the_id() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    let url = format!("http://{}", gateway.data);
+    let mut ids = Vec::new();
+    for (arguments, variables) in [
+        (vec!["--key", "k"], vec![("FANFARE_REDIS_URL", redis.url())]),
+        (vec!["--key", "k", "--url", &url], vec![]),
+        (vec!["--history", "3", "--url", &url], vec![]),
+    ] {
+        let all = [&["publish", "a", "x"], &arguments[..]].concat();
+        let output = command(all.into_iter().map(str::to_owned).collect(), variables).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        ids.push(String::from_utf8(output.stdout).unwrap().trim().to_owned());
+    }
+    assert_eq!(ids[0], ids[1]);
+    for id in [&ids[0], &ids[2]] {
+        assert_eq!(events.event().await.id.as_ref(), Some(id));
+    }
+}
+
 #[tokio::test]
 async fn publish_tells_why_it_was_refused() {
     for arguments in [
@@ -155,6 +184,9 @@ async fn publish_tells_why_it_was_refused() {
         vec!["publish", "a", "x", "--event", "a\nb"],
         vec!["publish", "a", "x", "--url", "http://127.0.0.1:1"],
         vec!["publish", "a", "x", "--redis-url", "redis://127.0.0.1:1"],
+        vec!["publish", "a", "x", "--live", "--key", "k"],
+        vec!["publish", "a", "x", "--history", "0"],
+        vec!["publish", "a", "x", "--to", "5"],
         vec!["tail", "a b"],
     ] {
         let output = command(arguments.iter().map(ToString::to_string).collect(), vec![]).await;

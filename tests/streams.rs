@@ -32,11 +32,19 @@ async fn head_first_block_and_heartbeat_are_as_documented_byte_for_byte() {
             "x-accel-buffering: no",
         ]
     );
-    assert_eq!(raw.until("\n\n\r\n").await, "d\r\nretry: 3000\n\n\r\n");
+    let first = raw.until("\n\n\r\n").await;
+    let (length, block) = first.split_once("\r\n").unwrap();
+    let length = usize::from_str_radix(length, 16).unwrap();
+    assert_eq!(length, block.len() - "\r\n".len());
+    let position = block.strip_prefix("retry: 3000\nid: 0-0.").unwrap();
+    let (ms, n) = position.trim_end().split_once('-').unwrap();
+    assert!(ms.parse::<u64>().is_ok() && n.parse::<u64>().is_ok());
     for _ in 0..3 {
         assert_eq!(raw.until("\n\n\r\n").await, "3\r\n:\n\n\r\n");
     }
-    gateway.post("/events/orders?event=price", "a\nb").await;
+    gateway
+        .post("/events/orders?event=price&keep=false", "a\nb")
+        .await;
     let event = "1e\r\nevent: price\ndata: a\ndata: b\n\n\r\n";
     assert!(raw.until(event).await.ends_with(event));
 }
@@ -85,7 +93,8 @@ async fn a_stream_carries_its_channels_and_no_others() {
         ("a", "5"),
         ("b", "6"),
     ] {
-        let (status, body) = gateway.post(&format!("/events/{channel}"), data).await;
+        let path = format!("/events/{channel}?keep=false");
+        let (status, body) = gateway.post(&path, data).await;
         assert_eq!((status, body.as_str()), (200, r#"{"id":null}"#));
     }
     for data in ["1", "5"] {
@@ -109,7 +118,7 @@ async fn names_and_retry_come_with_the_event() {
     let event = events.event().await;
     assert_eq!(event.event.as_deref(), Some("price list"));
     assert_eq!(event.retry, Some(1500));
-    assert_eq!(event.id, None);
+    assert!(event.id.is_some());
     // What looks like an envelope is data when it comes as a body.
     let lookalike = r#"{"sse":{"event":"forged","data":"x"}}"#;
     gateway.post("/events/a?event=", lookalike).await;
@@ -196,8 +205,17 @@ async fn events_that_break_a_rule_are_refused_and_reach_nobody() {
         ("/events/a?to=5", b"x".to_vec(), 400, "to"),
         ("/events/a?evnt=x", b"x".to_vec(), 400, "evnt"),
         ("/events/a?event=x&event=y", b"x".to_vec(), 400, "twice"),
-        ("/events/a?key=k", b"x".to_vec(), 400, "key"),
-        ("/events/a?keep=true", b"x".to_vec(), 400, "keep"),
+        ("/events/a?key=k&keep=false", b"x".to_vec(), 400, "key"),
+        (
+            "/events/a?history=1&keep=false",
+            b"x".to_vec(),
+            400,
+            "history",
+        ),
+        ("/events/a?key=", b"x".to_vec(), 400, "256"),
+        ("/events/a?history=0", b"x".to_vec(), 400, "history"),
+        ("/events/a?history=1000001", b"x".to_vec(), 400, "history"),
+        ("/events/a?keep=no", b"x".to_vec(), 400, "keep"),
         ("/events/a", b"\xff\xfe".to_vec(), 400, "UTF-8"),
         ("/events/a", vec![b'x'; 101], 413, "100 bytes"),
         ("/events/a", vec![b'x'; 1000], 413, "100 bytes"),
@@ -281,7 +299,7 @@ async fn http_1_0_gets_a_stream_that_ends_with_the_connection() {
     let head = raw.until("\r\n\r\n").await;
     assert!(!head.contains("chunked"), "{head}");
     raw.until("\n\n").await;
-    gateway.post("/events/a", "x").await;
+    gateway.post("/events/a?keep=false", "x").await;
     assert_eq!(raw.until("\n\n").await, "data: x\n\n");
 }
 

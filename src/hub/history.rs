@@ -149,6 +149,7 @@ impl Hub {
         let page = answer.await.map_err(|_| gone())??;
         Ok(HistoryPage {
             issued: page.issued,
+            now_ms: page.now_ms,
             retention: page.retention,
             evictable: page.evictable,
             oldest: page.oldest,

@@ -14,12 +14,13 @@ use super::tail::{Entry, Tail};
 use crate::protocol::{Cursor, EventId, Evidence, GapReason, HistoryPage, Linked, judge};
 
 /// A client on its way to the live events.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Replay {
     cursor: Cursor,
     /// For each channel the first id that is asked for.
     floors: Vec<EventId>,
-    /// The cursor is our own and was never told: nothing is to be judged yet.
+    /// The cursor is our own, of a client that has had nothing: of a history only what follows
+    /// the floor is to be judged.
     trusted: bool,
     lag_bound: Duration,
 }
@@ -124,14 +125,18 @@ impl Replay {
         };
         let position = self.cursor.position();
         let gaps = self.gaps(views, &pages);
-        let is_unknown = gaps.iter().any(|gap| gap.reason == GapReason::UnknownId);
         let told_by_all = pages
             .iter()
             .map(|page| page.map_or(seen.unwrap_or_default(), HistoryPage::end))
             .min()
             .unwrap_or_default();
-        // An id that was never issued is nowhere: the client begins with what comes next.
-        let begin = if is_unknown { told_by_all } else { position };
+        let begin = if is_past_all(&pages, position) {
+            // Nothing comes after an id that was never issued: the client begins anew, where this
+            // replica stands.
+            told_by_all.min(seen.unwrap_or_default())
+        } else {
+            position
+        };
         let told_by_all = told_by_all.max(begin);
         let meets_tails = views.iter().all(|view| view.tail.covers(told_by_all));
 
@@ -227,9 +232,6 @@ impl Replay {
     }
 
     fn gaps<E: Entry>(&self, views: &[View<'_, E>], pages: &[Option<&HistoryPage<E>>]) -> Vec<Gap> {
-        if self.trusted {
-            return Vec::new();
-        }
         let evidence: Vec<_> = pages
             .iter()
             .zip(&self.floors)
@@ -242,7 +244,17 @@ impl Replay {
             .collect();
         let event = self.cursor.event();
         let event_was_seen = views.iter().any(|view| view.tail.holds(event));
-        judge(self.cursor, event_was_seen, &evidence, self.lag_bound)
+        let reasons: Vec<_> = if self.trusted {
+            let from_floor =
+                |evidence: &Evidence<'_, E>| evidence.page.incomplete_after(evidence.floor.pred());
+            let evidence = evidence.iter().map(Option::as_ref);
+            evidence
+                .map(|evidence| evidence.and_then(from_floor))
+                .collect()
+        } else {
+            judge(self.cursor, event_was_seen, &evidence, self.lag_bound)
+        };
+        reasons
             .into_iter()
             .zip(pages)
             .enumerate()
@@ -256,6 +268,13 @@ impl Replay {
             })
             .collect()
     }
+}
+
+/// Whether the histories that were read know of no id as late as `position`.
+fn is_past_all<E>(pages: &[Option<&HistoryPage<E>>], position: EventId) -> bool {
+    let mut pages = pages.iter().flatten().peekable();
+    pages.peek().is_some()
+        && pages.all(|page| page.issued.is_none_or(|issued| issued.last < position))
 }
 
 /// Cuts `events` where they exceed `most_bytes`, but for one, and tells whether it did.

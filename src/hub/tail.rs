@@ -18,7 +18,7 @@ pub(crate) struct TailLimits {
 }
 
 /// The newest kept events of one channel, without a hole.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Tail<E> {
     /// Every event of the channel after this id stands in `events`. `None`: since when events
     /// arrive is not known, so nothing is kept.
@@ -145,5 +145,12 @@ impl<E: Entry> Tail<E> {
             .events
             .partition_point(|event| event.link().id <= position);
         self.events.range(at..)
+    }
+}
+
+#[cfg(test)]
+impl Entry for crate::protocol::Link {
+    fn cost_bytes(&self) -> usize {
+        1
     }
 }

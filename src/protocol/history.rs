@@ -25,7 +25,7 @@ pub struct KeptEvent {
 }
 
 /// How long histories last. A history without new events expires after this time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Retention {
     /// After the newest event.
     pub ttl: Duration,
@@ -57,7 +57,7 @@ impl Retention {
 }
 
 /// The ids that a primary has issued, for events and probes of all channels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Issued {
     /// The first, as far back as the primary knows.
     pub epoch: EventId,
@@ -66,7 +66,7 @@ pub struct Issued {
 }
 
 /// An event's id and the one before it in its channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Link {
     /// The event.
     pub id: EventId,
@@ -75,10 +75,13 @@ pub struct Link {
 }
 
 /// One read of a channel's history, all of it taken at the same moment.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HistoryPage<E> {
     /// `None`: the primary has never issued an id, or has lost all memory of it.
     pub issued: Option<Issued>,
+    /// The clock by which histories expire, in Unix milliseconds. Ids may be ahead of it; they
+    /// are behind it while none is issued.
+    pub now_ms: u64,
     /// How long events last.
     pub retention: Retention,
     /// Redis may remove histories to save memory.
@@ -114,6 +117,19 @@ impl Linked for KeptEvent {
     }
 }
 
+impl<E> HistoryPage<E> {
+    /// Whether every event after `position` is certain to be retained, the history's length
+    /// aside. An age is a difference of ids, unless ids have stood still: histories expire
+    /// nevertheless.
+    fn retains(&self, position: EventId) -> bool {
+        let newest = self
+            .issued
+            .map(|issued| issued.last.max(EventId::new(self.now_ms, 0)));
+        let age = newest.map(|newest| newest.since(position));
+        !self.evictable && age.is_some_and(|age| age < self.retention.after(position))
+    }
+}
+
 impl<E: Linked> HistoryPage<E> {
     /// Up to which id the page tells everything, from [`from`](Self::from) on.
     pub fn end(&self) -> EventId {
@@ -130,6 +146,28 @@ impl<E: Linked> HistoryPage<E> {
                 .events
                 .binary_search_by(|event| event.link().id.cmp(&id))
                 .is_ok()
+    }
+
+    /// Why the page does not prove that it holds everything after `position`, from the first of
+    /// its events on.
+    pub fn incomplete_after(&self, position: EventId) -> Option<GapReason> {
+        if self.issued.is_some_and(|issued| issued.last <= position) {
+            // Nothing was published since.
+            return None;
+        }
+        let first = match (self.oldest, self.first_after(position)) {
+            // The newest event of a history is never trimmed: nothing came after the position.
+            (Some(_), None) => return None,
+            (_, first) => first,
+        };
+        match first {
+            // No id lies between.
+            Some(first) if first.id == position.next() => None,
+            Some(first) if first.prev > position => Some(GapReason::Expired),
+            Some(first) if first.prev > EventId::ZERO => None,
+            // The history began anew, or is not there: an earlier one may have held something.
+            _ => (!self.retains(position)).then_some(GapReason::Expired),
+        }
     }
 
     fn first_after(&self, position: EventId) -> Option<Link> {
@@ -227,7 +265,7 @@ pub fn judge<E: Linked>(
         .iter()
         .map(|evidence| match evidence {
             Some(Evidence { page, floor }) if event_is_certain => {
-                incomplete(page, cursor.position().max(floor.pred()))
+                page.incomplete_after(cursor.position().max(floor.pred()))
             }
             Some(Evidence { page, .. }) => Some(lost_event(page, cursor)),
             None if event_is_certain => None,
@@ -236,38 +274,13 @@ pub fn judge<E: Linked>(
         .collect()
 }
 
-/// Why a history does not prove that it holds everything after `position`.
-fn incomplete<E: Linked>(page: &HistoryPage<E>, position: EventId) -> Option<GapReason> {
-    let first = match (page.oldest, page.first_after(position)) {
-        // The newest event of a history is never trimmed: nothing came after the position.
-        (Some(_), None) => return None,
-        (_, first) => first,
-    };
-    match first {
-        Some(first) if first.prev > position => Some(GapReason::Expired),
-        Some(first) if first.prev > EventId::ZERO => None,
-        // The history began anew, or is not there: an earlier one may have held something.
-        _ => {
-            let age = page.issued.map(|issued| issued.last.since(position));
-            let is_young = age.is_some_and(|age| age < page.retention.after(position));
-            (page.evictable || !is_young).then_some(GapReason::Expired)
-        }
-    }
-}
-
 /// Why the event of a cursor is in none of the histories.
 fn lost_event<E: Linked>(page: &HistoryPage<E>, cursor: Cursor) -> GapReason {
     match page.oldest {
         Some(oldest) if oldest.id > cursor.event() => GapReason::Expired,
         Some(_) => GapReason::Rewound,
-        None => {
-            let age = page.issued.map(|issued| issued.last.since(cursor.event()));
-            let was_retained = age.is_some_and(|age| age < page.retention.after(cursor.event()));
-            if was_retained && !page.evictable {
-                GapReason::Rewound
-            } else {
-                GapReason::Expired
-            }
-        }
+        // The event itself is retained like one after the id before it.
+        None if page.retains(cursor.event().pred()) => GapReason::Rewound,
+        None => GapReason::Expired,
     }
 }

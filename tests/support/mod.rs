@@ -218,6 +218,13 @@ impl Redis {
             .unwrap()
     }
 
+    /// Publishes a kept event with options and returns its id.
+    pub async fn keep(&self, channel: &str, data: &str, options: &[&str]) -> String {
+        let key = format!("sse:{channel}");
+        let command = [&["FCALL", "fanfare_publish", "1", &key, data], options].concat();
+        self.command(&command).await
+    }
+
     /// The subscribed channels without prefix, sorted, the gateway's own left out.
     pub async fn channels(&self) -> Vec<String> {
         let all: Vec<String> = self.command(&["PUBSUB", "CHANNELS", "sse:*"]).await;
@@ -363,6 +370,14 @@ impl Gateway {
         (response.status().as_u16(), response.text().await.unwrap())
     }
 
+    /// Publishes a kept event over HTTP and returns its id.
+    pub async fn keep(&self, path: &str, body: impl Into<reqwest::Body>) -> String {
+        let (status, answer) = self.post(path, body).await;
+        assert_eq!(status, 200, "{answer}");
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        answer["id"].as_str().expect("an id").to_owned()
+    }
+
     /// Status and body of an answer that ends.
     pub async fn get(&self, path: &str) -> (u16, String) {
         let response = within("the gateway answers", self.http.get(self.url(path)).send())
@@ -446,6 +461,13 @@ impl Events {
                 return block;
             }
         }
+    }
+
+    /// What the next event, a gap, says.
+    pub async fn gap(&mut self) -> serde_json::Value {
+        let event = self.event().await;
+        assert_eq!(event.event.as_deref(), Some("$gap"), "{event:?}");
+        serde_json::from_str(&event.data.unwrap()).unwrap()
     }
 
     /// The data of the next event.

@@ -201,6 +201,7 @@ impl Store {
             .map(|(_, event)| event.clone())
             .collect();
         HistoryPage {
+            now_ms,
             issued: Some(self.issued),
             retention: Retention::constant(self.limits.ttl),
             evictable: false,

@@ -48,6 +48,7 @@ local CHUNK_BYTES = 1048576
 -- One a prefix: ids are ordered within it.
 --   written: what this process last wrote to the state; ms, n, epoch: what that says
 --   ms_text: `ms` as it is written; config, config_read_ms: see read_config
+--   ttl_ms, ttl_changed_ms_text: the TTL, and the `ms_text` at which it was found changed
 local domains = {}
 for index = 1, #PREFIXES do
   local prefix = PREFIXES[index]
@@ -199,10 +200,15 @@ local CONFIG_FIELDS = { 'length', 'ttl_ms', 'lag_ms', 'max_event_bytes', 'old_tt
 --   from before are only sure to have lived for the old one
 local function read_config(domain, now)
   local found = redis.pcall('HMGET', domain.config_key, unpack(CONFIG_FIELDS))
-  if found.err then
-    found = {}
-  end
   local config = { absent = true }
+  if found.err then
+    -- A user who may not read it must not publish by other values than everybody else.
+    if not found.err:find('WRONGTYPE', 1, true) then
+      error(found)
+    end
+    found = {}
+    config.absent = false
+  end
   for index, field in ipairs(CONFIG_FIELDS) do
     local text = found[index]
     if text then
@@ -218,6 +224,9 @@ local function read_config(domain, now)
   config.old_ttl_ms = whole(found[5], 1, MOST.ttl_ms) or config.ttl_ms
   config.ttl_since = found[6] and found[6]:match('^%d+%-%d+$') or '0-0'
   config.length_text = ('%.0f'):format(config.length)
+  if config.ttl_ms ~= domain.ttl_ms then
+    domain.ttl_ms, domain.ttl_changed_ms_text = config.ttl_ms, domain.ms_text
+  end
   domain.config, domain.config_read_ms = config, now
   return config
 end
@@ -442,9 +451,10 @@ local function publish(keys, argv)
     frame = '\2551e' .. id .. rest
     redis.call('XADD', key, 'MAXLEN', '=', length_text, id, 'f', frame)
   end
-  -- Within one millisecond the key already expires when it should.
+  -- Within one millisecond of ids the key expires when it should already, unless the TTL has
+  -- changed meanwhile: ids that run ahead of the clock stay at theirs for a while.
   local ms_text = domain.ms_text
-  if prev:sub(1, #ms_text) ~= ms_text or domain.config_read_ms == now then
+  if prev:sub(1, #ms_text) ~= ms_text or ms_text == domain.ttl_changed_ms_text then
     redis.call('PEXPIREAT', key, ('%.0f'):format(domain.ms + config.ttl_ms))
   end
   if idempotency_key then
@@ -536,7 +546,7 @@ end
 
 -- FCALL_RO fanfare_history 1 <prefix><channel> from <id> <preceding> <max events> <max bytes>
 -- FCALL_RO fanfare_history 1 <prefix><channel> newest <n> <max events> <max bytes>
---   ->  newest id issued, epoch, ttl_ms, old_ttl_ms, ttl_since, evictable,
+--   ->  newest id issued, epoch, the time in Unix milliseconds, ttl_ms, old_ttl_ms, ttl_since, evictable,
 --       oldest id, its prev, start, complete, frame...
 local function history(keys, argv)
   local key = keys[1]
@@ -573,7 +583,8 @@ local function history(keys, argv)
     return history_fault('arguments', 'end with the most events and the most bytes')
   end
 
-  local config = config_of(domain, now_ms())
+  local now = now_ms()
+  local config = config_of(domain, now)
   local last, _, epoch = parse_state(redis.call('GET', domain.state_key))
   local oldest, oldest_prev = '', ''
   walk('XRANGE', key, '-', '+', function(id, frame)
@@ -589,17 +600,17 @@ local function history(keys, argv)
     local has_before = preceding > 0 and from ~= '0-0'
     start = has_before and id_before(key, '(' .. from, preceding) or from
   end
-  local reply = { last or '', epoch or '', config.ttl_ms, config.old_ttl_ms, config.ttl_since,
+  local reply = { last or '', epoch or '', now, config.ttl_ms, config.old_ttl_ms, config.ttl_since,
     is_evictable(), oldest, oldest_prev, start, 1 }
   local events, bytes = 0, 0
   walk('XRANGE', key, start, '+', function(_, frame)
     bytes = bytes + #frame
     if events == max_events or events > 0 and bytes > max_bytes then
-      reply[10] = 0
+      reply[11] = 0
       return false
     end
     events = events + 1
-    reply[10 + events] = frame
+    reply[11 + events] = frame
     return true
   end)
   return reply

@@ -69,11 +69,12 @@ impl HistoryReader {
         self.page(answer)
     }
 
-    /// `last, epoch, ttl_ms, old_ttl_ms, ttl_since, evictable, oldest id, its prev, start,
+    /// `last, epoch, now_ms, ttl_ms, old_ttl_ms, ttl_since, evictable, oldest id, its prev, start,
     /// complete, frame…`
     fn page(&self, answer: Vec<Value>) -> RedisResult<HistoryPage<KeptEvent>> {
         let mut values = Values(answer.into_iter());
         let (last, epoch) = (values.id()?, values.id()?);
+        let now_ms = values.next()?;
         let ttl = values.milliseconds()?;
         let old_ttl = values.milliseconds()?;
         let ttl_since = values.id()?.unwrap_or_default();
@@ -83,6 +84,7 @@ impl HistoryReader {
         let complete = values.flag()?;
         let events = values.0.filter_map(|frame| self.event(frame)).collect();
         Ok(HistoryPage {
+            now_ms,
             issued: last.zip(epoch).map(|(last, epoch)| Issued { epoch, last }),
             retention: Retention {
                 ttl,

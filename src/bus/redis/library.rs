@@ -19,8 +19,9 @@ pub const LIBRARY_VERSION: u64 = 1;
 
 const SOURCE: &str = include_str!("fanfare.lua");
 
-/// How often the library is looked at again because another gateway has changed it meanwhile.
-const ATTEMPTS: usize = 4;
+/// How often the library is looked at again because another gateway has changed it meanwhile:
+/// as many as may start at once with prefixes of their own.
+const ATTEMPTS: usize = 16;
 
 /// What a gateway wants of the library.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -144,15 +145,22 @@ impl From<RedisError> for LibraryError {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::BusyLoading) => Self::Connection(error),
             ErrorKind::Server(_) | ErrorKind::Extension => {
-                let hint = match error.code() {
-                    Some("NOPERM") => " (the Redis user lacks the right)",
-                    Some("READONLY") => " (connected to a replica)",
-                    _ if error.to_string().contains("unknown command") => {
-                        " (kept events need Redis 7)"
-                    }
-                    _ => "",
+                let text = error.to_string();
+                // As the redis crate spells NOPERM within a transaction too, and as Redis 7.0 says
+                // it of a command within a function.
+                let forbidden = error.code() == Some("NOPERM")
+                    || text.contains("NoPerm")
+                    || text.contains("The user executing the script can't");
+                let hint = if forbidden {
+                    " (the Redis user lacks the right)"
+                } else if text.contains("read only replica") {
+                    " (connected to a replica)"
+                } else if text.contains("unknown command") {
+                    " (kept events need Redis 7)"
+                } else {
+                    ""
                 };
-                Self::Unavailable(format!("{error}{hint}"))
+                Self::Unavailable(format!("{text}{hint}"))
             }
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Unavailable(format!(
                 "the library answers in a way that this version does not know: {error}"
@@ -200,6 +208,20 @@ fn escape(text: &str) -> String {
     out
 }
 
+/// Whether `error` says that the library is gone, or does not know the prefix: a reason to call
+/// [`ensure`] again.
+pub fn is_missing(error: &RedisError) -> bool {
+    says_missing(&error.to_string())
+}
+
+fn says_missing(text: &str) -> bool {
+    text.contains("Function not found")
+        || text.contains("fanfare_publish: channel: begins with")
+        || text.contains("fanfare_history: channel: begins with")
+        || text.contains("fanfare_probe: channel: ")
+        || text.contains("fanfare_configure: key: ")
+}
+
 /// Sees to it that the library is in Redis, knows the prefix, and that `$config` is written.
 ///
 /// # Errors
@@ -208,12 +230,8 @@ pub async fn ensure(
     connection: &mut impl ConnectionLike,
     settings: &LibrarySettings,
 ) -> Result<Library, RedisError> {
-    let ensured = async {
-        install(connection, settings).await?;
-        configure(connection, settings, ConfigWrite::WhenAbsent).await
-    };
-    match ensured.await {
-        Ok(config) => Ok(Library::Ready { config }),
+    match set_up(connection, settings, ConfigWrite::WhenAbsent).await {
+        Ok((_, config)) => Ok(Library::Ready { config }),
         Err(LibraryError::Unavailable(reason)) => Ok(Library::Unavailable(reason)),
         Err(LibraryError::Connection(error)) => Err(error),
     }
@@ -228,9 +246,7 @@ pub async fn load(
     connection: &mut impl ConnectionLike,
     settings: &LibrarySettings,
 ) -> Result<(Installed, HistoryConfig), LibraryError> {
-    let installed = install(connection, settings).await?;
-    let config = configure(connection, settings, ConfigWrite::Always).await?;
-    Ok((installed, config))
+    set_up(connection, settings, ConfigWrite::Always).await
 }
 
 /// [`load`] over a connection of its own, for the command line.
@@ -248,27 +264,52 @@ pub async fn load_once(
     load(&mut connection, settings).await
 }
 
+async fn set_up(
+    connection: &mut impl ConnectionLike,
+    settings: &LibrarySettings,
+    write: ConfigWrite,
+) -> Result<(Installed, HistoryConfig), LibraryError> {
+    for _ in 0..ATTEMPTS {
+        let installed = install(connection, settings).await?;
+        match configure(connection, settings, write).await {
+            // Replaced by a gateway that did not know the prefix; it will see that, too.
+            Err(LibraryError::Unavailable(reason)) if says_missing(&reason) => {}
+            configured => return Ok((installed, configured?)),
+        }
+    }
+    Err(too_many_cooks())
+}
+
+fn too_many_cooks() -> LibraryError {
+    LibraryError::Unavailable(
+        "Redis has a library named fanfare that is not ours, or others keep replacing it".into(),
+    )
+}
+
 async fn install(
     connection: &mut impl ConnectionLike,
     settings: &LibrarySettings,
 ) -> Result<Installed, LibraryError> {
     let own = &settings.prefix;
+    // Every prefix that any look has found: what a race has taken away is put back.
+    let mut prefixes = vec![own.clone()];
     let mut installed = Installed::Present;
     for _ in 0..ATTEMPTS {
         let Some(found) = look(connection).await? else {
-            let source = render(settings, std::slice::from_ref(own));
-            match function_load(&source, false).exec_async(connection).await {
+            match load_new(connection, &render(settings, &prefixes)).await? {
+                LoadedNew::Yes => installed = Installed::Loaded,
                 // Another gateway was faster, or it is a library that is not ours: look again.
-                Err(error) if error.to_string().contains("already exists") => {}
-                answer => {
-                    answer?;
-                    installed = Installed::Loaded;
-                }
+                LoadedNew::Exists => {}
             }
             continue;
         };
         let knows_prefix = found.prefixes.contains(own);
-        if found.version > LIBRARY_VERSION && !knows_prefix {
+        if found.version > LIBRARY_VERSION && knows_prefix {
+            return Ok(Installed::Newer {
+                version: found.version,
+            });
+        }
+        if found.version > LIBRARY_VERSION {
             return Err(LibraryError::Unavailable(format!(
                 "Redis has version {} of the library, which is newer than this gateway's \
                  {LIBRARY_VERSION} and does not know the prefix {own}; \
@@ -276,43 +317,76 @@ async fn install(
                 found.version
             )));
         }
-        if found.version > LIBRARY_VERSION {
-            return Ok(Installed::Newer {
-                version: found.version,
-            });
-        }
-        if found.version == LIBRARY_VERSION && knows_prefix {
+        let complete = prefixes
+            .iter()
+            .all(|prefix| found.prefixes.contains(prefix));
+        if found.version == LIBRARY_VERSION && complete {
             return Ok(installed);
         }
-        let mut prefixes = found.prefixes;
-        if !knows_prefix {
-            let nested = |other: &&String| other.starts_with(own) || own.starts_with(*other);
-            if let Some(other) = prefixes.iter().find(nested) {
-                return Err(LibraryError::Unavailable(format!(
-                    "the library already serves the prefix {other}: with {own} beside it, a \
-                     channel of one would be a channel of the other too"
-                )));
-            }
-            prefixes.push(own.clone());
+        let nested =
+            |other: &&String| *other != own && (other.starts_with(own) || own.starts_with(*other));
+        if let Some(other) = found.prefixes.iter().find(nested) {
+            return Err(LibraryError::Unavailable(format!(
+                "the library already serves the prefix {other}: with {own} beside it, a \
+                 channel of one would be a channel of the other too"
+            )));
         }
-        function_load(&render(settings, &prefixes), true)
-            .exec_async(connection)
-            .await?;
+        add_all(&mut prefixes, found.prefixes);
+        let replaced = replace(connection, &render(settings, &prefixes)).await?;
+        add_all(&mut prefixes, replaced);
         installed = Installed::Replaced;
     }
-    Err(LibraryError::Unavailable(
-        "Redis has a library named fanfare that is not ours, or others keep replacing it".into(),
-    ))
+    Err(too_many_cooks())
 }
 
-fn function_load(source: &str, replace: bool) -> Cmd {
-    let mut command = redis::cmd("FUNCTION");
-    command.arg("LOAD");
-    if replace {
-        command.arg("REPLACE");
+fn add_all(prefixes: &mut Vec<String>, more: Vec<String>) {
+    for prefix in more {
+        if !prefixes.contains(&prefix) {
+            prefixes.push(prefix);
+        }
     }
-    command.arg(source);
-    command
+}
+
+/// Whether a library was loaded where there was none.
+enum LoadedNew {
+    Yes,
+    Exists,
+}
+
+async fn load_new(
+    connection: &mut impl ConnectionLike,
+    source: &str,
+) -> Result<LoadedNew, LibraryError> {
+    let answer = redis::cmd("FUNCTION")
+        .arg(&["LOAD", source])
+        .exec_async(connection)
+        .await;
+    match answer {
+        Ok(()) => Ok(LoadedNew::Yes),
+        Err(error) if error.to_string().contains("already exists") => Ok(LoadedNew::Exists),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Replaces the library and returns the prefixes of the one replaced, which another gateway may
+/// have put there since it was last looked at.
+async fn replace(
+    connection: &mut impl ConnectionLike,
+    source: &str,
+) -> Result<Vec<String>, LibraryError> {
+    let mut transaction = redis::pipe();
+    transaction
+        .atomic()
+        .add_command(fcall_library())
+        .cmd("FUNCTION")
+        .arg(&["LOAD", "REPLACE", source])
+        .ignore();
+    match transaction.query_async::<(Vec<Value>,)>(connection).await {
+        Ok((answer,)) => Ok(Found::read(answer)?.prefixes),
+        // Deleted meanwhile, and loaded by this.
+        Err(error) if is_missing(&error) => Ok(Vec::new()),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The library that Redis has.
@@ -321,24 +395,30 @@ struct Found {
     prefixes: Vec<String>,
 }
 
+impl Found {
+    /// Reads the answer of `fanfare_library`.
+    fn read(answer: Vec<Value>) -> Result<Self, RedisError> {
+        let mut values = answer.into_iter();
+        let version = redis::from_redis_value(values.next().unwrap_or(Value::Nil))?;
+        let prefixes = values
+            .map(redis::from_redis_value)
+            .collect::<Result<_, _>>()?;
+        Ok(Self { version, prefixes })
+    }
+}
+
+fn fcall_library() -> Cmd {
+    let mut command = redis::cmd("FCALL_RO");
+    command.arg("fanfare_library").arg(0);
+    command
+}
+
 async fn look(connection: &mut impl ConnectionLike) -> Result<Option<Found>, LibraryError> {
-    let answer: Result<Vec<Value>, _> = redis::cmd("FCALL_RO")
-        .arg("fanfare_library")
-        .arg(0)
-        .query_async(connection)
-        .await;
-    let answer = match answer {
-        Err(error) if error.to_string().contains("Function not found") => return Ok(None),
-        answer => answer?,
-    };
-    let mut values = answer.into_iter();
-    let version =
-        redis::from_redis_value(values.next().unwrap_or(Value::Nil)).map_err(RedisError::from)?;
-    let prefixes = values
-        .map(redis::from_redis_value)
-        .collect::<Result<_, _>>()
-        .map_err(RedisError::from)?;
-    Ok(Some(Found { version, prefixes }))
+    match fcall_library().query_async(connection).await {
+        Ok(answer) => Ok(Some(Found::read(answer)?)),
+        Err(error) if error.to_string().contains("Function not found") => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// When `$config` is written.

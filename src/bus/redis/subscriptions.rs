@@ -116,10 +116,11 @@ impl Subscriptions {
 
     /// Every channel that is subscribed.
     pub(super) fn subscribed(&self) -> Vec<ChannelName> {
-        let subscribed = self.standing.iter().filter_map(|(name, standing)| {
-            (*standing == Standing::Subscribed).then(|| name.clone())
-        });
-        subscribed.collect()
+        self.standing
+            .iter()
+            .filter(|(_, standing)| **standing == Standing::Subscribed)
+            .map(|(name, _)| name.clone())
+            .collect()
     }
 
     /// Somebody wants a channel that Redis does not have.

@@ -1,0 +1,220 @@
+//! A client in a small world, and what it is owed.
+
+use std::rc::Rc;
+
+use super::primary::Primary;
+use crate::hub::replay::{Part, Replay};
+use crate::protocol::{Cursor, EventId, HistoryPage, Link};
+
+/// A published event, as nobody in the world sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Published {
+    pub(super) channel: usize,
+    pub(super) id: EventId,
+    /// Only a primary that was replaced had it.
+    pub(super) lost: bool,
+}
+
+/// A page with everything there was at the moment it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Read {
+    pub(super) page: HistoryPage<Link>,
+    pub(super) now: u64,
+    pub(super) primary: Rc<Primary>,
+    /// The connection of the replica during which it was asked for.
+    pub(super) era: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Wanted {
+    From(EventId),
+    Newest,
+}
+
+/// A read that the client's replay waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Pending {
+    /// The channel's index among the client's.
+    pub(super) index: usize,
+    pub(super) wanted: Wanted,
+    /// The answer, on its way.
+    pub(super) answer: Option<Rc<Read>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Stage {
+    Away,
+    /// `replay` is none until the newest pages are there.
+    Replaying {
+        replay: Option<Replay>,
+        /// And whether it was read for this step.
+        pages: Vec<Option<(Rc<Read>, bool)>>,
+        pending: Vec<Pending>,
+    },
+    Live {
+        skip_through: EventId,
+        told: Cursor,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Client {
+    pub(super) channels: Vec<usize>,
+    pub(super) stage: Stage,
+    pub(super) replica: usize,
+    /// What it would send.
+    pub(super) cursor: Option<Cursor>,
+    /// Its newest event on this connection.
+    last: Option<EventId>,
+    /// For each channel: what is later is owed. `None`: it has not begun.
+    pub(super) start: [Option<EventId>; 2],
+    /// Events it has had, was told a gap about, or could never know of.
+    pub(super) settled: Vec<EventId>,
+    /// Events it has had.
+    had: Vec<EventId>,
+    /// It has had events that were lost, and was not told.
+    is_past: [bool; 2],
+}
+
+impl Client {
+    pub(super) fn new(channels: &[usize]) -> Self {
+        Self {
+            channels: channels.to_vec(),
+            stage: Stage::Away,
+            replica: 0,
+            cursor: None,
+            last: None,
+            start: [None; 2],
+            settled: Vec::new(),
+            had: Vec::new(),
+            is_past: [false; 2],
+        }
+    }
+
+    pub(super) fn connect(&mut self, replica: usize, stage: Stage) {
+        self.replica = replica;
+        self.stage = stage;
+        self.last = None;
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        self.stage = Stage::Away;
+        self.last = None;
+    }
+
+    fn settle(&mut self, id: EventId) {
+        if let Err(at) = self.settled.binary_search(&id) {
+            self.settled.insert(at, id);
+        }
+    }
+
+    pub(super) fn take_event(
+        &mut self,
+        channel: usize,
+        link: Link,
+        lost: bool,
+    ) -> Result<(), String> {
+        if self.last.is_some_and(|last| link.id <= last) {
+            return Err(format!("{link:?} after {:?}", self.last));
+        }
+        if self.is_past[channel] && !lost {
+            return Err(format!(
+                "{link:?} follows events that were lost, without a gap"
+            ));
+        }
+        self.is_past[channel] |= lost;
+        self.last = Some(link.id);
+        self.cursor = Some(Cursor::new(link.id, EventId::ZERO));
+        self.settle(link.id);
+        if let Err(at) = self.had.binary_search(&link.id) {
+            self.had.insert(at, link.id);
+        }
+        Ok(())
+    }
+
+    /// A gap. It covers what was `published` up to `through`, but for what follows it.
+    pub(super) fn take_gap(
+        &mut self,
+        channel: usize,
+        id: EventId,
+        through: EventId,
+        follows: &[Link],
+        published: &[Published],
+    ) -> Result<(), String> {
+        if self.last.is_some_and(|last| id < last) {
+            return Err(format!("a gap at {id} after {:?}", self.last));
+        }
+        self.is_past[channel] = false;
+        self.cursor = Some(Cursor::new(id, EventId::ZERO));
+        let newest = published.last().map_or(EventId::ZERO, |event| event.id);
+        self.start[channel].get_or_insert(through.min(newest));
+        for event in published {
+            let is_covered = event.channel == channel
+                && event.id <= through
+                && follows.iter().all(|follows| follows.id != event.id);
+            if is_covered {
+                self.settle(event.id);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the first `most` things of a part; tells whether that was all.
+    pub(super) fn take_part(
+        &mut self,
+        part: &Part<Link>,
+        most: usize,
+        published: &[Published],
+        channel_of: impl Fn(EventId) -> (usize, bool),
+    ) -> Result<bool, String> {
+        let mut taken = 0;
+        for gap in &part.gaps {
+            if taken == most {
+                return Ok(false);
+            }
+            taken += 1;
+            let channel = self.channels[gap.channel];
+            let through = part.cursor.position();
+            self.take_gap(channel, part.gap_id(), through, &part.events, published)?;
+        }
+        for event in &part.events {
+            if taken == most {
+                return Ok(false);
+            }
+            taken += 1;
+            let (channel, lost) = channel_of(event.id);
+            self.take_event(channel, *event, lost)?;
+        }
+        if !part.gaps.is_empty() && part.events.is_empty() {
+            self.cursor = Some(part.cursor);
+        }
+        Ok(true)
+    }
+
+    /// Forgives events that were lost before the client could know of them, and notes which it
+    /// had.
+    pub(super) fn lose(&mut self, event: Published) {
+        if !self.channels.contains(&event.channel) {
+            return;
+        }
+        let is_behind = self
+            .cursor
+            .is_none_or(|cursor| event.id > cursor.position());
+        if self.had.binary_search(&event.id).is_ok() {
+            self.is_past[event.channel] = true;
+        } else if is_behind {
+            self.settle(event.id);
+        }
+    }
+
+    /// What is owed up to `position`.
+    pub(super) fn owed(&self, published: &[Published], position: EventId) -> Option<Published> {
+        let is_owed = |event: &&Published| {
+            self.channels.contains(&event.channel)
+                && self.start[event.channel].is_some_and(|start| event.id > start)
+                && event.id <= position
+                && self.settled.binary_search(&event.id).is_err()
+        };
+        published.iter().find(is_owed).copied()
+    }
+}

@@ -1,0 +1,400 @@
+//! Kept events on their way in: published, numbered, delivered once and in order, whatever
+//! becomes of the subscription.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails loudly"
+)]
+
+mod support;
+
+use std::time::Duration;
+
+use support::{Events, Gateway, Redis, eventually, within};
+
+/// The log line that says that events cannot be kept.
+const CANNOT_KEEP: &str = "events cannot be kept; live events go on";
+
+fn id_of(event: &sse_stream::Sse) -> String {
+    event.id.clone().expect("a kept event has an id")
+}
+
+/// `1-2` as numbers, to be compared.
+fn order(id: &str) -> (u64, u64) {
+    let (ms, n) = id.split_once('-').unwrap();
+    (ms.parse().unwrap(), n.parse().unwrap())
+}
+
+async fn both() -> (Redis, [Gateway; 2]) {
+    let redis = Redis::start().await;
+    let gateways = [
+        Gateway::behind(&redis, &[]).await,
+        Gateway::start(&[]).await,
+    ];
+    (redis, gateways)
+}
+
+#[tokio::test]
+async fn events_are_kept_unless_told_otherwise() {
+    let (_redis, gateways) = both().await;
+    for gateway in gateways {
+        let mut events = gateway.events("/events/a").await.opened().await;
+        let first = gateway.keep("/events/a?event=n&retry=5000", "one").await;
+        let second = gateway.keep("/events/a?keep=true", "two").await;
+        assert!(order(&second) > order(&first));
+        let event = events.event().await;
+        assert_eq!(event.event.as_deref(), Some("n"));
+        assert_eq!(
+            (event.data.as_deref(), event.retry),
+            (Some("one"), Some(5000))
+        );
+        assert_eq!(id_of(&event), first);
+        assert_eq!(id_of(&events.event().await), second);
+        let live = gateway.post("/events/a?keep=false", "three").await;
+        assert_eq!(live, (200, r#"{"id":null}"#.to_owned()));
+        let event = events.event().await;
+        assert_eq!((event.data.as_deref(), event.id), (Some("three"), None));
+        let received = |kind| format!(r#"fanfare_events_received_total{{kind="{kind}"}}"#);
+        assert_eq!(gateway.metric(&received("kept")).await, 2.0);
+        assert_eq!(gateway.metric(&received("live")).await, 1.0);
+        // Whatever the limits of the data are.
+        let mebibyte = "0123456789abcdef".repeat(1 << 16);
+        gateway.keep("/events/a", mebibyte.clone()).await;
+        assert!(events.data().await == mebibyte);
+    }
+}
+
+#[tokio::test]
+async fn a_key_stands_for_one_event() {
+    let (_redis, gateways) = both().await;
+    for gateway in gateways {
+        let mut events = gateway.events("/events/a").await.opened().await;
+        let with_key = async |path: &str, keys: &[&str]| {
+            let mut request = reqwest::Client::new().post(gateway.url(path)).body("x");
+            for key in keys {
+                request = request.header("Idempotency-Key", *key);
+            }
+            let response = within("an answer", request.send()).await.unwrap();
+            (response.status().as_u16(), response.text().await.unwrap())
+        };
+        let first = with_key("/events/a?key=k", &[]).await;
+        assert_eq!(first.0, 200);
+        assert_eq!(with_key("/events/a", &["k"]).await, first);
+        assert_eq!(with_key("/events/a?key=k", &["k"]).await, first);
+        let other = with_key("/events/a", &["other"]).await;
+        assert_ne!(other, first);
+        for (path, keys) in [
+            ("/events/a?key=k", vec!["other"]),
+            ("/events/a", vec!["k", "other"]),
+            ("/events/a", vec![""]),
+            ("/events/a?keep=false", vec!["k"]),
+        ] {
+            assert_eq!(with_key(path, &keys).await.0, 400, "{path} {keys:?}");
+        }
+        for (_, answer) in [first, other] {
+            assert!(answer.contains(&id_of(&events.event().await)));
+        }
+    }
+}
+
+/// What a publisher of its own sends by the function is what clients get.
+#[tokio::test]
+async fn the_function_and_http_are_the_same() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a?channel=b").await.opened().await;
+    let id = redis.keep("a", "one", &["event", "n", "retry", "7"]).await;
+    let event = events.event().await;
+    assert_eq!((id_of(&event), event.retry), (id, Some(7)));
+    let id = gateway.keep("/events/a", "two").await;
+    assert_eq!(id_of(&events.event().await), id);
+    // A restricted event reaches nobody yet, and leaves no hole.
+    redis.keep("a", "secret", &["to", r#"{"role":"x"}"#]).await;
+    let id = redis.keep("a", "three", &[]).await;
+    assert_eq!(id_of(&events.event().await), id);
+    assert_eq!(gateway.metric("fanfare_history_reads_total").await, 0.0);
+    // A rule that only the function knows is told to the publisher.
+    let _: i64 = redis
+        .command(&["HSET", "sse:$config", "max_event_bytes", "5"])
+        .await;
+    eventually("the function has read it", async || {
+        gateway.post("/events/b?keep=true", "123456").await.0 == 400
+    })
+    .await;
+    let (_, answer) = gateway.post("/events/b", "123456").await;
+    assert!(answer.contains("at most 5 bytes"), "{answer}");
+}
+
+/// Without the right to load the library, or to call it.
+#[tokio::test]
+async fn where_events_cannot_be_kept_live_ones_go_on() {
+    let redis = Redis::start().await;
+    let rules =
+        "on >pass resetchannels &sse:* -@all +subscribe +unsubscribe +publish +ping +unwatch";
+    let mut command = vec!["ACL", "SETUSER", "live"];
+    command.extend(rules.split(' '));
+    let _: String = redis.command(&command).await;
+    let url = format!("redis://live:pass@127.0.0.1:{}", redis.port());
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &url)]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    assert_eq!(gateway.post("/events/a?keep=false", "live").await.0, 200);
+    assert_eq!(events.data().await, "live");
+    let (status, answer) = gateway.post("/events/a", "x").await;
+    assert_eq!(status, 503);
+    assert!(answer.contains("keep=false"), "{answer}");
+    // Kept by others they are live events here.
+    let other = Gateway::behind(&redis, &[]).await;
+    other.keep("/events/a", "kept").await;
+    let event = events.event().await;
+    assert_eq!((event.data.as_deref(), event.id), (Some("kept"), None));
+    // It is told once, even when the connection is lost again and again.
+    for _ in 0..3 {
+        let lost = gateway.metric("fanfare_redis_reconnects_total").await;
+        let _: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        eventually("the connection is replaced", async || {
+            gateway.metric("fanfare_redis_reconnects_total").await > lost
+                && gateway.is_ready().await
+        })
+        .await;
+    }
+    let log = gateway.log();
+    let told: Vec<_> = log.iter().filter(|l| l.contains(CANNOT_KEEP)).collect();
+    assert_eq!(told.len(), 1, "{log:#?}");
+    assert!(told[0].contains("lacks the right"), "{told:?}");
+    assert_eq!(events.gap().await["reason"], "lost");
+}
+
+/// `OOM`: reads and live events go on, and so does the connection.
+#[tokio::test]
+async fn where_redis_refuses_to_write_the_gateway_stays_ready() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    gateway.keep("/events/a", "before").await;
+    assert_eq!(events.data().await, "before");
+    let _: String = redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert_eq!(gateway.post("/events/a", "x").await.0, 503);
+    let probes = gateway.metric("fanfare_redis_probe_seconds_count").await;
+    eventually("probes go on", async || {
+        gateway.metric("fanfare_redis_probe_seconds_count").await >= probes + 2.0
+    })
+    .await;
+    assert!(gateway.is_ready().await);
+    assert_eq!(gateway.metric("fanfare_redis_reconnects_total").await, 0.0);
+    redis.publish("a", "live").await;
+    assert_eq!(events.data().await, "live");
+    // Even a gateway that starts now serves.
+    let late = Gateway::behind(&redis, &[]).await;
+    let mut late_events = late.events("/events/a").await.opened().await;
+    redis.publish("a", "for both").await;
+    assert_eq!(late_events.data().await, "for both");
+    assert_eq!(events.data().await, "for both");
+    let _: String = redis.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    let id = gateway.keep("/events/a", "after").await;
+    assert_eq!(id_of(&events.event().await), id);
+    let log = gateway.log().join("\n");
+    assert!(log.contains("refuses to keep events for now"), "{log}");
+}
+
+#[tokio::test]
+async fn functions_that_are_flushed_come_back() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    let before = gateway.keep("/events/a", "before").await;
+    let _: String = redis.command(&["FUNCTION", "FLUSH"]).await;
+    // The first who finds it missing has it loaded.
+    eventually("it is loaded again", async || {
+        gateway.post("/events/a", "after").await.0 == 200
+    })
+    .await;
+    assert_eq!(id_of(&events.event().await), before);
+    assert!(order(&id_of(&events.event().await)) > order(&before));
+    // Nobody has to publish for it.
+    let _: String = redis.command(&["FUNCTION", "FLUSH"]).await;
+    eventually("a probe finds it missing", async || {
+        let list: Vec<redis::Value> = redis.command(&["FUNCTION", "LIST"]).await;
+        !list.is_empty()
+    })
+    .await;
+    assert_eq!(gateway.metric("fanfare_redis_reconnects_total").await, 0.0);
+}
+
+/// A primary that becomes a replica keeps its connections open: the gateway has to leave it.
+#[tokio::test]
+async fn a_replica_is_left() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    let _: String = redis.command(&["REPLICAOF", "127.0.0.1", "1"]).await;
+    eventually("readiness turns red", async || !gateway.is_ready().await).await;
+    eventually("and says why", async || {
+        gateway.admin_get("/readyz").await.1.contains("replica")
+    })
+    .await;
+    let _: String = redis.command(&["REPLICAOF", "NO", "ONE"]).await;
+    gateway.ready().await;
+    let id = gateway.keep("/events/a", "back").await;
+    assert_eq!(id_of(&events.event().await), id);
+}
+
+/// A difference between what is set here and what Redis says is told once.
+#[tokio::test]
+async fn other_settings_in_redis_are_told() {
+    let redis = Redis::start().await;
+    let _first = Gateway::behind(&redis, &[("FANFARE_HISTORY_LENGTH", "5")]).await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let log = gateway.log();
+    let told = log
+        .iter()
+        .filter(|line| line.contains("FANFARE_HISTORY_LENGTH is 1000 here"));
+    assert_eq!(told.count(), 1, "{log:#?}");
+}
+
+/// No stream is admitted before a probe has proven the connection.
+#[tokio::test]
+async fn streams_wait_for_the_first_probe() {
+    let redis = Redis::start().await;
+    // Everything but the probe's way back.
+    let _: String = redis
+        .command(&["ACL", "SETUSER", "default", "resetchannels", "&sse:a"])
+        .await;
+    let gateway = Gateway::start_unready(&[("FANFARE_REDIS_URL", &redis.url())]).await;
+    let mut raw = support::Raw::get(gateway.data, "/events/a").await;
+    let early = tokio::time::timeout(Duration::from_secs(2), raw.socket.readable()).await;
+    assert!(early.is_err(), "it was answered");
+    let _: String = redis.command(&["ACL", "SETUSER", "default", "&*"]).await;
+    raw.until("retry: ").await;
+    gateway.ready().await;
+}
+
+async fn next_kept(events: &mut Events) -> (String, String) {
+    let event = events.event().await;
+    assert_eq!(event.event, None, "{event:?}");
+    (id_of(&event), event.data.unwrap())
+}
+
+/// Subscriptions are lost again and again while two channels are published to: a client of both
+/// gets everything, once, in order.
+#[tokio::test]
+async fn what_a_lost_subscription_missed_is_read_and_delivered_in_order() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway
+        .events("/events?channel=a&channel=b")
+        .await
+        .opened()
+        .await;
+    let mut publisher = redis.connection().await;
+    let publish = async {
+        let mut published = Vec::new();
+        for number in 0..3000 {
+            let channel = ["sse:a", "sse:b"][number % 3 % 2];
+            let data = format!("{channel} {number}");
+            let id: String = redis::cmd("FCALL")
+                .arg(&["fanfare_publish", "1", channel, &data])
+                .query_async(&mut publisher)
+                .await
+                .unwrap();
+            published.push((id, data));
+            if number % 10 == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        published
+    };
+    let kill = async {
+        for _ in 0..6 {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let _: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        }
+    };
+    let receive = async {
+        let mut received = Vec::new();
+        while received.len() < 3000 {
+            received.push(next_kept(&mut events).await);
+        }
+        received
+    };
+    let (published, received, ()) = tokio::join!(publish, receive, kill);
+    assert!(published == received, "{received:?}");
+    assert!(gateway.metric("fanfare_redis_reconnects_total").await >= 2.0);
+    assert!(gateway.metric("fanfare_backfilled_events_total").await > 0.0);
+    let dropped = r#"fanfare_events_dropped_total{reason="id_ahead"}"#;
+    assert_eq!(gateway.metric(dropped).await, 0.0);
+}
+
+/// What was trimmed meanwhile is told as lost, and what is left follows.
+#[tokio::test]
+async fn what_is_no_longer_there_is_told() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a?channel=b").await.opened().await;
+    let seen = redis.keep("a", "seen", &[]).await;
+    assert_eq!(id_of(&events.event().await), seen);
+    let lost = gateway.metric("fanfare_redis_reconnects_total").await;
+    // One transaction: nothing is subscribed while the events are published.
+    let mut connection = redis.connection().await;
+    let mut pipe = redis::pipe();
+    pipe.atomic().cmd("CLIENT").arg(&["KILL", "TYPE", "pubsub"]);
+    for number in 0..5 {
+        pipe.cmd("FCALL").arg(&["fanfare_publish", "1", "sse:a"]);
+        pipe.arg(number).arg(&["history", "2"]);
+    }
+    let answers: Vec<redis::Value> = pipe.query_async(&mut connection).await.unwrap();
+    let ids: Vec<String> = answers
+        .into_iter()
+        .skip(1)
+        .map(|id| redis::from_redis_value(id).unwrap())
+        .collect();
+    let gap = events.event().await;
+    assert_eq!(gap.event.as_deref(), Some("$gap"), "{gap:?}");
+    let told: serde_json::Value = serde_json::from_str(gap.data.as_deref().unwrap()).unwrap();
+    assert_eq!(
+        (&told["channel"], &told["reason"]),
+        (&"a".into(), &"lost".into())
+    );
+    assert_eq!(told["oldest"], ids[3].as_str());
+    assert!(order(&id_of(&gap)) < order(&ids[3]));
+    for (id, data) in [(&ids[3], "3"), (&ids[4], "4")] {
+        assert_eq!(next_kept(&mut events).await, (id.clone(), data.to_owned()));
+    }
+    assert_eq!(
+        gateway.metric("fanfare_redis_reconnects_total").await,
+        lost + 1.0
+    );
+    assert_eq!(gateway.metric("fanfare_backfilled_events_total").await, 2.0);
+}
+
+/// A frame that the subscription never brought is missed as soon as the next one comes.
+#[tokio::test]
+async fn a_hole_is_filled_before_the_event_that_shows_it() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    let first = redis.keep("a", "0", &[]).await;
+    assert_eq!(next_kept(&mut events).await, (first.clone(), "0".into()));
+    // Published by a user whose messages go nowhere: added to the history as the function does.
+    let (ms, n) = order(&first);
+    let missed = format!("{ms}-{}", n + 1);
+    let frame = format!("1e{missed} {first} {ms} - 0 0 0\nmissed");
+    let frame = [&b"\xff"[..], frame.as_bytes()].concat();
+    let added: String = redis::cmd("XADD")
+        .arg(&["sse:a", &missed, "f"])
+        .arg(frame)
+        .query_async(&mut redis.connection().await)
+        .await
+        .unwrap();
+    assert_eq!(added, missed);
+    let last = redis.keep("a", "last", &[]).await;
+    assert_eq!(next_kept(&mut events).await, (missed, "missed".into()));
+    assert_eq!(next_kept(&mut events).await, (last, "last".into()));
+    assert_eq!(gateway.metric("fanfare_history_reads_total").await, 1.0);
+    assert_eq!(gateway.metric("fanfare_backfilled_events_total").await, 1.0);
+    // A history that begins anew does not continue what was seen.
+    let _: i64 = redis.command(&["DEL", "sse:a"]).await;
+    let anew = redis.keep("a", "anew", &[]).await;
+    assert_eq!(events.gap().await["reason"], "rewound");
+    assert_eq!(next_kept(&mut events).await, (anew, "anew".into()));
+}
