@@ -398,3 +398,153 @@ async fn a_hole_is_filled_before_the_event_that_shows_it() {
     assert_eq!(events.gap().await["reason"], "rewound");
     assert_eq!(next_kept(&mut events).await, (anew, "anew".into()));
 }
+
+/// A Redis that comes back with everything it had: nothing is told as missing.
+#[tokio::test]
+async fn a_restart_that_lost_nothing_leaves_no_gap() {
+    let mut redis =
+        Redis::start_with(&[("--appendonly", "yes"), ("--appendfsync", "always")]).await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a?channel=b").await.opened().await;
+    let before = redis.keep("a", "before", &[]).await;
+    assert_eq!(
+        next_kept(&mut events).await,
+        (before.clone(), "before".into())
+    );
+    redis.kill().await;
+    eventually("readiness turns red", async || !gateway.is_ready().await).await;
+    redis.restart().await;
+    let missed = redis.keep("b", "missed", &[]).await;
+    // Ids jump ahead, because others may have been issued before.
+    assert!(order(&missed).0 >= order(&before).0 + 60_000);
+    assert_eq!(next_kept(&mut events).await, (missed, "missed".into()));
+    gateway.ready().await;
+    let after = redis.keep("a", "after", &[]).await;
+    assert_eq!(next_kept(&mut events).await, (after, "after".into()));
+}
+
+/// What is missed is bounded: beyond it, it is told as lost. Everything is one or the other.
+#[tokio::test]
+async fn a_backfill_is_bounded_and_says_what_it_left_out() {
+    const CHANNELS: usize = 48;
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[("FANFARE_CLIENT_BUFFER_BYTES", "128MiB")]).await;
+    let names: Vec<_> = (0..CHANNELS)
+        .map(|number| format!("channel=c{number}"))
+        .collect();
+    let path = format!("/events?{}", names.join("&"));
+    let mut events = gateway.events(&path).await.opened().await;
+    let mebibyte = "0123456789abcdef".repeat(1 << 16);
+    let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
+    let mut connection = redis::Client::open(redis.url())
+        .unwrap()
+        .get_multiplexed_async_connection_with_config(&patient)
+        .await
+        .unwrap();
+    let mut pipe = redis::pipe();
+    pipe.atomic().cmd("CLIENT").arg(&["KILL", "TYPE", "pubsub"]);
+    for number in 0..CHANNELS {
+        pipe.cmd("FCALL").arg(&["fanfare_publish", "1"]);
+        pipe.arg(format!("sse:c{number}")).arg(&mebibyte);
+    }
+    let _: Vec<redis::Value> = pipe.query_async(&mut connection).await.unwrap();
+    let (mut delivered, mut lost) = (0, 0);
+    while delivered + lost < CHANNELS {
+        let event = events.event().await;
+        if event.event.as_deref() == Some("$gap") {
+            assert!(event.data.unwrap().contains(r#""reason":"lost""#));
+            lost += 1;
+        } else {
+            assert_eq!(event.data.as_deref(), Some(&*mebibyte));
+            delivered += 1;
+        }
+    }
+    assert!((24..=32).contains(&delivered), "{delivered}");
+    // The next event of a channel that lost one is no hole any more.
+    let reads = gateway.metric("fanfare_history_reads_total").await;
+    for number in 0..CHANNELS {
+        let channel = format!("c{number}");
+        let id = redis.keep(&channel, &channel, &[]).await;
+        assert_eq!(next_kept(&mut events).await, (id, channel));
+    }
+    assert_eq!(gateway.metric("fanfare_history_reads_total").await, reads);
+}
+
+/// Thousands of channels are read again within moments, and probes go on meanwhile.
+#[tokio::test]
+async fn many_channels_are_backfilled_quickly() {
+    const STREAMS: usize = 40;
+    const CHANNELS_EACH: usize = 60;
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let open = |stream: usize| {
+        let names: Vec<_> = (0..CHANNELS_EACH)
+            .map(|number| format!("channel=c{stream}.{number}"))
+            .collect();
+        let path = format!("/events?{}", names.join("&"));
+        let gateway = &gateway;
+        async move { gateway.events(&path).await.opened().await }
+    };
+    let mut streams = futures_util::future::join_all((0..STREAMS).map(open)).await;
+    let mut connection = redis.connection().await;
+    let mut pipe = redis::pipe();
+    pipe.atomic().cmd("CLIENT").arg(&["KILL", "TYPE", "pubsub"]);
+    for stream in 0..STREAMS {
+        for number in 0..CHANNELS_EACH {
+            let key = format!("sse:c{stream}.{number}");
+            pipe.cmd("FCALL").arg(&["fanfare_publish", "1", &key, "x"]);
+        }
+    }
+    let killed = tokio::time::Instant::now();
+    let _: Vec<redis::Value> = pipe.query_async(&mut connection).await.unwrap();
+    for events in &mut streams {
+        let mut last = String::from("0-0");
+        for _ in 0..CHANNELS_EACH {
+            let (id, _) = next_kept(events).await;
+            assert!(order(&id) > order(&last));
+            last = id;
+        }
+    }
+    assert!(
+        killed.elapsed() < Duration::from_secs(8),
+        "{:?}",
+        killed.elapsed()
+    );
+    gateway.ready().await;
+    let missed = gateway.metric("fanfare_backfilled_events_total").await;
+    assert_eq!(missed, (STREAMS * CHANNELS_EACH) as f64);
+    assert_eq!(gateway.metric("fanfare_redis_reconnects_total").await, 1.0);
+}
+
+/// A library that goes away for good: whoever had kept events is told, and live ones go on.
+#[tokio::test]
+async fn a_library_that_is_taken_away_is_told_to_clients() {
+    let redis = Redis::start().await;
+    let user = async |rules: &str| {
+        let mut command = vec!["ACL", "SETUSER", "gateway"];
+        command.extend(rules.split_whitespace());
+        let _: String = redis.command(&command).await;
+    };
+    user("on >pass ~sse:* &sse:* +@all").await;
+    let url = format!("redis://gateway:pass@127.0.0.1:{}", redis.port());
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &url)]).await;
+    let mut events = gateway.events("/events/a?channel=b").await.opened().await;
+    let id = gateway.keep("/events/a", "kept").await;
+    assert_eq!(next_kept(&mut events).await, (id, "kept".into()));
+    user("-function|load").await;
+    let _: String = redis.command(&["FUNCTION", "FLUSH"]).await;
+    assert_eq!(gateway.post("/events/a", "x").await.0, 503);
+    let gap = events.gap().await;
+    assert_eq!(
+        (&gap["channel"], &gap["reason"]),
+        (&"a".into(), &"lost".into())
+    );
+    gateway.ready().await;
+    redis.publish("a", "live").await;
+    assert_eq!(events.data().await, "live");
+    // A fresh stream has no cursor to come back with.
+    let mut fresh = gateway.events("/events/c").await;
+    assert!(fresh.block().await.unwrap().retry.is_some());
+    redis.publish("c", "live").await;
+    assert_eq!(fresh.data().await, "live");
+}

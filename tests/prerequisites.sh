@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 needed=(
   redis-server:redis-server
   redis-cli:redis-tools
+  redis-benchmark:redis-tools
   promtool:prometheus
   chromium:chromium
   chromedriver:chromium-driver

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::compare::CompareArgs;
+use crate::measure::gateway::Gateways;
 use crate::measure::process::ServerProcesses;
 use crate::publisher::Wire;
 use crate::scenario::plan::{Limits, Load, Plan, Target, Work};
@@ -77,6 +78,12 @@ pub(crate) enum Command {
         /// How long the clients stay away
         #[arg(long, value_parser = humantime::parse_duration, default_value = "2s")]
         away: Duration,
+        /// Server that the clients come back to, `http://host:port` [default: where they were]
+        #[arg(long = "resume-url", value_delimiter = ',')]
+        resume_urls: Vec<String>,
+        /// The run fails if resuming costs Redis more reads of histories (needs --admin-url)
+        #[arg(long, requires = "admin_urls")]
+        max_history_reads: Option<u64>,
     },
     /// Fanfare and its peers, the same work on pinned cores, one table
     Compare(CompareArgs),
@@ -145,6 +152,10 @@ pub(crate) struct Options {
     /// A server process to measure, its descendants included; may be repeated
     #[arg(long = "server-pid", value_delimiter = ',')]
     server_pids: Vec<u32>,
+    /// Admin listener of a gateway, `http://host:port`, to read its counters of resumes, history
+    /// reads and gaps; all gateways, where there are several
+    #[arg(long = "admin-url", value_delimiter = ',')]
+    admin_urls: Vec<String>,
     /// Client processes [default: as many as the descriptor limit demands]
     #[arg(long)]
     processes: Option<u32>,
@@ -248,12 +259,19 @@ impl Command {
                     memory_must_be_flat: true,
                 };
             }
-            Self::Resume { away, .. } => {
+            Self::Resume {
+                away,
+                resume_urls,
+                max_history_reads,
+                ..
+            } => {
                 ensure!(
                     *away < load.duration,
                     "the clients must come back while events go on"
                 );
                 plan.work = Work::Resume { load, away: *away };
+                plan.target.resume_servers = addresses_of(resume_urls)?;
+                plan.limits.max_history_reads = *max_history_reads;
                 plan.publish = options.wire(options.publish.unwrap_or(PublishBy::Fcall))?;
             }
             _ => {}
@@ -267,17 +285,15 @@ impl Options {
         Ok(Plan {
             scenario,
             target: Target {
-                servers: self
-                    .urls
-                    .iter()
-                    .map(|url| address_of(url))
-                    .collect::<Result<_>>()?,
+                servers: addresses_of(&self.urls)?,
+                resume_servers: Vec::new(),
                 path: self
                     .path
                     .clone()
                     .unwrap_or_else(|| "/events/{channel}".into()),
                 headers: self.headers.clone(),
                 processes: ServerProcesses::new(self.server_pids.clone())?,
+                gateways: Gateways::new(addresses_of(&self.admin_urls)?),
             },
             publish: self.wire(self.publish.unwrap_or(PublishBy::Redis))?,
             clients: self.clients.unwrap_or(1000),
@@ -294,6 +310,7 @@ impl Options {
                 drain_timeout: self.drain_timeout,
                 receive_buffer_bytes: self.receive_buffer,
                 max_p99: self.max_p99,
+                max_history_reads: None,
             },
             processes: self.processes,
         })
@@ -330,6 +347,10 @@ impl Options {
             }
         })
     }
+}
+
+fn addresses_of(urls: &[String]) -> Result<Vec<SocketAddr>> {
+    urls.iter().map(|url| address_of(url)).collect()
 }
 
 /// `http://host:port` → its address. Encrypted servers are measured behind nothing: no TLS here.
@@ -399,6 +420,8 @@ mod tests {
             "x multi --per-client 4 --channels 2",
             "x slow --slow-every 1",
             "x resume --away 10s --duration 5s",
+            "x resume --max-history-reads 3",
+            "x resume --resume-url http://127.0.0.1:1/path",
             "x saturate --factor 1",
         ] {
             assert!(plan(line).is_err(), "{line}");

@@ -11,6 +11,7 @@
 
 mod support;
 
+use serde_json::json;
 use support::server::{self, Fault};
 use support::{axum_peer, redis, scenario, tool};
 
@@ -78,13 +79,58 @@ fn several_channels_on_a_connection() {
 #[test]
 fn a_server_with_ids_is_resumed_without_loss() {
     let address = server::start(Fault::None);
-    let (result, well) = scenario(&format!(
-        "resume --away 200ms --url http://{address} {BRIEFLY}"
-    ));
+    let words = format!(
+        "resume --away 200ms --url http://{address} --admin-url http://{address} {BRIEFLY}"
+    );
+    let (result, well) = scenario(&words);
     assert!(well, "{result:#}");
     let phase = &result["phases"][0];
     assert_eq!(phase["delivered"], 5_000);
+    assert_eq!(phase["gaps"], 0);
     assert!(phase["caught_up_seconds"].as_f64().unwrap() > 0.0);
+    assert_eq!(phase["gateway"]["fanfare_history_reads_total"], 50);
+
+    let (result, well) = scenario(&format!("{words} --max-history-reads 49"));
+    assert!(!well);
+    let problems = [json!("resume: 50 history reads are more than 49")];
+    assert_eq!(result["problems"], json!(problems));
+}
+
+#[test]
+fn clients_come_back_to_another_server() {
+    let (there, elsewhere) = (server::start(Fault::None), server::start(Fault::None));
+    let (result, well) = scenario(&format!(
+        "resume --away 200ms --url http://{there} --resume-url http://{elsewhere} {BRIEFLY}"
+    ));
+    // The other one has no events: nobody gets any more.
+    assert!(!well);
+    let phase = &result["phases"][0];
+    assert!(phase["faults"]["undelivered"].as_u64().unwrap() > 0);
+    assert_eq!(phase["caught_up_seconds"], json!(null));
+}
+
+#[test]
+fn a_gap_told_without_a_loss_is_found() {
+    let address = server::start(Fault::TellsOfAGap);
+    let (result, well) = scenario(&format!(
+        "resume --away 200ms --url http://{address} {BRIEFLY}"
+    ));
+    assert!(!well);
+    assert_eq!(result["phases"][0]["delivered"], 5_000);
+    assert_eq!(result["problems"], json!(["resume: 50 gaps told"]));
+}
+
+#[test]
+fn counters_that_cannot_be_read_are_an_error() {
+    let address = server::start(Fault::None);
+    let output = tool(&format!(
+        "resume --url http://{address} --admin-url http://127.0.0.1:1 {BRIEFLY} --away 100ms"
+    ));
+    assert_eq!(output.status.code(), Some(2));
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("http://127.0.0.1:1/metrics"),
+        "{output:?}"
+    );
 }
 
 /// Which counters a fault must raise, and no others.
@@ -206,4 +252,14 @@ fn a_comparison_runs_and_names_what_is_missing() {
         "{text}"
     );
     assert!(text.contains("publish → received"), "{text}");
+}
+
+#[test]
+fn what_only_fanfare_can_do_needs_fanfare() {
+    let output = tool("compare --peers axum --rows resume --runs 1 --server-core 0 --load-core 0");
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("measures Fanfare alone"),
+        "{output:?}"
+    );
 }

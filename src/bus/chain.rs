@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::protocol::{
-    Cursor, EventId, Evidence, GapReason, HistoryPage, Issued, Link, Linked, Retention, judge,
+    Cursor, EventId, Evidence, GapReason, HistoryPage, Link, Linked, Retention, judge,
 };
 
 /// How an event that arrives stands to what was seen of its channel before.
@@ -31,8 +31,10 @@ pub(crate) fn arrival(seen: Option<EventId>, event: Link, retention: Retention) 
     } else if event.prev > seen {
         Arrival::Hole
     } else {
-        // A history that expired begins anew.
-        let expired = event.prev == EventId::ZERO && event.id.since(seen) >= retention.after(seen);
+        // A history that expired begins anew. What was seen itself is retained like an event
+        // after the id before it.
+        let ttl = retention.after(seen.pred());
+        let expired = event.prev == EventId::ZERO && event.id.since(seen) >= ttl;
         if expired {
             Arrival::Next
         } else {
@@ -58,17 +60,20 @@ pub(crate) fn backfill_from(seen: Option<EventId>, position: EventId) -> Cursor 
     Cursor::new(seen.unwrap_or_default(), position)
 }
 
-/// Judges the read of one channel from [`Cursor::read_from`] on.
+/// Judges the read of one channel from [`Cursor::read_from`] on. What is later than `until`, the
+/// first id that came after all channels were subscribed, arrives by itself: taking it from here
+/// would let it overtake what other channels have before it.
 pub(crate) fn recover<E: Linked + Clone>(
     cursor: Cursor,
     page: &HistoryPage<E>,
+    until: EventId,
     lag_bound: Duration,
 ) -> Recovered<E> {
     let evidence = Evidence {
         page,
         floor: EventId::ZERO,
     };
-    let gap = judge(cursor, false, &[Some(evidence)], lag_bound)
+    let mut gap = judge(cursor, false, &[Some(evidence)], lag_bound)
         .into_iter()
         .flatten()
         .next()
@@ -77,29 +82,21 @@ pub(crate) fn recover<E: Linked + Clone>(
             GapReason::Rewound | GapReason::UnknownId => GapReason::Rewound,
             _ => GapReason::Lost,
         });
-    let position = if gap == Some(GapReason::Rewound) && is_past(cursor, page.issued) {
-        page.end()
+    let is_missed = |event: &&E| event.link().id > cursor.position() && event.link().id <= until;
+    let events: Vec<E> = page.events.iter().filter(is_missed).cloned().collect();
+    let end = page.end();
+    let goes_on = if page.complete || end >= until {
+        None
+    } else if end > cursor.position() {
+        Some(Cursor::new(end, EventId::ZERO))
     } else {
-        cursor.position()
-    };
-    let events: Vec<E> = page
-        .events
-        .iter()
-        .filter(|event| event.link().id > position)
-        .cloned()
-        .collect();
-    let goes_on = match events.last() {
-        Some(last) if !page.complete => Some(Cursor::new(last.link().id, EventId::ZERO)),
-        _ => None,
+        // So small a page leads nowhere, and everything behind it stays unread.
+        gap.get_or_insert(GapReason::Lost);
+        None
     };
     Recovered {
         gap,
         events,
         goes_on,
     }
-}
-
-/// Whether the cursor is past every id that was issued.
-fn is_past(cursor: Cursor, issued: Option<Issued>) -> bool {
-    issued.is_none_or(|issued| cursor.position() > issued.last)
 }

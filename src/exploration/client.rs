@@ -136,16 +136,18 @@ impl Client {
     pub(super) fn take_gap(
         &mut self,
         channel: usize,
-        id: EventId,
+        id: Option<EventId>,
         through: EventId,
         follows: &[Link],
         published: &[Published],
     ) -> Result<(), String> {
-        if self.last.is_some_and(|last| id < last) {
-            return Err(format!("a gap at {id} after {:?}", self.last));
+        if let Some(id) = id {
+            if self.last.is_some_and(|last| id < last) {
+                return Err(format!("a gap at {id} after {:?}", self.last));
+            }
+            self.cursor = Some(Cursor::new(id, EventId::ZERO));
         }
         self.is_past[channel] = false;
-        self.cursor = Some(Cursor::new(id, EventId::ZERO));
         let newest = published.last().map_or(EventId::ZERO, |event| event.id);
         self.start[channel].get_or_insert(through.min(newest));
         for event in published {
@@ -168,14 +170,17 @@ impl Client {
         channel_of: impl Fn(EventId) -> (usize, bool),
     ) -> Result<bool, String> {
         let mut taken = 0;
-        for gap in &part.gaps {
+        for (number, gap) in part.gaps.iter().enumerate() {
             if taken == most {
                 return Ok(false);
             }
             taken += 1;
             let channel = self.channels[gap.channel];
             let through = part.cursor.position();
-            self.take_gap(channel, part.gap_id(), through, &part.events, published)?;
+            // A client cut off between two gaps has not been told of the second.
+            let is_last = number + 1 == part.gaps.len();
+            let id = is_last.then(|| part.gap_id());
+            self.take_gap(channel, id, through, &part.events, published)?;
         }
         for event in &part.events {
             if taken == most {
@@ -192,14 +197,13 @@ impl Client {
     }
 
     /// Forgives events that were lost before the client could know of them, and notes which it
-    /// had.
-    pub(super) fn lose(&mut self, event: Published) {
+    /// had. `isolated`: published when their primary was replaced already.
+    pub(super) fn lose(&mut self, event: Published, isolated: bool) {
         if !self.channels.contains(&event.channel) {
             return;
         }
-        let is_behind = self
-            .cursor
-            .is_none_or(|cursor| event.id > cursor.position());
+        let cursor = self.cursor;
+        let is_behind = cursor.is_none_or(|cursor| event.id > cursor.position()) || isolated;
         if self.had.binary_search(&event.id).is_ok() {
             self.is_past[event.channel] = true;
         } else if is_behind {

@@ -120,12 +120,12 @@ impl Replica {
 
     /// Takes a page of the backfill; tells whether it left a gap.
     pub(super) fn recover(&mut self, channel: usize, page: &HistoryPage<Link>) -> bool {
-        let Connection::Recovering { channels, .. } = &mut self.connection else {
+        let Connection::Recovering { channels, probe } = &mut self.connection else {
             return false;
         };
         let recovery = &mut channels[channel];
         let cursor = recovery.cursor.unwrap();
-        let recovered = recover(cursor, page, lag_bound());
+        let recovered = recover(cursor, page, *probe, lag_bound());
         if recovered.gap.is_some() {
             // Later pages have a gap before them, so what was read comes after it too.
             recovery.gap = true;
@@ -157,7 +157,8 @@ impl Replica {
             let events = recovery.events.iter();
             told.extend(events.map(|event| Told::Event(channel, *event)));
         }
-        told.sort_by_key(|told| told.id());
+        // Every gap comes before every event: a client cut off between them is past neither.
+        told.sort_by_key(|told| (matches!(told, Told::Event(..)), told.id()));
         self.connection = Connection::Up;
         for item in &told {
             self.note(*item);

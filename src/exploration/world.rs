@@ -522,7 +522,7 @@ impl World {
         }
         if isolated {
             for client in &mut self.clients {
-                client.lose(event);
+                client.lose(event, true);
             }
         }
     }
@@ -549,7 +549,7 @@ impl World {
             if event.id > last {
                 event.lost = true;
                 for client in &mut self.clients {
-                    client.lose(*event);
+                    client.lose(*event, false);
                 }
             }
         }
@@ -578,7 +578,8 @@ impl World {
                         client.take_event(channel, link, lost)?;
                     }
                     Told::Gap(channel, id) if client.channels.contains(&channel) => {
-                        client.take_gap(channel, id, id, &[], &self.published)?;
+                        // Several channels may have one, each with events of its own after it.
+                        client.take_gap(channel, None, id, &[], &self.published)?;
                     }
                     Told::Event(..) | Told::Gap(..) => {}
                 }
@@ -787,8 +788,11 @@ impl World {
         if most != ALL && most >= things {
             return Ok(false);
         }
-        // Otherwise reads and subscription are of two primaries, until the latter is lost.
-        if !part.live && things == 0 && part.cursor == before && !replica.is_behind {
+        let is_up_to_date = |read: &Rc<Read>| read.page.issued == self.primary.issued;
+        let is_undisturbed = !replica.is_behind
+            && replica.queue.is_empty()
+            && pages.iter().flatten().all(|(read, _)| is_up_to_date(read));
+        if !part.live && things == 0 && part.cursor == before && is_undisturbed {
             return Err(format!(
                 "nothing comes after {before}: {pages:?} {replica:?}"
             ));

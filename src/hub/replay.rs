@@ -130,15 +130,21 @@ impl Replay {
             .map(|page| page.map_or(seen.unwrap_or_default(), HistoryPage::end))
             .min()
             .unwrap_or_default();
-        let begin = if is_past_all(&pages, position) {
+        // Every event up to here has come to this replica, too.
+        let caught = views.iter().filter_map(|view| view.tail.newest()).max();
+        let caught = caught.max(seen).unwrap_or_default();
+        let (begin, told_by_all) = if is_past_all(&pages, position) {
             // Nothing comes after an id that was never issued: the client begins anew, where this
             // replica stands.
-            told_by_all.min(seen.unwrap_or_default())
+            let begin = position.min(seen.unwrap_or_default());
+            (begin, begin)
         } else {
-            position
+            (position, told_by_all.max(position))
         };
-        let told_by_all = told_by_all.max(begin);
-        let meets_tails = views.iter().all(|view| view.tail.covers(told_by_all));
+        // What the replica has yet to see comes live, so that a loss of it is noticed.
+        let seam = told_by_all.min(caught).max(begin);
+        let meets_tails = views.iter().all(|view| view.tail.covers(seam));
+        let told_by_all = if meets_tails { seam } else { told_by_all };
 
         let mut events: Vec<E> = Vec::new();
         for ((view, page), floor) in views.iter().zip(&pages).zip(&self.floors) {
@@ -168,11 +174,12 @@ impl Replay {
         };
         self.cursor = Cursor::new(last.unwrap_or(had), end);
         self.trusted = false;
+        let is_caught = self.cursor.event() <= caught;
         Step::Send(Part {
             gaps,
             events,
             cursor: self.cursor,
-            live: is_whole && meets_tails,
+            live: is_whole && meets_tails && is_caught,
             from_history: pages.iter().any(Option::is_some),
         })
     }

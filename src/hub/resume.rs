@@ -25,6 +25,9 @@ use crate::protocol::{Cursor, EventId, GapReason, cursor_block, gap_block};
 /// Between attempts to read a history that cannot be read now.
 pub(super) const READ_AGAIN: Duration = Duration::from_millis(250);
 
+/// Between looks at whether this replica has seen what a client has from another.
+const CATCH_UP: Duration = Duration::from_millis(20);
+
 /// Where a client wants to begin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
@@ -171,7 +174,11 @@ impl Hub {
                 pages.fill(None);
             }
             let reads = match self.step(replay, keys, &pages) {
-                Step::Send(part) => return Ok(part),
+                Step::Send(mut part) => {
+                    // What was read may have come by way of the tail.
+                    part.from_history |= pages.iter().any(Option::is_some);
+                    return Ok(part);
+                }
                 Step::Read(reads) => reads,
             };
             let answers: Vec<_> = reads
@@ -304,6 +311,10 @@ impl Hub {
             if part.live {
                 self.go_live(&subscriber, &keys, part.cursor);
                 return;
+            }
+            if part.events.is_empty() {
+                // The client knows more than this replica has seen so far: it is on its way.
+                sleep(CATCH_UP).await;
             }
         }
     }

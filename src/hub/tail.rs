@@ -88,17 +88,15 @@ impl<E: Entry> Tail<E> {
             None if page.oldest.is_some() => (page.from, None),
             None => return,
         };
-        let meets = page.complete && page.end() >= complete_after;
-        if !meets || begin >= complete_after {
+        if page.end() < complete_after || begin >= complete_after {
             return;
         }
-        let newest = page.events.last().map(|event| event.link().id);
-        let mut events: VecDeque<E> = page.events.iter().cloned().collect();
-        events.extend(
-            self.events
-                .drain(..)
-                .filter(|event| newest.is_none_or(|newest| event.link().id > newest)),
-        );
+        // What is later comes with the events of other channels, in order; not from here.
+        let earlier = page.events.iter().cloned();
+        let mut events: VecDeque<E> = earlier
+            .take_while(|event| event.link().id <= complete_after)
+            .collect();
+        events.append(&mut self.events);
         self.bytes = events.iter().map(Entry::cost_bytes).sum();
         self.before = before.or_else(|| events.front().map(|first| first.link().prev));
         self.events = events;
@@ -123,6 +121,11 @@ impl<E: Entry> Tail<E> {
     /// What its events take.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// The newest event.
+    pub(crate) fn newest(&self) -> Option<EventId> {
+        self.events.back().map(|event| event.link().id)
     }
 
     /// Whether it holds every event after `position`.

@@ -135,7 +135,7 @@ impl<E: Linked> HistoryPage<E> {
     pub fn end(&self) -> EventId {
         match (self.complete, self.events.last()) {
             (false, Some(last)) => last.link().id,
-            _ => self.issued.map_or(self.from, |issued| issued.last),
+            _ => self.issued.map_or(EventId::ZERO, |issued| issued.last),
         }
     }
 

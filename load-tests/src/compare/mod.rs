@@ -4,6 +4,7 @@
 //! servers for a row, then the next row, the whole of it N times, every time beginning with another
 //! server), so that a machine that gets slower or faster does so for all. Medians and spreads are shown.
 
+mod kept_publish;
 mod noise;
 mod pinning;
 mod rows;
@@ -21,9 +22,8 @@ use clap::Args;
 
 use crate::measure::capacity;
 use crate::report::progress::Progress;
-use crate::report::result::RunResult;
 use crate::scenario;
-use rows::{Row, Size, replicas_for};
+use rows::{Measured, Row, Size, replicas_for};
 use servers::{Bench, Kind, Missing};
 use summary::{Outcome, Summary};
 
@@ -35,7 +35,7 @@ pub(crate) struct CompareArgs {
     /// Servers to leave out: the only way to pass without one that is not installed
     #[arg(long, value_enum, value_delimiter = ',')]
     without: Vec<Kind>,
-    /// Rows to fill [default: those of the table, idle to storm]
+    /// Rows to fill [default: those of the table, idle to resume-elsewhere]
     #[arg(long, value_enum, value_delimiter = ',')]
     rows: Vec<Row>,
     /// Runs of each row and server; medians are shown
@@ -50,7 +50,7 @@ pub(crate) struct CompareArgs {
     /// A rehearsal: so many times fewer clients; the figures mean nothing
     #[arg(long, default_value_t = 1)]
     shrink: u32,
-    /// Core of the servers
+    /// Core of the servers; of Redis in the row `kept-publish`
     #[arg(long, default_value_t = 0)]
     server_core: usize,
     /// Core of the clients and Redis
@@ -125,10 +125,12 @@ pub(crate) fn run(arguments: &CompareArgs) -> Result<bool> {
         .into_iter()
         .filter(|kind| !missing.contains_key(kind))
         .collect();
-    let rows = if arguments.rows.is_empty() {
-        &Row::TABLE[..]
+    let rows: Vec<Row> = if arguments.rows.is_empty() {
+        let with_fanfare = present.contains(&Kind::Fanfare);
+        let can_be_filled = |row: &Row| with_fanfare || !row.of_fanfare_alone();
+        Row::TABLE.into_iter().filter(can_be_filled).collect()
     } else {
-        &arguments.rows
+        arguments.rows.clone()
     };
 
     let mut comparison = Comparison {
@@ -137,12 +139,12 @@ pub(crate) fn run(arguments: &CompareArgs) -> Result<bool> {
         outcomes: Vec::new(),
     };
     for round in 0..arguments.runs {
-        for row in rows {
+        for row in &rows {
             comparison.round(*row, round, &present)?;
         }
     }
     let summary = Summary {
-        rows: rows.to_vec(),
+        rows,
         servers: present,
         missing,
         outcomes: comparison.outcomes,
@@ -218,7 +220,7 @@ impl Comparison<'_> {
         Ok(())
     }
 
-    fn carry_out(&mut self, row: Row, kind: Kind, shards: usize, title: &str) -> Result<RunResult> {
+    fn carry_out(&mut self, row: Row, kind: Kind, shards: usize, title: &str) -> Result<Measured> {
         let size = Size {
             shrink: self.arguments.shrink,
             duration: self.arguments.duration,
@@ -230,28 +232,40 @@ impl Comparison<'_> {
         } else {
             self.bench.server_cores = vec![self.arguments.server_core];
         }
-        let redis = self.bench.start_redis()?;
+        let progress = Progress::new(title);
+        if row == Row::KeptPublish {
+            let redis = self.bench.start_redis(&self.bench.server_cores)?;
+            self.bench.load_functions(&redis)?;
+            return kept_publish::measure(redis.address(), redis.processes()?, size, &progress)
+                .map(Measured::KeptPublish);
+        }
+        let redis = self.bench.start_redis(&self.bench.load_cores)?;
         let clients = 100_000 / size.shrink;
         let replicas = if row == Row::Crowd {
             replicas_for(clients, capacity::raise_descriptor_limit()?)
         } else {
             1
         };
-        let servers = (0..replicas)
-            .map(|_| self.bench.start(kind, &redis, shards))
-            .collect::<Result<Vec<_>>>()?;
+        let start = |count: usize| -> Result<Vec<_>> {
+            (0..count)
+                .map(|_| self.bench.start(kind, &redis, shards))
+                .collect()
+        };
+        let servers = start(replicas)?;
+        let resume_servers = start(usize::from(row == Row::ResumeElsewhere))?;
         let first = servers.first().context("a server")?;
         let plan = row.plan(
             kind,
             size,
-            servers::target(&servers)?,
-            servers::wire(kind, first, &redis),
+            servers::target(&servers, &resume_servers)?,
+            servers::wire(row, kind, first, &redis),
         );
-        let run = || scenario::run(&plan, &Progress::new(title));
-        if shards > 1 {
+        let run = || scenario::run(&plan, &progress);
+        let result = if shards > 1 {
             pinning::on_cores(&self.bench.server_cores, run)
         } else {
             run()
-        }
+        };
+        result.map(Box::new).map(Measured::Run)
     }
 }

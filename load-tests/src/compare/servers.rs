@@ -13,11 +13,14 @@ use serde::Serialize;
 
 use crate::clock::{NANOS_PER_SECOND, nanos, now_ns, sleep_until};
 use crate::compare::pinning::on_cores;
+use crate::compare::rows::Row;
+use crate::measure::gateway::Gateways;
 use crate::measure::process::ServerProcesses;
 use crate::publisher::Wire;
 use crate::scenario::plan::Target;
 
-const PREFIX: &str = "sse:";
+/// Before the names of channels in Redis.
+pub(crate) const PREFIX: &str = "sse:";
 const NCHAN_MODULE: &str = "/usr/lib/nginx/modules/ngx_nchan_module.so";
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -143,8 +146,8 @@ impl Bench {
         Ok(())
     }
 
-    /// A Redis of its own, on the load's cores.
-    pub(crate) fn start_redis(&self) -> Result<Running> {
+    /// A Redis of its own, on `cores`.
+    pub(crate) fn start_redis(&self, cores: &[usize]) -> Result<Running> {
         let address = free_address()?;
         let mut command = Command::new("redis-server");
         command
@@ -161,22 +164,44 @@ impl Bench {
             // A subscriber that is behind is the measurement, not a reason to cut it off.
             .args(["--client-output-buffer-limit", "pubsub 0 0 0"])
             .current_dir(&self.folder);
-        Running::start(command, address, &self.load_cores)
+        Running::start(command, address, cores)
             .context("redis-server (apt-get install redis-server)")
+    }
+
+    /// Loads Fanfare's function library into `redis`.
+    pub(crate) fn load_functions(&self, redis: &Running) -> Result<()> {
+        let loaded = Command::new(&self.fanfare)
+            .args(["functions", "load"])
+            .env("FANFARE_REDIS_URL", format!("redis://{}", redis.address))
+            .stdin(Stdio::null())
+            .output()
+            .context("running fanfare functions load")?;
+        ensure!(
+            loaded.status.success(),
+            "fanfare functions load: {}",
+            String::from_utf8_lossy(&loaded.stderr).trim()
+        );
+        Ok(())
     }
 
     /// Starts a server against `redis`; `shards` is for Fanfare.
     pub(crate) fn start(&self, kind: Kind, redis: &Running, shards: usize) -> Result<Running> {
         let address = free_address()?;
         let (port, redis_port) = (address.port().to_string(), redis.address.port().to_string());
+        let mut admin = None;
         let command = match kind {
             Kind::Fanfare => {
                 let mut command = Command::new(&self.fanfare);
                 command
                     .env("FANFARE_SHARDS", shards.to_string())
                     .env("FANFARE_LISTEN", address.to_string())
-                    .env("FANFARE_ADMIN_LISTEN", free_address()?.to_string())
+                    .env(
+                        "FANFARE_ADMIN_LISTEN",
+                        admin.insert(free_address()?).to_string(),
+                    )
                     .env("FANFARE_REDIS_URL", format!("redis://{}", redis.address))
+                    // Once it is told to end nobody is there to be drained.
+                    .env("FANFARE_DRAIN_DELAY", "0s")
                     .env("FANFARE_LOG", "error");
                 command
             }
@@ -202,8 +227,10 @@ impl Bench {
                 command
             }
         };
-        Running::start(command, address, &self.server_cores)
-            .with_context(|| format!("starting {}", kind.name()))
+        let mut running = Running::start(command, address, &self.server_cores)
+            .with_context(|| format!("starting {}", kind.name()))?;
+        running.admin = admin;
+        Ok(running)
     }
 
     fn nginx(&self, configuration: &str, port: &str, redis_port: &str) -> Result<Command> {
@@ -222,9 +249,13 @@ impl Bench {
     }
 }
 
-/// How `kind` is published to.
-pub(crate) fn wire(kind: Kind, server: &Running, redis: &Running) -> Wire {
+/// How `kind` is published to for `row`.
+pub(crate) fn wire(row: Row, kind: Kind, server: &Running, redis: &Running) -> Wire {
     match kind {
+        _ if row.publishes_kept() => Wire::Function {
+            redis: redis.address,
+            prefix: PREFIX.into(),
+        },
         Kind::NchanMemory | Kind::NchanRedis => Wire::Post {
             server: server.address,
             path: "/pub/{channel}".into(),
@@ -236,15 +267,17 @@ pub(crate) fn wire(kind: Kind, server: &Running, redis: &Running) -> Wire {
     }
 }
 
-/// What clients of `servers` connect to.
-pub(crate) fn target(servers: &[Running]) -> Result<Target> {
+/// What clients connect to, and what those of `resume_servers` come back to: empty, where they were.
+pub(crate) fn target(servers: &[Running], resume_servers: &[Running]) -> Result<Target> {
+    let addresses = |servers: &[Running]| servers.iter().map(|server| server.address).collect();
+    let all = || servers.iter().chain(resume_servers);
     Ok(Target {
-        servers: servers.iter().map(|server| server.address).collect(),
+        servers: addresses(servers),
+        resume_servers: addresses(resume_servers),
         path: "/events/{channel}".into(),
         headers: Vec::new(),
-        processes: ServerProcesses::new(
-            servers.iter().map(|server| server.process.id()).collect(),
-        )?,
+        processes: ServerProcesses::new(all().map(|server| server.process.id()).collect())?,
+        gateways: Gateways::new(all().filter_map(|server| server.admin).collect()),
     })
 }
 
@@ -253,13 +286,27 @@ pub(crate) fn target(servers: &[Running]) -> Result<Target> {
 pub(crate) struct Running {
     process: Child,
     address: SocketAddr,
+    /// Fanfare's admin listener.
+    admin: Option<SocketAddr>,
 }
 
 impl Running {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn processes(&self) -> Result<ServerProcesses> {
+        ServerProcesses::new(vec![self.process.id()])
+    }
+
     fn start(mut command: Command, address: SocketAddr, cores: &[usize]) -> Result<Self> {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let process = on_cores(cores, || Ok(command.spawn()?))?;
-        let mut running = Self { process, address };
+        let mut running = Self {
+            process,
+            address,
+            admin: None,
+        };
         let deadline_ns = now_ns() + nanos(START_TIMEOUT);
         while TcpStream::connect(address).is_err() {
             if let Some(status) = running.process.try_wait()? {

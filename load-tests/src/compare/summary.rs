@@ -8,13 +8,15 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::clock::as_f64;
+use crate::compare::kept_publish::{Pace, Pair};
 use crate::compare::noise;
-use crate::compare::rows::{Row, median};
+use crate::compare::rows::{Figure as RowFigure, Measured, Row, median};
 use crate::compare::servers::{Kind, Missing};
+use crate::measure::gateway::Counters;
 use crate::report::html::{self, Figure, latency_line, memory_line, throughput_line};
 use crate::report::plots::{self, Line};
 use crate::report::result::{PhaseResult, RunResult};
-use crate::report::table::{kilobytes, markdown, millis};
+use crate::report::table::{kilobytes, markdown, millis, short};
 
 /// One run of one server.
 #[derive(Debug, Serialize)]
@@ -24,7 +26,7 @@ pub(crate) struct Outcome {
     pub(crate) shards: usize,
     /// Share of the machine that something else used just before.
     pub(crate) busy_before: f64,
-    pub(crate) result: Option<RunResult>,
+    pub(crate) result: Option<Measured>,
     /// Why there is no result.
     pub(crate) failure: Option<String>,
 }
@@ -40,23 +42,31 @@ pub(crate) struct Summary {
 }
 
 impl Outcome {
-    fn value(&self) -> Option<f64> {
-        self.row.value(self.result.as_ref()?)
+    fn run(&self) -> Option<&RunResult> {
+        self.result.as_ref()?.run()
     }
 
     fn phase(&self) -> Option<&PhaseResult> {
-        self.result.as_ref()?.phases.first()
+        self.result.as_ref()?.phase()
     }
 
     fn problems(&self) -> Vec<String> {
-        let problems = self.result.iter().flat_map(|result| &result.problems);
+        let problems = self.run().into_iter().flat_map(|result| &result.problems);
         self.failure.iter().chain(problems).cloned().collect()
     }
 
     pub(crate) fn in_a_line(&self) -> String {
-        let value = self
-            .value()
-            .map_or_else(|| "–".to_owned(), |value| self.row.show(value));
+        let values: Vec<String> = self
+            .row
+            .figures()
+            .iter()
+            .filter_map(|figure| Some((figure.show)((figure.of)(self.result.as_ref()?)?)))
+            .collect();
+        let value = if values.is_empty() {
+            "–".to_owned()
+        } else {
+            values.join(", ")
+        };
         let problems = self.problems();
         if problems.is_empty() {
             value
@@ -92,7 +102,7 @@ impl Summary {
             .rows
             .iter()
             .copied()
-            .filter(|row| !row.of_fanfare_alone())
+            .filter(|row| row.in_table())
             .collect();
         if !table_rows.is_empty() {
             writeln!(text, "{}\n", self.table(&table_rows))?;
@@ -106,7 +116,12 @@ impl Summary {
             )?;
         }
         for row in self.rows.iter().filter(|row| row.of_fanfare_alone()) {
-            writeln!(text, "{}\n\n{}\n", row.title(), self.alone(*row))?;
+            let table = match row {
+                Row::KeptPublish => self.publishing(),
+                Row::Resume | Row::ResumeElsewhere => self.resuming(*row),
+                _ => self.alone(*row),
+            };
+            writeln!(text, "{}\n\n{table}\n", row.title())?;
         }
         writeln!(text, "Spread over the runs:\n\n{}\n", self.spread())?;
         let noisy = self
@@ -159,7 +174,10 @@ impl Summary {
     }
 
     fn cell(&self, row: Row, kind: Kind) -> String {
-        let Some(value) = self.median(row, kind) else {
+        if row.of_fanfare_alone() && kind != Kind::Fanfare {
+            return "–".into();
+        }
+        let Some(value) = self.first_median(row, kind) else {
             return "failed †".into();
         };
         let reference = if kind == Kind::Fanfare {
@@ -167,16 +185,14 @@ impl Summary {
         } else {
             Kind::Fanfare
         };
-        let mut cell = row.show(value);
-        if row == Row::Saturate {
-            cell.push_str(
-                &self
-                    .p99(row, kind)
-                    .map_or(String::new(), |p99| format!(", {}", millis(p99))),
-            );
-        }
+        let shown: Vec<String> = row
+            .figures()
+            .iter()
+            .filter_map(|figure| Some((figure.show)(self.median(row, kind, figure)?)))
+            .collect();
+        let mut cell = shown.join(", ");
         if let Some(reference) = self
-            .median(row, reference)
+            .first_median(row, reference)
             .filter(|reference| *reference > 0.0)
         {
             let _ = write!(cell, " ×{:.2}", value / reference);
@@ -194,36 +210,125 @@ impl Summary {
         let well = self
             .of(row, Kind::Fanfare)
             .all(|outcome| outcome.problems().is_empty());
-        let met = self.median(row, Kind::Fanfare).and_then(|fanfare| {
-            let p99_ms = self.p99(row, Kind::Fanfare).unwrap_or(0.0);
-            row.met(fanfare, p99_ms, self.median(row, Kind::Floor), well)
-        });
-        match met {
+        let fanfare: Vec<f64> = row
+            .figures()
+            .iter()
+            .filter_map(|figure| self.median(row, Kind::Fanfare, figure))
+            .collect();
+        match row.met(&fanfare, self.first_median(row, Kind::Floor), well) {
             Some(true) => "met",
             Some(false) => "NOT MET",
+            None if !well => "NOT MET",
             None => "–",
         }
     }
 
     fn spread(&self) -> String {
         let mut table = markdown(&["work", "server", "runs", "least", "median", "most"]);
-        for row in self.rows.iter().filter(|row| !row.of_fanfare_alone()) {
-            for kind in &self.servers {
-                let values = self.values(*row, *kind);
-                let Some(middle) = median(&values) else {
-                    continue;
-                };
-                let least = values.iter().copied().fold(f64::INFINITY, f64::min);
-                let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-                table.add_row([
-                    format!("{row:?}"),
-                    kind.name().to_owned(),
-                    values.len().to_string(),
-                    row.show(least),
-                    row.show(middle),
-                    row.show(most),
-                ]);
+        let spreads = self
+            .rows
+            .iter()
+            .filter(|row| row.in_table())
+            .flat_map(|row| row.figures().iter().map(move |figure| (*row, figure)))
+            .flat_map(|(row, figure)| self.servers.iter().map(move |kind| (row, figure, *kind)));
+        for (row, figure, kind) in spreads {
+            let values = self.values(row, kind, figure);
+            let Some(middle) = median(&values) else {
+                continue;
+            };
+            let least = values.iter().copied().fold(f64::INFINITY, f64::min);
+            let most = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let mut name = format!("{row:?}");
+            if !figure.name.is_empty() {
+                let _ = write!(name, ", {}", figure.name);
             }
+            table.add_row([
+                name,
+                kind.name().to_owned(),
+                values.len().to_string(),
+                (figure.show)(least),
+                (figure.show)(middle),
+                (figure.show)(most),
+            ]);
+        }
+        table.to_string()
+    }
+
+    /// Every run's paces: how near Redis was to its core tells whether Redis was measured.
+    fn publishing(&self) -> String {
+        let mut table = markdown(&[
+            "run",
+            "requests",
+            "PUBLISH/s",
+            "FCALL/s",
+            "ratio",
+            "Redis CPU a request: PUBLISH / FCALL",
+            "cores: PUBLISH / FCALL",
+        ]);
+        let results = self
+            .of(Row::KeptPublish, Kind::Fanfare)
+            .filter_map(|outcome| outcome.result.as_ref()?.kept_publish());
+        for (run, result) in results.enumerate() {
+            let mut add = |requests: String, pair: &Pair| {
+                let both = |show: fn(&Pace) -> String| {
+                    [show(&pair.publish), show(&pair.function)].join(" / ")
+                };
+                table.add_row([
+                    (run + 1).to_string(),
+                    requests,
+                    short(pair.publish.per_second),
+                    short(pair.function.per_second),
+                    format!("{:.2}", pair.ratio()),
+                    both(|pace| format!("{:.2} µs", pace.redis_micros)),
+                    both(|pace| format!("{:.2}", pace.redis_load)),
+                ]);
+            };
+            let connections = result.connections;
+            add(
+                format!("{connections} connections, one at a time"),
+                &result.one_at_a_time,
+            );
+            add(
+                format!("{connections} connections, {} at a time", result.pipeline),
+                &result.pipelined,
+            );
+        }
+        table.to_string()
+    }
+
+    /// Every run: what coming back took, and what the gateway says where it came from.
+    fn resuming(&self, row: Row) -> String {
+        let mut table = markdown(&[
+            "clients",
+            "events",
+            "delivered",
+            "gaps",
+            "all back",
+            "all live",
+            "CPU, cores",
+            "the gateway counted",
+        ]);
+        for outcome in self.of(row, Kind::Fanfare) {
+            let (Some(result), Some(phase)) = (outcome.run(), outcome.phase()) else {
+                continue;
+            };
+            let seconds = |seconds: f64| format!("{seconds:.2} s");
+            let counted = phase.gateway.iter().flat_map(Counters::moved);
+            let counted: Vec<String> = counted
+                .map(|(series, count)| format!("{series} {count}"))
+                .collect();
+            table.add_row([
+                result.clients.to_string(),
+                phase.published.to_string(),
+                format!("{} of {}", phase.delivered, phase.expected),
+                phase.gaps.to_string(),
+                seconds(result.connecting.seconds),
+                phase.caught_up_seconds.map_or("never".into(), seconds),
+                phase
+                    .cpu
+                    .map_or("–".into(), |cpu| format!("{:.2}", cpu.load)),
+                counted.join(", "),
+            ]);
         }
         table.to_string()
     }
@@ -242,7 +347,7 @@ impl Summary {
             "memory connected / peak / after, MiB",
         ]);
         for outcome in self.of(row, Kind::Fanfare) {
-            let (Some(result), Some(phase)) = (&outcome.result, outcome.phase()) else {
+            let (Some(result), Some(phase)) = (outcome.run(), outcome.phase()) else {
                 continue;
             };
             let cpu = |show: fn(crate::report::result::CpuResult) -> Option<String>| {
@@ -252,7 +357,7 @@ impl Summary {
             table.add_row([
                 outcome.shards.to_string(),
                 result.clients.to_string(),
-                row.show(phase.delivered_per_second),
+                format!("{}/s", short(phase.delivered_per_second)),
                 millis(phase.latency.p50),
                 millis(phase.latency.p99),
                 cpu(|cpu| Some(format!("{:.2} µs", cpu.micros_per_delivery?))),
@@ -276,20 +381,19 @@ impl Summary {
             .filter(move |outcome| outcome.row == row && outcome.kind == kind)
     }
 
-    fn values(&self, row: Row, kind: Kind) -> Vec<f64> {
-        self.of(row, kind).filter_map(Outcome::value).collect()
+    fn values(&self, row: Row, kind: Kind, figure: &RowFigure) -> Vec<f64> {
+        self.of(row, kind)
+            .filter_map(|outcome| (figure.of)(outcome.result.as_ref()?))
+            .collect()
     }
 
-    fn median(&self, row: Row, kind: Kind) -> Option<f64> {
-        median(&self.values(row, kind))
+    fn median(&self, row: Row, kind: Kind, figure: &RowFigure) -> Option<f64> {
+        median(&self.values(row, kind, figure))
     }
 
-    fn p99(&self, row: Row, kind: Kind) -> Option<f64> {
-        let p99s: Vec<f64> = self
-            .of(row, kind)
-            .filter_map(|outcome| Some(outcome.phase()?.latency.p99))
-            .collect();
-        median(&p99s)
+    /// The one that servers are compared by.
+    fn first_median(&self, row: Row, kind: Kind) -> Option<f64> {
+        self.median(row, kind, row.figures().first()?)
     }
 
     /// The page, its plots, and everything as JSON.
@@ -300,13 +404,12 @@ impl Summary {
                 .servers
                 .iter()
                 .filter_map(|kind| {
-                    Some((
-                        kind.name(),
-                        self.of(*row, *kind)
-                            .find_map(|outcome| outcome.result.as_ref())?,
-                    ))
+                    Some((kind.name(), self.of(*row, *kind).find_map(Outcome::run)?))
                 })
                 .collect();
+            if runs.is_empty() {
+                continue;
+            }
             let phases = |line: fn(&str, &PhaseResult) -> Line| -> Vec<Line> {
                 runs.iter()
                     .filter_map(|(name, run)| Some(line(name, run.phases.first()?)))
@@ -324,7 +427,7 @@ impl Summary {
                         plots::plain(&lines, "connections", "MiB")?,
                     )
                 }
-                Row::Saturate | Row::Scale | Row::Soak => {
+                Row::Saturate | Row::Scale | Row::Soak | Row::Resume | Row::ResumeElsewhere => {
                     let lines = phases(throughput_line);
                     (
                         "throughput",
@@ -332,6 +435,7 @@ impl Summary {
                         plots::plain(&lines, "seconds", "deliveries a second")?,
                     )
                 }
+                Row::KeptPublish => continue,
                 Row::Fanout | Row::Latency | Row::Channels | Row::Storm => (
                     "latency",
                     "latency distribution",
@@ -350,5 +454,77 @@ impl Summary {
             serde_json::to_vec_pretty(self)?,
         )?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compare::kept_publish::KeptPublish;
+
+    fn kept_publish(function: f64, pipelined: f64) -> Outcome {
+        let pair = |publish, function| {
+            let pace = |per_second| Pace {
+                per_second,
+                ..Pace::default()
+            };
+            Pair {
+                publish: pace(publish),
+                function: pace(function),
+            }
+        };
+        Outcome {
+            row: Row::KeptPublish,
+            kind: Kind::Fanfare,
+            shards: 1,
+            busy_before: 0.0,
+            result: Some(Measured::KeptPublish(KeptPublish {
+                connections: 50,
+                pipeline: 16,
+                event_bytes: 100,
+                one_at_a_time: pair(90e3, function),
+                pipelined: pair(900e3, pipelined),
+            })),
+            failure: None,
+        }
+    }
+
+    #[test]
+    fn a_row_of_fanfare_alone_has_medians_and_a_verdict_and_leaves_the_peers_out() {
+        let mut summary = Summary {
+            rows: vec![Row::KeptPublish],
+            servers: vec![Kind::Fanfare, Kind::Axum],
+            missing: BTreeMap::new(),
+            outcomes: vec![
+                kept_publish(45e3, 80e3),
+                kept_publish(54e3, 90e3),
+                kept_publish(63e3, 70e3),
+            ],
+            shrink: 1,
+        };
+        let text = summary.text();
+        let cell = "54 k/s, 0.60 × PUBLISH, 80 k/s pipelined";
+        let row = text
+            .lines()
+            .find(|line| line.contains(cell))
+            .unwrap_or_default();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(cells.get(2..4), Some(&[cell, "–"][..]), "{text}");
+        assert_eq!(cells.get(5), Some(&"met"));
+        assert!(text.contains("| KeptPublish, by PUBLISH"), "{text}");
+
+        summary.outcomes.push(Outcome {
+            result: None,
+            failure: Some("ERR Function not found".into()),
+            ..kept_publish(0.0, 0.0)
+        });
+        assert!(!summary.fanfare_delivered_well());
+        assert!(summary.text().contains("NOT MET"));
+        summary.outcomes.drain(..3);
+        let text = summary.text();
+        assert!(
+            text.contains("failed †") && text.contains("NOT MET"),
+            "{text}"
+        );
     }
 }

@@ -4,6 +4,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use crate::clock::{as_f64, seconds};
+use crate::measure::gateway::Counters;
 use crate::measure::memory::Sample;
 use crate::worker::messages::Faults;
 
@@ -56,8 +57,11 @@ pub(crate) struct PhaseResult {
     pub(crate) gaps: u64,
     pub(crate) churned: u64,
     pub(crate) slow_closed: u64,
-    /// Resuming: from the first reconnect until all had what they had missed.
+    /// Resuming: from the first reconnect until all were live: back, with all that was due until
+    /// the last one was.
     pub(crate) caught_up_seconds: Option<f64>,
+    /// What the gateways themselves counted meanwhile.
+    pub(crate) gateway: Option<Counters>,
     /// Deliveries a second, ten values a second.
     pub(crate) throughput: Vec<f64>,
 }

@@ -151,7 +151,19 @@ fn phase_figures(phase: &PhaseResult) -> Vec<(&'static str, String)> {
         }
     }
     if let Some(seconds) = phase.caught_up_seconds {
-        rows.push(("caught up after", format!("{seconds:.2} s")));
+        rows.push(("all live after", format!("{seconds:.2} s")));
+    }
+    if let Some(counters) = &phase.gateway {
+        let moved: Vec<String> = counters
+            .moved()
+            .map(|(series, count)| format!("{series} {count}"))
+            .collect();
+        let moved = if moved.is_empty() {
+            "nothing".into()
+        } else {
+            moved.join(", ")
+        };
+        rows.push(("the gateway counted", moved));
     }
     let counts = [
         ("heartbeats", phase.heartbeats),

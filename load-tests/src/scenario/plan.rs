@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
+use crate::measure::gateway::Gateways;
 use crate::measure::process::ServerProcesses;
 use crate::publisher::Wire;
 use crate::template;
@@ -14,11 +15,15 @@ use crate::template;
 pub(crate) struct Target {
     /// Clients are spread over them in turn.
     pub(crate) servers: Vec<SocketAddr>,
+    /// Where clients come back to with their cursor; empty: where they were.
+    pub(crate) resume_servers: Vec<SocketAddr>,
     /// Path of a stream, see [`template::fill`].
     pub(crate) path: String,
     /// Further request headers, `name: value`.
     pub(crate) headers: Vec<String>,
     pub(crate) processes: ServerProcesses,
+    /// The gateways whose own counters are read; none for other servers.
+    pub(crate) gateways: Gateways,
 }
 
 #[derive(Clone, Debug)]
@@ -87,6 +92,8 @@ pub(crate) struct Limits {
     pub(crate) receive_buffer_bytes: Option<u32>,
     /// A run above it has failed; `saturate` stops above it.
     pub(crate) max_p99: Option<Duration>,
+    /// A run in which resuming cost Redis more history reads has failed.
+    pub(crate) max_history_reads: Option<u64>,
 }
 
 impl Plan {

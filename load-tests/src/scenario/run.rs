@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::clock::{NANOS_PER_SECOND, as_f64, nanos, now_ns, seconds, sleep_until, whole};
 use crate::measure::capacity;
+use crate::measure::gateway::Counters;
 use crate::measure::memory::{Sampler, growth};
 use crate::publisher::{Published, Publisher};
 use crate::report::progress::Progress;
@@ -110,6 +111,7 @@ fn setups(plan: &Plan, run: u32, names: &ChannelNames) -> Result<Vec<Setup>> {
         .target
         .servers
         .iter()
+        .chain(&plan.target.resume_servers)
         .all(|server| server.ip().is_loopback() && server.is_ipv4());
     if !on_loopback {
         capacity::check_ports_of_one_source(plan.clients, plan.target.servers.len())?;
@@ -128,6 +130,11 @@ fn setups(plan: &Plan, run: u32, names: &ChannelNames) -> Result<Vec<Setup>> {
     let setup = |process: u32| Setup {
         run,
         servers: plan.target.servers.clone(),
+        resume_servers: if plan.target.resume_servers.is_empty() {
+            plan.target.servers.clone()
+        } else {
+            plan.target.resume_servers.clone()
+        },
         request: request.clone(),
         keep_ids: matches!(plan.work, Work::Resume { .. }),
         channel_names: names.clone(),
@@ -323,12 +330,9 @@ impl Running<'_> {
             })?;
         sleep_until(schedule.start_ns);
         let cpu = self.plan.target.processes.cpu();
+        let counted_before = self.plan.target.gateways.counters()?;
         if let Some(away) = away {
-            self.crew.tell(&Command::Leave)?;
-            sleep_until(now_ns() + nanos(away));
-            self.crew.tell(&Command::Connect { resume: true })?;
-            self.await_connected()?;
-            self.connecting = connect_result(&self.crew.connected().context("connected")?);
+            self.come_back_after(away, &load)?;
         }
         while !publishing.is_finished() {
             self.crew.listen(LISTEN)?;
@@ -362,6 +366,7 @@ impl Running<'_> {
             Err(error) => self.problems.push(format!("{name}: {error:#}")),
         }
         self.finish(&mut phase, &schedule)?;
+        self.read_gateways(counted_before.as_ref(), away.is_some())?;
         if !self.plan.target.processes.is_empty()
             && let Some(phase) = self.phases.last_mut()
         {
@@ -374,6 +379,49 @@ impl Running<'_> {
                 phase.published,
             ));
         }
+        Ok(())
+    }
+
+    /// All clients leave in the middle of things, and come back as fast as they are let.
+    fn come_back_after(&mut self, away: Duration, load: &Load) -> Result<()> {
+        // Whatever is not spent away is spent a third before and two thirds after.
+        self.listen_for(load.duration.saturating_sub(away) / 3)?;
+        self.crew.tell(&Command::Leave)?;
+        self.listen_for(away)?;
+        self.crew.tell(&Command::Connect { resume: true })?;
+        self.await_connected()?;
+        self.connecting = connect_result(&self.crew.connected().context("connected")?);
+        Ok(())
+    }
+
+    fn listen_for(&mut self, time: Duration) -> Result<()> {
+        let until_ns = now_ns() + nanos(time);
+        while now_ns() < until_ns {
+            self.crew.listen(LISTEN)?;
+        }
+        Ok(())
+    }
+
+    /// What the gateways counted during the phase that has just finished.
+    fn read_gateways(&mut self, before: Option<&Counters>, resuming: bool) -> Result<()> {
+        let (Some(now), Some(before), Some(phase)) = (
+            self.plan.target.gateways.counters()?,
+            before,
+            self.phases.last_mut(),
+        ) else {
+            return Ok(());
+        };
+        let counted = now.since(before);
+        let problem = match (counted.history_reads(), self.plan.limits.max_history_reads) {
+            (None, _) if resuming => Some("the gateway does not count its history reads".into()),
+            (Some(reads), Some(most)) if reads > most => {
+                Some(format!("{reads} history reads are more than {most}"))
+            }
+            _ => None,
+        };
+        self.problems
+            .extend(problem.map(|problem| format!("{}: {problem}", phase.name)));
+        phase.gateway = Some(counted);
         Ok(())
     }
 
@@ -400,6 +448,11 @@ impl Running<'_> {
         };
         for problem in phase.faults.named() {
             self.problems.push(format!("{}: {problem}", phase.name));
+        }
+        // Nobody is away for longer than a history reaches back.
+        if matches!(self.plan.work, Work::Resume { .. }) && phase.gaps > 0 {
+            self.problems
+                .push(format!("{}: {} gaps told", phase.name, phase.gaps));
         }
         if let Some(max_p99) = self.plan.limits.max_p99
             && phase.latency.p99 > max_p99.as_secs_f64() * 1e3

@@ -55,7 +55,7 @@ pub(crate) struct Client {
     pub(crate) connect_ns: u64,
     /// When the head was complete; 0: not yet.
     pub(crate) head_ns: u64,
-    /// The last id seen, where ids are kept.
+    /// The last id seen, where ids are kept: the cursor to come back with.
     pub(crate) last_id: Vec<u8>,
     pub(crate) retry_ms: u64,
     /// Since this connection was opened.
@@ -305,8 +305,8 @@ impl Sink for Delivery<'_> {
         self.tally.faults.foreign += 1;
     }
 
-    fn control(&mut self, name: &[u8]) {
-        self.tally.gaps += u64::from(name == b"$gap");
+    fn gap(&mut self) {
+        self.tally.gaps += 1;
     }
 
     fn comment(&mut self) {

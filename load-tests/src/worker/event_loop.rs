@@ -273,9 +273,13 @@ impl EventLoop {
     }
 
     fn connect(&mut self, number: u32) {
-        let servers = self.setup.servers.len().max(1);
+        let servers = if self.resuming {
+            &self.setup.resume_servers
+        } else {
+            &self.setup.servers
+        };
         let place = usize::try_from(self.setup.first_client + number).unwrap_or(0);
-        let Some(server) = self.setup.servers.get(place % servers).copied() else {
+        let Some(server) = servers.get(place % servers.len().max(1)).copied() else {
             return;
         };
         let source = self
@@ -432,7 +436,7 @@ impl EventLoop {
         }
     }
 
-    /// Resuming: notes when every stream has what was due before it came back.
+    /// Resuming: notes when every stream is live, that is, has what was due until the last one was back.
     fn watch_catching_up(&mut self, now_ns: u64) {
         let Some(schedule) = self
             .schedule
@@ -440,10 +444,10 @@ impl EventLoop {
         else {
             return;
         };
-        let since_ns = self.connects.first_connect_ns;
+        let back_ns = self.connects.last_head_ns;
         let caught_up = self.streams().all(|(client, channel, sequence)| {
             client.phase == Phase::Open
-                && sequence.next() >= schedule.first_sequence_from(channel, since_ns)
+                && sequence.next() >= schedule.first_sequence_from(channel, back_ns)
         });
         if caught_up {
             self.connects.caught_up_ns = now_ns;

@@ -13,6 +13,8 @@ pub(crate) struct Setup {
     pub(crate) run: u32,
     /// Servers, taken in turn.
     pub(crate) servers: Vec<SocketAddr>,
+    /// Where clients come back to with their cursor, taken in turn.
+    pub(crate) resume_servers: Vec<SocketAddr>,
     /// The whole request, with the placeholders of [`crate::template`] and `{server}` in it.
     pub(crate) request: String,
     /// Added to the head of a resuming request: the `Last-Event-ID` line needs the cursor.
@@ -94,7 +96,7 @@ pub(crate) struct Connects {
     pub(crate) first_error: Option<String>,
     /// Answered with a stream that closed at once ("come back later"); tried again.
     pub(crate) turned_away: u64,
-    /// Resuming: when the last stream had all that was due before it reconnected.
+    /// Resuming: when every stream had all that was due before the last one was back; 0: not yet.
     pub(crate) caught_up_ns: u64,
 }
 

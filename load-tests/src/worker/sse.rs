@@ -16,11 +16,11 @@ pub(crate) trait Sink {
     fn event(&mut self, payload: Payload);
     /// An event with data that is not this run's.
     fn foreign(&mut self);
-    /// An event the gateway itself sends, its name beginning with `$`.
-    fn control(&mut self, name: &[u8]);
+    /// The gateway's `$gap`: what came before it may be incomplete.
+    fn gap(&mut self);
     fn comment(&mut self);
     fn retry(&mut self, milliseconds: u64);
-    /// The last event id, at the end of the block that held it.
+    /// The last event id, at the end of the block that held it, whether the block held data or not.
     fn id(&mut self, id: &[u8]);
 }
 
@@ -34,7 +34,27 @@ enum Data {
     None,
     Ours(Payload),
     Foreign,
+}
+
+/// A block's event name, as far as it matters.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Name {
+    /// None, or one that the publisher gave.
+    #[default]
+    Published,
+    Gap,
+    /// Another of the gateway's own, such as `$cursor`.
     Control,
+}
+
+impl Name {
+    fn of(value: &[u8]) -> Self {
+        match value {
+            b"$gap" => Self::Gap,
+            [b'$', ..] => Self::Control,
+            _ => Self::Published,
+        }
+    }
 }
 
 /// One connection's parser.
@@ -42,6 +62,7 @@ enum Data {
 pub(crate) struct Parser {
     /// The beginning of a line whose end has not come yet.
     partial: Vec<u8>,
+    name: Name,
     data: Data,
     id: Option<Vec<u8>>,
 }
@@ -59,7 +80,8 @@ impl Parser {
             let rest = rest.get(1..).unwrap_or_default();
             if self.partial.is_empty() {
                 // An event of one data line and nothing else: its two line ends stand together.
-                if let (Data::None, None, Some(data), Some((b'\n', rest))) = (
+                if let (Name::Published, Data::None, None, Some(data), Some((b'\n', rest))) = (
+                    self.name,
                     self.data,
                     &self.id,
                     line.strip_prefix(b"data: "),
@@ -107,15 +129,11 @@ impl Parser {
                     Data::None => {
                         Payload::decode(run, unquoted(value)).map_or(Data::Foreign, Data::Ours)
                     }
-                    Data::Control => Data::Control,
                     Data::Ours(_) | Data::Foreign => Data::Foreign,
                 };
             }
-            b"event" if value.first() == Some(&b'$') => {
-                sink.control(value);
-                self.data = Data::Control;
-            }
-            b"id" => self.id = Some(value.to_vec()),
+            b"event" => self.name = Name::of(value),
+            b"id" if memchr(0, value).is_none() => self.id = Some(value.to_vec()),
             b"retry" => {
                 if let Some(milliseconds) = std::str::from_utf8(value)
                     .ok()
@@ -129,10 +147,15 @@ impl Parser {
     }
 
     fn dispatch(&mut self, sink: &mut impl Sink) {
-        match std::mem::take(&mut self.data) {
-            Data::Ours(payload) => sink.event(payload),
-            Data::Foreign => sink.foreign(),
-            Data::None | Data::Control => {}
+        match (
+            std::mem::take(&mut self.name),
+            std::mem::take(&mut self.data),
+        ) {
+            // Without data nothing is dispatched, whatever its name.
+            (_, Data::None) | (Name::Control, _) => {}
+            (Name::Gap, _) => sink.gap(),
+            (Name::Published, Data::Ours(payload)) => sink.event(payload),
+            (Name::Published, Data::Foreign) => sink.foreign(),
         }
         if let Some(id) = self.id.take() {
             sink.id(&id);
@@ -163,8 +186,8 @@ pub(crate) mod tests {
         fn foreign(&mut self) {
             self.0.push("foreign".into());
         }
-        fn control(&mut self, name: &[u8]) {
-            self.0.push(String::from_utf8_lossy(name).into());
+        fn gap(&mut self) {
+            self.0.push("gap".into());
         }
         fn comment(&mut self) {
             self.0.push("comment".into());
@@ -196,7 +219,9 @@ pub(crate) mod tests {
         let stream = format!(
             "retry: 2500\nid: 0-0.7\n\n:\n\ndata: {one}\n\ndata: {two}\n\n:\nid: 5-0\n\n\
              event: price\nid: 6-0\ndata: {three}\n\ndata: {one}\ndata: {one}\n\ndata: hello\r\n\r\n\
-             event: $gap\ndata: {{}}\n\ndata:\"{four}\"\n\ndata: {one}"
+             event: $gap\nid: 7-0\ndata: {{}}\n\ndata: {{}}\nevent: $gap\n\nevent: $gap\n\n\
+             event: $cursor\nid: 7-0.9\ndata: {{}}\n\nid: 8\0-0\nid: 8-0.9\n\n\
+             data:\"{four}\"\n\nevent: $gap\nid: 9-0\ndata: {one}"
         );
         let expected = [
             "retry 2500",
@@ -210,7 +235,11 @@ pub(crate) mod tests {
             "id 6-0",
             "foreign",
             "foreign",
-            "$gap",
+            "gap",
+            "id 7-0",
+            "gap",
+            "id 7-0.9",
+            "id 8-0.9",
             "event 3/4",
         ];
         let bytes = stream.as_bytes();

@@ -1,6 +1,8 @@
 //! A tiny server that does its work well, or wrong in a way of one's choice.
 //!
 //! `GET` streams every event, whatever the channel, with ids and replay; `POST` publishes the body.
+//! Only the cursor of a block without data resumes without a `$gap`; `GET /metrics` counts each resume
+//! as a read.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -21,6 +23,8 @@ pub(crate) enum Fault {
     Disconnects,
     /// One client is left out from then on, without a word.
     ForgetsAClient,
+    /// Whoever resumes is told of a gap, though there is none.
+    TellsOfAGap,
 }
 
 /// When it goes wrong: well after warm-up, well before the end.
@@ -31,6 +35,7 @@ struct State {
     log: Vec<String>,
     held_back: Option<String>,
     subscribers: Vec<TcpStream>,
+    history_reads: usize,
 }
 
 /// Starts it; returns its address. Its threads end with the test.
@@ -64,13 +69,18 @@ fn serve(mut connection: TcpStream, state: &Mutex<State>, fault: Fault) -> Optio
         }
         let header = |name: &str| {
             head.iter()
-                .find_map(|line| line.strip_prefix(name)?.trim().parse::<usize>().ok())
+                .find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()))
         };
-        if head.first()?.starts_with("get") {
-            let seen = header("last-event-id:").map_or(usize::MAX, |id| id + 1);
-            return state.lock().unwrap().subscribe(connection, seen);
+        if head.first()?.starts_with("get /metrics") {
+            let reads = state.lock().unwrap().history_reads;
+            let page = format!("HTTP/1.0 200 OK\r\n\r\nfanfare_history_reads_total {reads}\n");
+            return connection.write_all(page.as_bytes()).ok();
         }
-        let mut body = vec![0; header("content-length:")?];
+        if head.first()?.starts_with("get") {
+            let cursor = header("last-event-id:");
+            return state.lock().unwrap().subscribe(connection, cursor, fault);
+        }
+        let mut body = vec![0; header("content-length:")?.parse().ok()?];
         input.read_exact(&mut body).ok()?;
         state
             .lock()
@@ -83,12 +93,25 @@ fn serve(mut connection: TcpStream, state: &Mutex<State>, fault: Fault) -> Optio
 }
 
 impl State {
-    fn subscribe(&mut self, mut connection: TcpStream, from: usize) -> Option<()> {
+    fn subscribe(
+        &mut self,
+        mut connection: TcpStream,
+        cursor: Option<String>,
+        fault: Fault,
+    ) -> Option<()> {
         connection
             .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nretry: 1000\n\n")
             .ok()?;
-        for (id, event) in self.log.iter().enumerate().skip(from) {
-            connection.write_all(block(id, event).as_bytes()).ok()?;
+        if let Some(cursor) = cursor {
+            self.history_reads += 1;
+            let (event, position) = cursor.split_once('.').unwrap_or((&cursor, ""));
+            if position != "8" || fault == Fault::TellsOfAGap {
+                connection.write_all(b"event: $gap\ndata: {}\n\n").ok()?;
+            }
+            let from = event.parse::<usize>().ok()? + 1;
+            for (id, event) in self.log.iter().enumerate().skip(from) {
+                connection.write_all(block(id, event).as_bytes()).ok()?;
+            }
         }
         self.subscribers.push(connection);
         Some(())
@@ -132,6 +155,9 @@ impl State {
     }
 }
 
+/// An event, and in the same write the cursor after it in both its forms, the later one last.
 fn block(id: usize, event: &str) -> String {
-    format!("id: {id}\ndata: {event}\n\n")
+    format!(
+        "id: {id}\ndata: {event}\n\nevent: $cursor\nid: {id}.7\ndata: {{}}\n\n:\nid: {id}.8\n\n"
+    )
 }

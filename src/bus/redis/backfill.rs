@@ -162,12 +162,8 @@ impl Backfill {
                 return Ok(recovery);
             };
             recovery.retention = Some(page.retention);
-            let found = recover(cursor, &page, self.lag_bound);
-            let events: Vec<_> = found
-                .events
-                .into_iter()
-                .filter(|event| event.id <= last)
-                .collect();
+            let found = recover(cursor, &page, last, self.lag_bound);
+            let events = found.events;
             if let Some(reason) = found.gap {
                 let id = events.first().map_or(last, |first| first.id.pred());
                 let notice = GapNotice {
@@ -180,8 +176,7 @@ impl Backfill {
                 recovery.seen = None;
             }
             let bytes: usize = events.iter().map(cost_bytes).sum();
-            let is_stuck = found.goes_on.is_none() && !page.complete;
-            if is_stuck || !spend(bytes_left, bytes) {
+            if !spend(bytes_left, bytes) {
                 recovery.lose(cursor, last);
                 return Ok(recovery);
             }

@@ -21,9 +21,10 @@ use crate::protocol::{
 };
 use crate::telemetry::{BusMetrics, DropReason};
 
-/// Ids further ahead of the newest known one than so many lag bounds are not believed: they would
-/// move every cursor to where no event follows for long. A failover moves ids by one bound, and
-/// probes, which are ours alone, tell every few seconds where ids are.
+/// Ids further ahead of the newest known one than so many lag bounds, and the time that has passed
+/// since that was new, are not believed: they would move every cursor to where no event follows
+/// for long. A failover moves ids by one bound, and probes, which are ours alone, tell every few
+/// seconds where ids are.
 const MOST_AHEAD_LAG_BOUNDS: u32 = 10;
 
 /// Broken messages are logged this often at the most.
@@ -65,6 +66,8 @@ pub(super) struct Delivery {
     /// Everything up to this id was routed, or told as missing. `None`: there are no ids here,
     /// and kept events are live ones.
     position: Option<EventId>,
+    /// When it last moved.
+    moved_at: Instant,
     /// A probe of this connection had an id, so the position may be told to clients.
     vouched: bool,
     /// Channels were told active without a position.
@@ -109,6 +112,7 @@ impl Delivery {
             retention,
             drop_log: DropLog::default(),
             position: None,
+            moved_at: Instant::now(),
             vouched: false,
             told_without: false,
             probed: EventId::ZERO,
@@ -191,6 +195,7 @@ impl Delivery {
             }
         }
         self.position = started.bound;
+        self.moved_at = Instant::now();
         self.settled = started.bound.unwrap_or_default();
         self.vouched = false;
         self.told_without = false;
@@ -277,9 +282,12 @@ impl Delivery {
         if channel.is_some() {
             self.metrics.kept_received.inc();
         }
-        let newest = self.position.map(|position| position.max(self.probed));
-        let ahead = newest.map(|newest| frame.id.since(newest));
-        if ahead.is_some_and(|ahead| ahead > self.lag_bound * MOST_AHEAD_LAG_BOUNDS) {
+        let ahead = self.position.map(|newest| frame.id.since(newest));
+        let most = self
+            .lag_bound
+            .saturating_mul(MOST_AHEAD_LAG_BOUNDS)
+            .saturating_add(self.moved_at.elapsed());
+        if let Some(ahead) = ahead.filter(|ahead| *ahead > most) {
             let fault = format_args!("its id is {ahead:?} ahead of all others");
             if let Some(channel) = &channel {
                 self.note_dropped(channel, DropReason::IdAhead, &fault);
@@ -380,8 +388,11 @@ impl Delivery {
     }
 
     fn advance(&mut self, id: EventId) {
-        if let Some(position) = &mut self.position {
-            *position = id.max(*position);
+        if let Some(position) = &mut self.position
+            && id > *position
+        {
+            *position = id;
+            self.moved_at = Instant::now();
         }
     }
 
@@ -405,6 +416,7 @@ impl Delivery {
         self.vouched = true;
         let position = self.position.map_or(id, |position| position.max(id));
         self.position = Some(position);
+        self.moved_at = Instant::now();
         self.routing.flush().await;
         if std::mem::take(&mut self.told_without) {
             let active =
@@ -450,16 +462,6 @@ impl Delivery {
             .await;
     }
 
-    /// Events cannot be kept any more: what arrives of them is live.
-    pub(super) fn stop_keeping(&mut self) {
-        self.position = None;
-        for (_, record) in self.routing.records() {
-            record.had_live |= record.seen.is_some();
-            record.seen = None;
-            record.has_hole = false;
-        }
-    }
-
     /// The position at the moment, for those who are told of it.
     pub(super) fn told_position(&self) -> Option<EventId> {
         self.position.filter(|_| self.vouched)
@@ -484,5 +486,280 @@ impl Delivery {
         self.drop_log.quiet_until = Some(now + DROP_LOG_INTERVAL);
         let before = std::mem::take(&mut self.drop_log.dropped_quietly);
         tracing::warn!(%channel, %fault, before, "a message from Redis was dropped");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write;
+    use std::rc::Rc;
+
+    use tokio::sync::mpsc;
+
+    use crate::hub::{
+        Hub, HubSettings, InterestUpdate, Item, News, ShardMessage, SlowClientPolicy, Start,
+        StreamRequest,
+    };
+    use crate::protocol::{CursorStyle, Framing, RetryRange};
+    use crate::telemetry::Metrics;
+
+    const LAG: Duration = Duration::from_secs(60);
+
+    /// A delivery to one shard that wants the channels `a` and `b`.
+    struct World {
+        delivery: Delivery,
+        shard: mpsc::Receiver<ShardMessage>,
+    }
+
+    fn id(ms: u64) -> EventId {
+        EventId::new(ms, 0)
+    }
+
+    fn name(name: &str) -> ChannelName {
+        name.parse().unwrap()
+    }
+
+    fn kept_message(channel: &str, ms: u64, prev: u64) -> Message {
+        let header = format!("1e{ms}-0 {prev}-0 {ms} - 0 0 0\n{ms}");
+        message(channel, [&b"\xff"[..], header.as_bytes()].concat())
+    }
+
+    fn message(channel: &str, payload: Vec<u8>) -> Message {
+        Message {
+            channel: format!("sse:{channel}").into_bytes(),
+            payload,
+        }
+    }
+
+    fn probe(ms: u64) -> ProbeId {
+        ProbeId {
+            id: id(ms),
+            epoch: id(1),
+            library_version: 1,
+        }
+    }
+
+    fn kept(ms: u64, prev: u64) -> KeptEvent {
+        KeptEvent {
+            id: id(ms),
+            prev: id(prev),
+            published_ms: ms,
+            event: None,
+        }
+    }
+
+    fn started(bound: u64, recoveries: Vec<Recovery>) -> Started {
+        Started {
+            bound: Some(id(bound)),
+            recoveries,
+        }
+    }
+
+    /// What a hub says when somebody asks for both channels.
+    async fn interest() -> InterestUpdate {
+        let settings = HubSettings {
+            heartbeat: LAG,
+            retry: RetryRange::new(LAG, LAG).unwrap(),
+            client_buffer_bytes: 1 << 20,
+            slow_client: SlowClientPolicy::Close,
+            lag_bound: LAG,
+            tail_bytes: 1 << 20,
+        };
+        let hub = Hub::new(settings, Arc::default(), mpsc::channel(1).0);
+        let request = StreamRequest {
+            channels: vec![name("a"), name("b")],
+            start: Start::Live,
+            cursor_style: CursorStyle::Silent,
+        };
+        let (sender, mut told) = mpsc::channel(1);
+        tokio::select! {
+            update = told.recv() => update.unwrap(),
+            _ = hub.subscribe(&request, Framing::Plain, Vec::new, LAG) => panic!("not active"),
+            () = Rc::clone(&hub).tell_interest(0, sender) => panic!("the bus is there"),
+        }
+    }
+
+    impl World {
+        async fn new(bound: Option<u64>) -> Self {
+            let (inbox, shard) = mpsc::channel(64);
+            let mut routing = Routing::new(vec![inbox], 1 << 20);
+            routing.apply(interest().await);
+            let metrics = Metrics::new(Vec::new()).unwrap().bus;
+            let retention = Retention::constant(Duration::from_secs(3600));
+            let prefix = "sse:".to_owned();
+            let mut delivery = Delivery::new(prefix, 1024, LAG, retention, routing, metrics);
+            let bound = bound.map(id);
+            let recoveries = Vec::new();
+            let channels = vec![name("a"), name("b")];
+            delivery
+                .start(Started { bound, recoveries }, &channels)
+                .await;
+            let position = bound;
+            delivery.mark(Mark { channels, position }).await;
+            Self { delivery, shard }
+        }
+
+        async fn again(&mut self, started: Started) {
+            self.delivery.start(started, &[name("a"), name("b")]).await;
+        }
+
+        /// What the shard was told since, one word each.
+        async fn told(&mut self) -> String {
+            self.delivery.routing.flush().await;
+            let mut told = String::new();
+            while let Ok(message) = self.shard.try_recv() {
+                match message {
+                    ShardMessage::Events(events) => {
+                        for event in events.iter() {
+                            let channel = &event.channel;
+                            let _ = match &event.item {
+                                Item::Live(_) => write!(told, " {channel}:live"),
+                                Item::Kept { event, late } => {
+                                    let late = if *late { "late" } else { "" };
+                                    write!(told, " {channel}:{}{late}", event.id.ms())
+                                }
+                                Item::Gap(gap) => {
+                                    let id = gap.id.map_or(0, |id| id.ms());
+                                    write!(told, " {channel}:{}@{id}", gap.reason)
+                                }
+                            };
+                        }
+                    }
+                    ShardMessage::News(News::Active { position, .. }) => {
+                        let _ = write!(told, " active@{}", position.unwrap_or_default().ms());
+                    }
+                    ShardMessage::News(News::Position(position)) => {
+                        let _ = write!(told, " position@{}", position.ms());
+                    }
+                    ShardMessage::News(_) => {}
+                }
+            }
+            told.trim_start().to_owned()
+        }
+    }
+
+    #[tokio::test]
+    async fn an_event_that_continues_is_routed_and_moves_the_position() {
+        let mut world = World::new(Some(100)).await;
+        // Nobody may be told a position before a probe.
+        assert_eq!(world.told().await, "active@0");
+        for message in [
+            // Read when the connection began.
+            kept_message("a", 100, 0),
+            kept_message("a", 110, 90),
+            kept_message("a", 110, 90),
+            message("a", b"x".to_vec()),
+        ] {
+            assert!(world.delivery.message(message).await.is_none());
+        }
+        assert_eq!(world.told().await, "a:110 a:live");
+        // Whom no position was told is told now.
+        world.delivery.probe(probe(105)).await.unwrap();
+        assert_eq!(world.told().await, "active@110 position@110");
+        world.delivery.probe(probe(120)).await.unwrap();
+        assert_eq!(world.told().await, "position@120");
+        assert!(world.delivery.probe(probe(119)).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_hole_and_a_rewound_history_wait_for_a_read() {
+        let mut world = World::new(Some(100)).await;
+        world.delivery.message(kept_message("a", 110, 0)).await;
+        let hole = world.delivery.message(kept_message("a", 130, 120)).await;
+        let hole = hole.unwrap();
+        assert!(matches!(hole.why, Interruption::Hole(seen) if seen == id(110)));
+        world.delivery.message(kept_message("b", 125, 0)).await;
+        let recovery = Recovery {
+            channel: name("a"),
+            items: vec![Recovered::Event(kept(120, 110))],
+            seen: Some(id(120)),
+            retention: None,
+        };
+        world.delivery.fill(hole, Filled::Hole(recovery)).await;
+        let told = world.told().await;
+        assert_eq!(told, "active@0 a:110 b:125 a:120late a:130");
+        assert_eq!(world.delivery.metrics.backfilled.get(), 1);
+
+        let rewound = world.delivery.message(kept_message("a", 140, 0)).await;
+        let rewound = rewound.unwrap();
+        assert!(matches!(rewound.why, Interruption::Rewound(seen) if seen == id(130)));
+        world.delivery.fill(rewound, Filled::Rewound(None)).await;
+        assert_eq!(world.told().await, "a:rewound@139 a:140");
+        // What is older than all can live has expired.
+        let late = 140 + 3600 * 1000;
+        world.delivery.probe(probe(late - 1)).await.unwrap();
+        let expired = world.delivery.message(kept_message("a", late, 0)).await;
+        assert!(expired.is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_missed_is_told_in_order_and_once() {
+        let mut world = World::new(Some(100)).await;
+        world.delivery.message(kept_message("a", 110, 0)).await;
+        let live = message("b", b"x".to_vec());
+        world.delivery.abandon([Incoming::Message(live)].into());
+        world.told().await;
+        let missed = world.delivery.missed(&[name("a"), name("b")]);
+        let cursors: Vec<_> = missed.iter().map(|m| m.cursor.to_string()).collect();
+        assert_eq!(cursors, ["110-0", "0-0.110-0"]);
+        let gap = GapNotice {
+            reason: GapReason::Lost,
+            after: None,
+            oldest: None,
+            id: Some(id(119)),
+        };
+        let a = Recovery {
+            channel: name("a"),
+            items: vec![
+                Recovered::Gap(gap, id(119)),
+                Recovered::Event(kept(120, 115)),
+                Recovered::Event(kept(140, 120)),
+            ],
+            seen: Some(id(140)),
+            retention: None,
+        };
+        let b = Recovery {
+            channel: name("b"),
+            items: vec![Recovered::Event(kept(130, 0))],
+            seen: Some(id(130)),
+            retention: None,
+        };
+        world.again(started(150, vec![b, a])).await;
+        assert_eq!(world.told().await, "a:lost@119 a:120 b:130 a:140 b:lost@0");
+        // Both came with the subscription too.
+        world.delivery.message(kept_message("a", 140, 120)).await;
+        world.delivery.message(kept_message("a", 160, 140)).await;
+        assert_eq!(world.told().await, "a:160");
+        world.again(started(170, Vec::new())).await;
+        assert_eq!(world.told().await, "");
+    }
+
+    #[tokio::test]
+    async fn without_ids_everything_is_live_and_lost_with_the_connection() {
+        let mut world = World::new(None).await;
+        world.delivery.message(kept_message("a", 110, 0)).await;
+        assert_eq!(world.told().await, "active@0 a:live");
+        assert!(world.delivery.missed(&[name("a")]).is_empty());
+        world.again(started(120, Vec::new())).await;
+        assert_eq!(world.told().await, "a:lost@0");
+        world.delivery.message(kept_message("a", 130, 110)).await;
+        assert_eq!(world.told().await, "a:130");
+        world.again(Started::default()).await;
+        assert_eq!(world.told().await, "a:lost@0");
+    }
+
+    #[tokio::test]
+    async fn ids_far_ahead_are_not_believed_unless_time_has_passed() {
+        let mut world = World::new(Some(100)).await;
+        world.told().await;
+        let ahead = 100 + 10 * 60_000 + 1;
+        world.delivery.message(kept_message("a", ahead, 0)).await;
+        assert_eq!(world.told().await, "");
+        let dropped = world.delivery.metrics.dropped(DropReason::IdAhead);
+        assert_eq!(dropped.get(), 1);
+        world.delivery.moved_at -= Duration::from_secs(1);
+        world.delivery.message(kept_message("a", ahead, 0)).await;
+        assert_eq!(world.told().await, format!("a:{ahead}"));
     }
 }

@@ -415,7 +415,7 @@ local function publish(keys, argv)
   end
 
   -- Asked before anything is stored: an event that is kept and never told would be a hole.
-  if not redis.acl_check_cmd('PUBLISH', key, data) then
+  if not redis.acl_check_cmd('PUBLISH', key, '') then
     return redis.error_reply('NOPERM fanfare_publish: this user may not PUBLISH to ' .. key)
   end
   -- The first command that touches the key: another type of key is refused here.
@@ -442,14 +442,14 @@ local function publish(keys, argv)
   local frame = '\2551e' .. id .. rest
   config = domain.config
   local length_text = fields and fields.length_text or config.length_text
-  local added = redis.pcall('XADD', key, 'MAXLEN', '=', length_text, id, 'f', frame)
+  local added = redis.pcall('XADD', key, 'MAXLEN', length_text, id, 'f', frame)
   if added ~= id then
     -- The history is ahead of the state, which was deleted or restored by hand: jump beyond it.
     domain.ms = math.max(domain.ms, tonumber(prev:match('^%d+')))
     domain.written = nil
     id = issue(domain, now)
     frame = '\2551e' .. id .. rest
-    redis.call('XADD', key, 'MAXLEN', '=', length_text, id, 'f', frame)
+    redis.call('XADD', key, 'MAXLEN', length_text, id, 'f', frame)
   end
   -- Within one millisecond of ids the key expires when it should already, unless the TTL has
   -- changed meanwhile: ids that run ahead of the clock stay at theirs for a while.

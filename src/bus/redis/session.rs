@@ -53,6 +53,9 @@ pub(super) enum SessionEnd {
     Replica,
     #[error(transparent)]
     IdsWentBack(#[from] IdsWentBack),
+    /// Everybody is to be told anew, without ids.
+    #[error("the function library is not there any more")]
+    NotKept,
     #[error("the gateway is stopping")]
     Stopping,
 }
@@ -70,15 +73,17 @@ impl SubscriberState {
     /// Takes note of what was found of the library.
     ///
     /// # Errors
-    /// When it shows that this Redis is a replica.
+    /// When it shows that this Redis is a replica, or events were kept until now.
     pub(super) fn note_library(&mut self, library: Library) -> Result<(), SessionEnd> {
         if matches!(&library, Library::Unavailable(reason) if reason.contains("connected to a replica"))
         {
             return Err(SessionEnd::Replica);
         }
+        let was_ready = self.keeping.is_ready();
         match self.keeping.note(library) {
             Some(retention) => self.delivery.retention = retention,
-            None => self.delivery.stop_keeping(),
+            None if was_ready => return Err(SessionEnd::NotKept),
+            None => {}
         }
         Ok(())
     }
