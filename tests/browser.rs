@@ -14,6 +14,8 @@ mod support;
 mod browser;
 
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use browser::Browser;
 use fantoccini::Locator;
@@ -71,8 +73,8 @@ async fn connections_open_receive_and_stop() {
 
     start(&browser, 1).await;
     start(&browser, 3).await;
-    logged(&browser, "Orders", "onopen", "events/orders").await;
-    let both = "events?channel=orders&channel=prices";
+    logged(&browser, "Orders", "onopen", "events/orders?cursor=event").await;
+    let both = "events?channel=orders&channel=prices&cursor=event";
     logged(&browser, "Everything", "onopen", both).await;
 
     // A connection's channel, from outside and from the page.
@@ -86,8 +88,10 @@ async fn connections_open_receive_and_stop() {
         .await
         .unwrap();
     publish(&browser, "price", "42").await;
-    browser.shows("#published", "Published to prices.").await;
     logged(&browser, "Everything", "price", "42").await;
+    let id = browser.text(&card(3, ".cursor")).await;
+    let told = format!("Published to prices as {id}.");
+    browser.shows("#published", &told).await;
 
     // All of them; a name nobody listens for yet is added to the list.
     browser
@@ -96,6 +100,7 @@ async fn connections_open_receive_and_stop() {
         .select_by_value("all")
         .await
         .unwrap();
+    browser.click("#keep").await;
     publish(&browser, "greeting", "to all").await;
     browser
         .shows("#published", "Published to orders, prices.")
@@ -319,6 +324,210 @@ fn redis_cli(redis: &Redis, command: &[&str]) {
     assert!(status.success());
 }
 
+/// How many lines of the log are of a kind.
+async fn lines_of(browser: &Browser, kind: &str) -> u64 {
+    let script = format!("return document.querySelectorAll('tr[data-kind=\"{kind}\"]').length");
+    browser.run(&script).await.as_u64().unwrap()
+}
+
+#[tokio::test]
+async fn a_cut_connection_resumes_and_shows_what_was_kept_meanwhile() {
+    let gateway = Gateway::start(&[]).await;
+    let browser = Browser::start().await;
+    browser.goto(&gateway.url("/")).await;
+    start(&browser, 1).await;
+    let first = gateway.keep("/events/orders", "first").await;
+    logged(&browser, "Orders", "message", "first").await;
+    browser.shows(&card(1, ".cursor"), &first).await;
+
+    browser.click(&card(1, ".cut")).await;
+    browser.shows(&card(1, ".state"), "cut").await;
+    eventually("the stream is gone", async || {
+        gateway.metric("fanfare_connections").await == 0.0
+    })
+    .await;
+    let mut last = String::new();
+    for data in ["one", "two", "three"] {
+        last = gateway.keep("/events/orders", data).await;
+    }
+    gateway
+        .post("/events/orders?keep=false", "nobody hears")
+        .await;
+    browser.click(&card(1, ".cut")).await;
+    browser.shows(&card(1, ".state"), "open").await;
+    logged(&browser, "Orders", "resumed", "3 events while away").await;
+    browser.shows(&card(1, ".cursor"), &last).await;
+    browser.shows(&card(1, ".count"), "4 events").await;
+    assert_eq!(lines_of(&browser, "missed").await, 3);
+
+    // What is new is not marked, be it kept or live.
+    gateway.keep("/events/orders", "new").await;
+    gateway.post("/events/orders?keep=false", "live").await;
+    logged(&browser, "Orders", "message", "new").await;
+    logged(&browser, "Orders", "message", "live").await;
+    assert_eq!(lines_of(&browser, "missed").await, 3);
+    let data: Vec<_> = log(&browser)
+        .await
+        .into_iter()
+        .filter_map(|[_, event, data]| (event == "message").then_some(data))
+        .collect();
+    assert_eq!(data, ["live", "new", "three", "two", "one", "first"]);
+
+    // A new one may begin with the newest.
+    browser.fill(&card(2, ".channels"), "orders").await;
+    browser.fill(&card(2, ".history"), "2").await;
+    start(&browser, 2).await;
+    logged(&browser, "Prices", "message", "three").await;
+    browser.shows(&card(2, ".count"), "2 events").await;
+    assert_no_complaints(&browser).await;
+    browser.close().await;
+}
+
+/// Waits until the replica holds no recent events any more that a resume could be served from.
+async fn forgotten(gateway: &Gateway) {
+    eventually("the channels are let go", async || {
+        gateway.metric("fanfare_channels").await == 0.0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_gap_is_shown_with_its_channel_and_reason() {
+    let gateway = Gateway::start(&[]).await;
+    let browser = Browser::start().await;
+    browser.goto(&gateway.url("/")).await;
+    start(&browser, 3).await;
+    gateway.keep("/events/orders", "first").await;
+    gateway.keep("/events/prices", "first").await;
+    browser.shows(&card(3, ".count"), "2 events").await;
+    let cursor = browser.text(&card(3, ".cursor")).await;
+    browser.click(&card(3, ".cut")).await;
+    forgotten(&gateway).await;
+    let mut oldest = String::new();
+    for data in ["one", "two", "three"] {
+        oldest = gateway.keep("/events/orders?history=1", data).await;
+    }
+    browser.click(&card(3, ".cut")).await;
+    let told = format!(
+        "Gap in orders: expired. Events after {cursor} may be missing; the oldest still there: \
+         {oldest}. An application now fetches its state anew."
+    );
+    browser.shows(&card(3, ".gaps"), &told).await;
+    let data = format!(
+        r#"{{"channel":"orders","reason":"expired","after":"{cursor}","oldest":"{oldest}"}}"#
+    );
+    logged(&browser, "Everything", "$gap", &data).await;
+    logged(&browser, "Everything", "message", "three").await;
+    assert_eq!(lines_of(&browser, "gap").await, 1);
+    assert_no_complaints(&browser).await;
+    browser.close().await;
+}
+
+#[tokio::test]
+async fn publishing_keeps_an_event_or_not_and_once_for_a_key() {
+    let gateway = Gateway::start(&[]).await;
+    let browser = Browser::start().await;
+    browser.goto(&gateway.url("/")).await;
+    browser
+        .find("#target")
+        .await
+        .select_by_label("Orders: orders")
+        .await
+        .unwrap();
+    start(&browser, 1).await;
+    browser.fill("#key", "k").await;
+    publish(&browser, "", "once").await;
+    logged(&browser, "Orders", "message", "once").await;
+    let id = browser.text(&card(1, ".cursor")).await;
+    let told = format!("Published to orders as {id}.");
+    browser.shows("#published", &told).await;
+    publish(&browser, "", "again").await;
+    browser.click("#keep").await;
+    publish(&browser, "", "live").await;
+    logged(&browser, "Orders", "message", "live").await;
+    browser.shows("#published", "Published to orders.").await;
+    browser.shows(&card(1, ".count"), "2 events").await;
+    assert_no_complaints(&browser).await;
+    browser.close().await;
+}
+
+/// Chromium's own `EventSource`, with nothing around it, on a gateway that ends and starts again
+/// while events are published all the time.
+#[tokio::test]
+async fn the_browser_misses_nothing_across_restarts() {
+    let redis = Arc::new(Redis::start().await);
+    let mut variables = vec![
+        ("FANFARE_RETRY", "100ms,200ms"),
+        // However fast this machine publishes while nobody listens.
+        ("FANFARE_HISTORY_LENGTH", "1000000"),
+    ];
+    let mut gateway = Gateway::behind(&redis, &variables).await;
+    let address = gateway.data.to_string();
+    variables.push(("FANFARE_LISTEN", &address));
+    let browser = Browser::start().await;
+    browser.goto(&gateway.url("/")).await;
+    browser
+        .run(
+            "window.seen = []; window.gaps = []; window.opened = 0;
+             const source = new EventSource('events/numbers');
+             source.onopen = () => { window.opened += 1 };
+             source.onmessage = (event) => window.seen.push(event.data);
+             source.addEventListener('$gap', (event) => window.gaps.push(event.data));",
+        )
+        .await;
+    let opened = async |times: u64| {
+        eventually("the stream is open", async || {
+            browser.run("return window.opened").await.as_u64() >= Some(times)
+        })
+        .await;
+    };
+    let seen = async || -> Vec<u64> {
+        let seen = browser.run("return window.seen.map(Number)").await;
+        serde_json::from_value(seen).unwrap()
+    };
+    opened(1).await;
+
+    let published = Arc::new(AtomicU64::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let publisher = tokio::spawn({
+        let (redis, published, stop) = (redis.clone(), published.clone(), stop.clone());
+        async move {
+            while !stop.load(Relaxed) {
+                let number = published.load(Relaxed) + 1;
+                redis.keep("numbers", &number.to_string(), &[]).await;
+                published.store(number, Relaxed);
+            }
+        }
+    });
+    let more = async |count: u64| {
+        let goal = published.load(Relaxed) + count;
+        eventually("more is published", async || {
+            published.load(Relaxed) >= goal
+        })
+        .await;
+    };
+    for (restart, signal) in (1..).zip(["TERM", "KILL"]) {
+        more(50).await;
+        gateway.process.signal(signal);
+        gateway.process.ended().await;
+        more(50).await;
+        gateway = Gateway::behind(&redis, &variables).await;
+        opened(restart + 1).await;
+    }
+    more(50).await;
+    stop.store(true, Relaxed);
+    publisher.await.unwrap();
+    let all: Vec<u64> = (1..=published.load(Relaxed)).collect();
+    assert!(all.len() >= 250);
+    eventually("the last event is seen", async || {
+        seen().await.last() >= all.last()
+    })
+    .await;
+    assert_eq!(seen().await, all);
+    assert_eq!(browser.run("return window.gaps").await, json!([]));
+    browser.close().await;
+}
+
 /// Leaves pictures of the page in `target/tmp`; `docs/images/demo.png` is the light one.
 #[tokio::test]
 async fn the_page_is_light_or_dark_as_the_reader_prefers() {
@@ -327,22 +536,33 @@ async fn the_page_is_light_or_dark_as_the_reader_prefers() {
     let browser = Browser::start().await;
     browser.goto(&gateway.url("/")).await;
     start(&browser, 1).await;
-    start(&browser, 3).await;
-    let prices = r#"{"symbol":"ACME","price":102.5}"#;
+    start(&browser, 2).await;
+    let price = |price: &str| format!(r#"{{"symbol":"ACME","price":{price}}}"#);
+    let prices = "/events/prices?event=price&history=1";
+    gateway.keep("/events/orders", "order 4711 is paid").await;
+    gateway.keep(prices, price("102.5")).await;
+    logged(&browser, "Orders", "message", "order 4711 is paid").await;
+    logged(&browser, "Prices", "price", &price("102.5")).await;
+    // One resumes, and one has missed too much.
+    browser.click(&card(1, ".cut")).await;
+    browser.click(&card(2, ".cut")).await;
+    forgotten(&gateway).await;
+    gateway.keep("/events/orders", "order 4711 is packed").await;
     gateway
-        .post("/events/prices?keep=false&event=price", prices)
+        .keep("/events/orders", "order 4711 has left the warehouse")
         .await;
-    logged(&browser, "Everything", "price", prices).await;
-    gateway
-        .post(
-            "/events/orders?keep=false",
-            "order 4711 has left the warehouse",
-        )
-        .await;
+    for number in ["102.75", "103.1"] {
+        gateway.keep(prices, price(number)).await;
+    }
+    browser.click(&card(1, ".cut")).await;
+    logged(&browser, "Orders", "resumed", "2 events while away").await;
+    browser.click(&card(2, ".cut")).await;
+    logged(&browser, "Prices", "price", &price("103.1")).await;
+    logged(&browser, "Prices", "resumed", "1 event while away").await;
     publish(&browser, "ping", r#"{"sequence":1}"#).await;
-    browser.shows(&card(3, ".count"), "4 events").await;
+    browser.shows(&card(1, ".count"), "4 events").await;
     // With room for the frame of the window, which the picture does not show.
-    browser.client.set_window_size(1280, 1000).await.unwrap();
+    browser.client.set_window_size(1280, 1150).await.unwrap();
     let mut backgrounds = Vec::new();
     for scheme in ["light", "dark"] {
         browser.prefer(scheme).await;

@@ -1,12 +1,18 @@
 //! The command line and the start: what is wrong is told, all of it, before anything starts.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails loudly")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
 
 mod support;
 
 use std::process::{Command, Output};
 
 use support::{Gateway, Redis, within};
+use tokio::io::AsyncWriteExt;
 
 fn fanfare(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -188,11 +194,135 @@ async fn publish_tells_why_it_was_refused() {
         vec!["publish", "a", "x", "--history", "0"],
         vec!["publish", "a", "x", "--to", "5"],
         vec!["tail", "a b"],
+        vec!["tail", "a", "--history", "some"],
+        vec!["tail", "a", "--history", "1", "--after", "1-0"],
     ] {
         let output = command(arguments.iter().map(ToString::to_string).collect(), vec![]).await;
         assert!(!output.status.success(), "{arguments:?}");
         assert!(!stderr(&output).is_empty(), "{arguments:?}");
     }
+}
+
+#[test]
+fn tail_refuses_what_is_no_cursor() {
+    for text in ["", "x", "5-1.4-0", "5"] {
+        let output = fanfare(&["tail", "a", "--after", text], &[]);
+        assert!(!output.status.success(), "{text:?}");
+        let rule = "a cursor is <id> or <id>.<later id>";
+        assert!(stderr(&output).contains(rule), "{}", stderr(&output));
+    }
+}
+
+/// Against a server that says exactly what is to be understood.
+#[tokio::test]
+async fn tail_keeps_its_cursor_and_tells_of_gaps() {
+    let answers = [
+        (
+            "\r\nlast-event-id: 1-0\r\n",
+            "retry: 10\nid: 1-0\n\nid: 6-0\ndata: one\n\n:\nid: 6-0.9-0\n\nid: 99-0\ndata: cut",
+        ),
+        // Full, or draining: it only says when to come back.
+        ("\r\nlast-event-id: 6-0.9-0\r\n", "retry: 20\n\n"),
+        (
+            "\r\nlast-event-id: 6-0.9-0\r\n",
+            "retry: 10\n\nid: 11-9\nevent: $gap\ndata: {\"channel\":\"a\",\"reason\":\"expired\",\
+             \"after\":\"9-0\",\"oldest\":\"12-0\"}\n\nid: 12-0\ndata: two\n\n\
+             :\nid: 12-0.13-0\nevent: $cursor\ndata: {}\n\ndata: live\n\n",
+        ),
+    ];
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let tail = ["tail", "a", "--after", "1-0", "--count", "3", "--url", &url];
+    let tail = tokio::spawn(command(tail.map(str::to_owned).to_vec(), vec![]));
+    for (expected, answer) in answers {
+        let (mut socket, _) = within("tail connects", listener.accept()).await.unwrap();
+        let head = support::read_until(&mut socket, &mut Vec::new(), "\r\n\r\n").await;
+        assert!(head.contains(expected), "{head}");
+        let head =
+            "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+        socket.write_all(head.as_bytes()).await.unwrap();
+        socket.write_all(answer.as_bytes()).await.unwrap();
+    }
+    let output = within("tail ends", tail).await.unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "6-0\tmessage\tone\n\
+         11-9\t$gap\t{\"channel\":\"a\",\"reason\":\"expired\",\"after\":\"9-0\",\"oldest\":\"12-0\"}\n\
+         12-0\tmessage\ttwo\n\
+         -\tmessage\tlive\n"
+    );
+    assert_eq!(
+        stderr(&output),
+        "fanfare: the stream ended; again in 10ms\n\
+         fanfare: the stream ended; again in 20ms\n\
+         fanfare: connected again, resuming after 6-0.9-0\n\
+         fanfare: gap: events of a may be missing after 9-0 (expired)\n"
+    );
+}
+
+#[tokio::test]
+async fn tail_begins_after_a_cursor_or_with_the_newest() {
+    let gateway = Gateway::start(&[]).await;
+    let url = gateway.url("");
+    let mut ids = Vec::new();
+    for data in ["one", "two", "three"] {
+        ids.push(gateway.keep("/events/a", data).await);
+    }
+    let tail = async |arguments: &[&str]| {
+        let mut all = vec!["tail", "a", "--url", &url];
+        all.extend_from_slice(arguments);
+        let output = command(all.into_iter().map(str::to_owned).collect(), vec![]).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        (
+            String::from_utf8(output.stdout.clone()).unwrap(),
+            stderr(&output).to_owned(),
+        )
+    };
+    let [one, two, three] = &ids[..] else {
+        panic!("three were published");
+    };
+    let newest = format!("{two}\tmessage\ttwo\n{three}\tmessage\tthree\n");
+    for arguments in [["--history", "2"], ["--after", one]] {
+        let (out, err) = tail(&[&arguments[..], &["--count", "2"]].concat()).await;
+        assert_eq!((out, err.as_str()), (newest.clone(), ""));
+    }
+    // From before the first id that was ever issued here.
+    let (out, err) = tail(&["--after", "1-0", "--count", "3"]).await;
+    let (gap, rest) = out.split_once('\n').unwrap();
+    assert!(gap.contains("\t$gap\t{"), "{gap}");
+    assert_eq!(rest, format!("{one}\tmessage\tone\n{newest}"));
+    let told = "fanfare: gap: events of a may be missing after 1-0 (rewound)\n";
+    assert_eq!(err, told);
+}
+
+#[tokio::test]
+async fn tail_resumes_after_a_restart_of_the_gateway() {
+    let redis = Redis::start().await;
+    let retry = ("FANFARE_RETRY", "100ms,100ms");
+    let mut gateway = Gateway::behind(&redis, &[retry]).await;
+    let address = gateway.data.to_string();
+    let arguments = ["tail", "a", "--count", "3", "--url", &gateway.url("")];
+    let tail = tokio::spawn(command(arguments.map(str::to_owned).to_vec(), vec![]));
+    support::eventually("tail has opened its stream", async || {
+        gateway.metric("fanfare_subscriptions").await == 1.0
+    })
+    .await;
+    let one = redis.keep("a", "one", &[]).await;
+    support::eventually("the first event is delivered", async || {
+        gateway.metric("fanfare_events_delivered_total").await == 1.0
+    })
+    .await;
+    gateway.process.signal("TERM");
+    assert!(gateway.process.ended().await);
+    let two = redis.keep("a", "two", &[]).await;
+    let three = redis.keep("a", "three", &[]).await;
+    let _gateway = Gateway::behind(&redis, &[retry, ("FANFARE_LISTEN", &address)]).await;
+    let output = within("tail ends", tail).await.unwrap();
+    let expected = format!("{one}\tmessage\tone\n{two}\tmessage\ttwo\n{three}\tmessage\tthree\n");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+    let told = format!("fanfare: connected again, resuming after {one}\n");
+    assert!(stderr(&output).ends_with(&told), "{}", stderr(&output));
 }
 
 /// Behind a listener that is not open, only public channels are read and nothing is published.

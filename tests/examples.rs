@@ -200,6 +200,52 @@ async fn python_notify_reaches_one_client() {
 }
 
 #[tokio::test]
+async fn python_keep_publishes_once_and_node_follow_notices_gaps() {
+    let redis = Redis::start().await;
+    let retry = ("FANFARE_RETRY", "100ms,100ms");
+    let mut gateway = Gateway::behind(&redis, &[retry]).await;
+    let address = gateway.data.to_string();
+    let keep = |arguments: &[&str]| {
+        Example::python("python/keep.py")
+            .args(&[&["orders"], arguments].concat())
+            .env("REDIS_URL", &redis.url())
+            .finish()
+    };
+    let (_follower, stdout) = Example::node("node/follow.mjs")
+        .args(&["orders"])
+        .env("FANFARE_URL", &gateway.url(""))
+        .start();
+    let (stdout, _) = line(stdout, "open").await;
+    let first = keep(&["one", "--key", "k"]).await;
+    assert_eq!(keep(&["once more", "--key", "k"]).await, first);
+    let (stdout, next) = line(stdout, "").await;
+    assert_eq!(next, "event one");
+
+    // The gateway is gone for a while: what is kept meanwhile comes later, and nothing twice.
+    gateway.process.signal("KILL");
+    gateway.process.ended().await;
+    keep(&["two"]).await;
+    let variables = [retry, ("FANFARE_LISTEN", &*address)];
+    let mut gateway = Gateway::behind(&redis, &variables).await;
+    let (stdout, next) = line(stdout, "").await;
+    assert_eq!(next, "open");
+    let (stdout, next) = line(stdout, "").await;
+    assert_eq!(next, "event two");
+
+    // It misses more than the history holds.
+    gateway.process.signal("KILL");
+    gateway.process.ended().await;
+    for data in ["three", "four", "five"] {
+        redis.keep("orders", data, &["history", "1"]).await;
+    }
+    let _gateway = Gateway::behind(&redis, &variables).await;
+    let (stdout, gap) = line(stdout, "gap ").await;
+    assert_eq!(gap, "orders expired: fetching its state anew");
+    let (_stdout, next) = line(stdout, "").await;
+    assert_eq!(next, "event five");
+}
+
+#[tokio::test]
 async fn shell_broadcast_reaches_all_clients_of_all_replicas() {
     let redis = Redis::start().await;
     let mut replicas = Vec::new();

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use clap::Args;
 use futures_util::StreamExt;
+use serde_json::Value;
 use sse_stream::{Sse, SseByteStream};
 
 use super::{Failure, runtime};
-use crate::protocol::ChannelName;
+use crate::protocol::{ChannelName, Cursor};
 
 /// A stream that is silent for so long is dead: heartbeats come more often.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -24,17 +25,15 @@ pub(super) struct Tail {
     /// The gateway to read from
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
+    /// Begin after this cursor: the id of the last event that was had
+    #[arg(long, value_name = "CURSOR")]
+    after: Option<Cursor>,
+    /// Begin with the newest N kept events of each channel
+    #[arg(long, value_name = "N", conflicts_with = "after")]
+    history: Option<u32>,
     /// Exit after this many events
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-}
-
-/// How a stream ended.
-enum End {
-    /// As many events as asked for were printed.
-    Enough,
-    /// The connection is gone, for this reason; worth another try.
-    Lost(String),
 }
 
 impl Tail {
@@ -48,69 +47,148 @@ impl Tail {
         for channel in &self.channels {
             url.query_pairs_mut().append_pair("channel", channel);
         }
+        if let Some(count) = self.history {
+            let count = count.to_string();
+            url.query_pairs_mut().append_pair("history", &count);
+        }
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .read_timeout(SILENCE)
             .build()?;
-        let mut retry = DEFAULT_RETRY;
-        let mut left = self.count.unwrap_or(u64::MAX);
-        while left > 0 {
-            match read(&client, url.clone(), &mut retry, &mut left).await? {
+        let mut reader = Reader {
+            client,
+            url,
+            cursor: self.after.map(|cursor| cursor.to_string()),
+            retry: DEFAULT_RETRY,
+            left: self.count.unwrap_or(u64::MAX),
+            resumes: false,
+        };
+        while reader.left > 0 {
+            match reader.read().await? {
                 End::Enough => break,
-                End::Lost(reason) => {
-                    writeln!(std::io::stderr(), "fanfare: {reason}; again in {retry:?}")?;
-                }
+                End::Lost(reason) => note(&format!("{reason}; again in {:?}", reader.retry))?,
             }
-            tokio::time::sleep(retry).await;
+            tokio::time::sleep(reader.retry).await;
+            reader.resumes = true;
         }
         Ok(())
     }
 }
 
-async fn read(
-    client: &reqwest::Client,
+/// How a stream ended.
+enum End {
+    /// As many events as asked for were printed.
+    Enough,
+    /// The connection is gone, for this reason; worth another try.
+    Lost(String),
+}
+
+/// What an `EventSource` keeps from one connection to the next.
+struct Reader {
+    client: reqwest::Client,
     url: reqwest::Url,
-    retry: &mut Duration,
-    left: &mut u64,
-) -> Result<End, Failure> {
-    let request = client.get(url).header("accept", "text/event-stream");
-    let response = match request.send().await {
-        Ok(response) => response,
-        Err(error) => return Ok(End::Lost(error.without_url().to_string())),
-    };
-    let status = response.status();
-    if status.is_client_error() {
-        return Err(format!("{status}: {}", response.text().await?).into());
-    }
-    if !status.is_success() {
-        return Ok(End::Lost(status.to_string()));
-    }
-    let mut events = SseByteStream::new(response.bytes_stream());
-    while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => return Ok(End::Lost(error.to_string())),
-        };
-        if let Some(milliseconds) = event.retry {
-            *retry = Duration::from_millis(milliseconds);
+    /// The last id received. Not a [`Cursor`]: it is the server's, and goes back as it came.
+    cursor: Option<String>,
+    retry: Duration,
+    /// Events still to be printed.
+    left: u64,
+    /// There was a connection before, which the user is to be told of once this one stands.
+    resumes: bool,
+}
+
+impl Reader {
+    /// Reads one stream to its end.
+    async fn read(&mut self) -> Result<End, Failure> {
+        let mut request = self
+            .client
+            .get(self.url.clone())
+            .header("accept", "text/event-stream");
+        if let Some(cursor) = &self.cursor {
+            request = request.header("last-event-id", cursor);
         }
-        if event.data.is_some() {
-            print(&event)?;
-            *left -= 1;
-            if *left == 0 {
+        let response = match request.send().await {
+            Ok(response) => response,
+            Err(error) if error.is_builder() => return Err(error.into()),
+            Err(error) => return Ok(End::Lost(error.without_url().to_string())),
+        };
+        let status = response.status();
+        if status.is_client_error() {
+            return Err(format!("{status}: {}", response.text().await?).into());
+        }
+        if !status.is_success() {
+            return Ok(End::Lost(status.to_string()));
+        }
+        let mut blocks = SseByteStream::new(response.bytes_stream());
+        while let Some(block) = blocks.next().await {
+            match block {
+                Ok(block) => self.take(block)?,
+                Err(error) => return Ok(End::Lost(error.to_string())),
+            }
+            if self.left == 0 {
                 return Ok(End::Enough);
             }
         }
+        Ok(End::Lost("the stream ended".into()))
     }
-    Ok(End::Lost("the stream ended".into()))
+
+    fn take(&mut self, block: Sse) -> std::io::Result<()> {
+        if let Some(milliseconds) = block.retry {
+            self.retry = Duration::from_millis(milliseconds);
+        }
+        // An answer that only says when to come back has neither.
+        if (block.id.is_some() || block.data.is_some())
+            && std::mem::take(&mut self.resumes)
+            && let Some(cursor) = &self.cursor
+        {
+            note(&format!("connected again, resuming after {cursor}"))?;
+        }
+        if let Some(data) = &block.data {
+            let name = block.event.as_deref().unwrap_or("message");
+            if name != "$cursor" {
+                print(block.id.as_deref().unwrap_or("-"), name, data)?;
+            }
+            if name == "$gap" {
+                note(&gap(data))?;
+            }
+            // The gateway's own are no events of a channel.
+            if !name.starts_with('$') {
+                self.left -= 1;
+            }
+        }
+        // Noted without data too, as the WHATWG rules have it; the empty id is none.
+        if let Some(id) = block.id {
+            self.cursor = (!id.is_empty()).then_some(id);
+        }
+        Ok(())
+    }
+}
+
+/// A gap, for people.
+fn gap(data: &str) -> String {
+    let data: Value = serde_json::from_str(data).unwrap_or_default();
+    let text = |member: &str| data.get(member).and_then(Value::as_str);
+    let mut gap = format!(
+        "gap: events of {} may be missing",
+        text("channel").unwrap_or("?")
+    );
+    if let Some(after) = text("after") {
+        gap += &format!(" after {after}");
+    }
+    if let Some(reason) = text("reason") {
+        gap += &format!(" ({reason})");
+    }
+    gap
+}
+
+/// A line about the stream itself, beside what is on it.
+fn note(text: &str) -> std::io::Result<()> {
+    writeln!(std::io::stderr(), "fanfare: {}", printable(text))
 }
 
 /// One line an event. Control characters, line ends among them, are shown escaped: data must not
 /// be able to write over the terminal.
-fn print(event: &Sse) -> std::io::Result<()> {
-    let name = printable(event.event.as_deref().unwrap_or("message"));
-    let data = printable(event.data.as_deref().unwrap_or_default());
-    let id = printable(event.id.as_deref().unwrap_or("-"));
+fn print(id: &str, name: &str, data: &str) -> std::io::Result<()> {
+    let [id, name, data] = [id, name, data].map(printable);
     let mut out = std::io::stdout().lock();
     writeln!(out, "{id}\t{name}\t{data}")?;
     out.flush()

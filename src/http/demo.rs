@@ -9,8 +9,8 @@ const PAGE: &str = include_str!("demo.html");
 /// origin only, and the browser refuses to make markup of text (Trusted Types), since events hold
 /// what anybody may publish.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-HKCQ3pOM8k6VqZNjYNWDibiJV1+NCNMex9H0sA97J8s='; \
-    style-src 'sha256-7/cuPIKHsymMe1Pzi6m6+joXaehPpzCpGW1hr5+Fl3A='; \
+    script-src 'sha256-6oq78iXJX6Vbfm9rtlzAy6mAPfqVS1pebIToCSceqdE='; \
+    style-src 'sha256-iYB29F8LKHyUZr5UyfKtpt4gvr4/9mYcF6eUxwkeuhM='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
