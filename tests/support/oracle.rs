@@ -543,11 +543,14 @@ impl Oracle {
                     before < id && next.is_none_or(|next| id < next)
                 })
             })
-            .map(|(id, record)| format!("{} ({id:?})", record.key()))
+            .map(|(id, record)| {
+                let place = around(seen, id);
+                format!("{} ({id:?}), where it saw {place:#?}", record.key())
+            })
             .collect();
         missing.sort_unstable();
         if !missing.is_empty() {
-            let shown = &missing[..missing.len().min(5)];
+            let shown = &missing[..missing.len().min(2)];
             let text = format!(
                 "{who}: {} of {channel} missing: {shown:?}; received {}, gaps {gaps:?}",
                 missing.len(),
@@ -556,6 +559,20 @@ impl Oracle {
             self.fault(text);
         }
     }
+}
+
+/// What a client saw where an event of this id is missing.
+fn around(seen: &[Seen], id: Id) -> Vec<String> {
+    let is_after = |seen: &Seen| matches!(seen, Seen::Event { id: Some(other), .. } if *other > id);
+    let at = seen.iter().position(is_after).unwrap_or(seen.len());
+    let shown = at.saturating_sub(8)..seen.len().min(at + 4);
+    seen[shown]
+        .iter()
+        .map(|seen| match seen {
+            Seen::Event { id, data } => format!("{} {id:?}", key_of(data)),
+            other => format!("{other:?}"),
+        })
+        .collect()
 }
 
 #[derive(Clone, Copy)]
