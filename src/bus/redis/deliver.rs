@@ -21,10 +21,10 @@ use crate::protocol::{
 };
 use crate::telemetry::{BusMetrics, DropReason};
 
-/// Ids further ahead of the newest known one than so many lag bounds, and the time that has passed
-/// since that was new, are not believed: they would move every cursor to where no event follows
-/// for long. A failover moves ids by one bound, and probes, which are ours alone, tell every few
-/// seconds where ids are.
+/// An id further ahead of the newest known one than so many lag bounds, and the time that has
+/// passed since that was new, is believed only once Redis says that it has issued it: a forged one
+/// would move every cursor to where no event follows for long. A failover moves ids by one bound,
+/// and probes, which are ours alone, tell every few seconds where ids are.
 const MOST_AHEAD_LAG_BOUNDS: u32 = 10;
 
 /// Broken messages are logged this often at the most.
@@ -45,6 +45,8 @@ pub(super) enum Interruption {
     Hole(EventId),
     /// The new one does not continue this event.
     Rewound(EventId),
+    /// The new one's id is far ahead of all others.
+    Ahead,
 }
 
 /// What history says to an interruption.
@@ -52,6 +54,7 @@ pub(super) enum Interruption {
 pub(super) enum Filled {
     Hole(Recovery),
     Rewound(Option<HistoryPage<KeptEvent>>),
+    Ahead(Option<HistoryPage<KeptEvent>>),
 }
 
 /// What the delivery knows, across connections.
@@ -282,22 +285,12 @@ impl Delivery {
         if channel.is_some() {
             self.metrics.kept_received.inc();
         }
-        let ahead = self.position.map(|newest| frame.id.since(newest));
-        let most = self
-            .lag_bound
-            .saturating_mul(MOST_AHEAD_LAG_BOUNDS)
-            .saturating_add(self.moved_at.elapsed());
-        if let Some(ahead) = ahead.filter(|ahead| *ahead > most) {
-            let fault = format_args!("its id is {ahead:?} ahead of all others");
-            if let Some(channel) = &channel {
-                self.note_dropped(channel, DropReason::IdAhead, &fault);
-            }
-            return None;
-        }
         let (event, withheld) = kept_event(frame);
         let Some(channel) = channel else {
             // Nobody wants it any more; who comes back before it is unsubscribed is told so.
-            self.advance(event.id);
+            if !self.is_far_ahead(event.id) {
+                self.advance(event.id);
+            }
             return None;
         };
         match withheld {
@@ -317,6 +310,26 @@ impl Delivery {
             }
             return None;
         }
+        if self.is_far_ahead(event.id) {
+            return Some(Interrupted {
+                channel,
+                event,
+                why: Interruption::Ahead,
+            });
+        }
+        self.in_order(channel, event).await
+    }
+
+    fn is_far_ahead(&self, id: EventId) -> bool {
+        let most = self
+            .lag_bound
+            .saturating_mul(MOST_AHEAD_LAG_BOUNDS)
+            .saturating_add(self.moved_at.elapsed());
+        self.position.is_some_and(|newest| id.since(newest) > most)
+    }
+
+    /// Routes a kept event of a wanted channel, unless something before it is missing.
+    async fn in_order(&mut self, channel: ChannelName, event: KeptEvent) -> Option<Interrupted> {
         let record = self.routing.record(&channel)?;
         if !record.active || event.id <= self.settled {
             // Read already, or before anybody was promised anything.
@@ -342,10 +355,23 @@ impl Delivery {
         })
     }
 
-    /// Routes what was missing before an event, and the event.
-    pub(super) async fn fill(&mut self, interrupted: Interrupted, filled: Filled) {
+    /// Routes what was missing before an event, and the event; unless more must be read first.
+    pub(super) async fn fill(
+        &mut self,
+        interrupted: Interrupted,
+        filled: Filled,
+    ) -> Option<Interrupted> {
         let Interrupted { channel, event, .. } = interrupted;
         match filled {
+            Filled::Ahead(page) => {
+                let issued = page.and_then(|page| page.issued);
+                if issued.is_some_and(|issued| event.id <= issued.last) {
+                    return self.in_order(channel, event).await;
+                }
+                let fault = format_args!("its id, {}, was never issued", event.id);
+                self.note_dropped(&channel, DropReason::IdAhead, &fault);
+                return None;
+            }
             Filled::Hole(recovery) => {
                 if let Some(retention) = recovery.retention {
                     self.retention = retention;
@@ -377,6 +403,7 @@ impl Delivery {
             record.seen = Some(event.id);
         }
         self.route_kept(channel, event).await;
+        None
     }
 
     async fn route_kept(&mut self, channel: ChannelName, event: KeptEvent) {
@@ -750,16 +777,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn ids_far_ahead_are_not_believed_unless_time_has_passed() {
+    async fn ids_far_ahead_are_looked_up_unless_time_has_passed() {
         let mut world = World::new(Some(100)).await;
         world.told().await;
         let ahead = 100 + 10 * 60_000 + 1;
-        world.delivery.message(kept_message("a", ahead, 0)).await;
-        assert_eq!(world.told().await, "");
+        for (issued, told) in [(ahead - 1, ""), (ahead, &*format!("a:{ahead}"))] {
+            let interrupted = world.delivery.message(kept_message("a", ahead, 0)).await;
+            let interrupted = interrupted.unwrap();
+            assert!(matches!(interrupted.why, Interruption::Ahead));
+            let issued = crate::protocol::Issued {
+                epoch: id(1),
+                last: id(issued),
+            };
+            let page = HistoryPage {
+                issued: Some(issued),
+                now_ms: ahead,
+                retention: Retention::constant(Duration::from_secs(3600)),
+                evictable: false,
+                oldest: None,
+                from: id(ahead),
+                events: Vec::new(),
+                complete: true,
+            };
+            let filled = Filled::Ahead(Some(page));
+            assert!(world.delivery.fill(interrupted, filled).await.is_none());
+            assert_eq!(world.told().await, told);
+        }
         let dropped = world.delivery.metrics.dropped(DropReason::IdAhead);
         assert_eq!(dropped.get(), 1);
-        world.delivery.moved_at -= Duration::from_secs(1);
-        world.delivery.message(kept_message("a", ahead, 0)).await;
-        assert_eq!(world.told().await, format!("a:{ahead}"));
+        let later = 2 * ahead + 1;
+        world.delivery.moved_at -= Duration::from_secs(601);
+        let interrupted = world
+            .delivery
+            .message(kept_message("a", later, ahead))
+            .await;
+        assert!(interrupted.is_none());
     }
 }

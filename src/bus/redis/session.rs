@@ -269,7 +269,10 @@ impl<'a> Session<'a> {
                 self.tell_health();
             }
             (Phase::Filling(interrupted), Read::Filled(filled)) => {
-                delivery.fill(interrupted, filled).await;
+                if let Some(interrupted) = delivery.fill(interrupted, filled).await {
+                    self.read_before(interrupted);
+                    return Ok(());
+                }
             }
             // A read belongs to its phase.
             (phase, _) => self.phase = phase,
@@ -313,6 +316,10 @@ impl<'a> Session<'a> {
                 read.map(|recovery| recovery.map(|recovery| Read::Filled(Filled::Hole(recovery))))
                     .boxed()
             }
+            Interruption::Ahead => backfill
+                .look(channel, interrupted.event.id)
+                .map(|page| page.map(|page| Read::Filled(Filled::Ahead(page))))
+                .boxed(),
             Interruption::Rewound(seen) => backfill
                 .look(channel, seen)
                 .map(|page| page.map(|page| Read::Filled(Filled::Rewound(page))))
