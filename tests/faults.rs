@@ -24,7 +24,7 @@ mod proxy;
 use std::time::Duration;
 
 use client::{Addresses, Client, Plan};
-use oracle::{Journal, Publisher, check, settle};
+use oracle::{Journal, Publisher, settle};
 use proxy::Proxy;
 use support::{Gateway, Redis, eventually, test_within};
 
@@ -34,7 +34,12 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Between the events of a publisher under load.
 const PAUSE: Duration = Duration::from_millis(2);
 
-const VARIABLES: &[(&str, &str)] = &[("FANFARE_HEARTBEAT", "500ms"), ("FANFARE_SHARDS", "2")];
+const VARIABLES: &[(&str, &str)] = &[
+    ("FANFARE_HEARTBEAT", "500ms"),
+    ("FANFARE_SHARDS", "2"),
+    // No test here is about trimming, except where it says so.
+    ("FANFARE_HISTORY_LENGTH", "20000"),
+];
 
 async fn open(addresses: &Addresses, channels: &[&str]) -> Client {
     Plan::new(addresses, channels).open().await
@@ -105,7 +110,7 @@ async fn clients_go_on_at_another_replica_when_theirs_is_killed() {
         let addresses = Addresses::of(&[&gateways[0], &gateways[1]]);
         let clients = clients_of_two_channels(&addresses).await;
         let journal = Journal::default();
-        let loads = ["p", "q"]
+        let loads = ["p", "q", "r"]
             .map(|name| Publisher::new(&journal, name, &redis.url()).load(&["a", "b"], PAUSE));
         for round in 0..6 {
             journal.grows(200).await;
@@ -116,8 +121,10 @@ async fn clients_go_on_at_another_replica_when_theirs_is_killed() {
             *gateway = Gateway::behind(&redis, VARIABLES).await;
             addresses.replace(round % 2, gateway);
         }
-        let [load, other] = loads;
-        other.stop().await;
+        let [load, others @ ..] = loads;
+        for other in others {
+            other.stop().await;
+        }
         let mut publisher = load.stop().await;
         settle(&journal, &mut publisher, &refs(&clients), &[]).await;
         for client in &clients {
@@ -545,7 +552,48 @@ async fn a_connection_that_falls_silent_costs_no_event() {
         gateway.ready().await;
         let mut publisher = load.stop().await;
         settle(&journal, &mut publisher, &refs(&clients), &[]).await;
-        check(&journal, &refs(&clients), &[]);
+    })
+    .await;
+}
+
+/// More than a history holds was published meanwhile, on many channels in turn: the gap of one
+/// lies between events of the others.
+#[tokio::test]
+async fn what_is_trimmed_while_redis_is_away_is_told_in_its_place() {
+    const CHANNELS: [&str; 8] = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    test_within(MINUTE, async {
+        let redis = Redis::start().await;
+        let proxy = Proxy::to(&redis).await;
+        let url = proxy.url();
+        let variables = [
+            ("FANFARE_REDIS_URL", url.as_str()),
+            ("FANFARE_HISTORY_LENGTH", "10"),
+            ("FANFARE_SHARDS", "2"),
+        ];
+        let gateway = Gateway::start(&variables).await;
+        let addresses = Addresses::of(&[&gateway]);
+        let all = open(&addresses, &CHANNELS).await;
+        let some = open(&addresses, &CHANNELS[2..6]).await;
+        let one = open(&addresses, &CHANNELS[..1]).await;
+        let journal = Journal::default();
+        let mut publisher = Publisher::new(&journal, "p", &redis.url());
+        for _ in 0..3 {
+            settle(&journal, &mut publisher, &[&all, &some, &one], &["lost"]).await;
+            proxy.refuse();
+            eventually("the loss is noticed", async || !gateway.is_ready().await).await;
+            for _ in 0..15 {
+                for channel in CHANNELS {
+                    publisher.id(channel).await;
+                }
+            }
+            proxy.point(&redis);
+            gateway.ready().await;
+        }
+        settle(&journal, &mut publisher, &[&all, &some, &one], &["lost"]).await;
+        for client in [&all, &some, &one] {
+            let gaps = client.log().gaps.len();
+            assert_eq!(gaps, client.plan.channels.len() * 3, "{}", client.summary());
+        }
     })
     .await;
 }
