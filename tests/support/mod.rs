@@ -36,6 +36,13 @@ pub async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
         .unwrap_or_else(|_| panic!("not within {DEADLINE:?}: {what}"))
 }
 
+/// Fails the test when it takes longer than `deadline`, whatever its parts may take.
+pub async fn test_within<T>(deadline: Duration, test: impl Future<Output = T>) -> T {
+    timeout(deadline, test)
+        .await
+        .unwrap_or_else(|_| panic!("the test takes longer than {deadline:?}"))
+}
+
 /// Looks again and again until `condition` holds, or fails the test.
 pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
     eventually_within(DEADLINE, what, &mut condition).await;

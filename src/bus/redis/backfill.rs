@@ -58,11 +58,12 @@ pub(super) enum Recovered {
 }
 
 impl Recovered {
-    /// Its place among those of all channels.
-    pub(super) fn id(&self) -> EventId {
+    /// Its place among those of all channels. A gap carries the id below the event that follows
+    /// it, which may be that of another channel's event: who has had the gap must have had that.
+    pub(super) fn place(&self) -> (EventId, bool) {
         match self {
-            Self::Event(event) => event.id,
-            Self::Gap(_, id) => *id,
+            Self::Event(event) => (event.id, false),
+            Self::Gap(_, id) => (*id, true),
         }
     }
 }

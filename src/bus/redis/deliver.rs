@@ -164,7 +164,7 @@ impl Delivery {
                 recovered.extend(recovery.items.into_iter().map(|item| (name.clone(), item)));
             }
         }
-        recovered.sort_by_key(|(_, item)| item.id());
+        recovered.sort_by_key(|(_, item)| item.place());
         for (channel, item) in recovered {
             self.recovered(channel, item).await;
         }

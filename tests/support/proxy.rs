@@ -1,0 +1,142 @@
+//! A TCP proxy between a gateway and Redis, that can be pointed elsewhere, cut and stalled.
+
+#![allow(dead_code, reason = "every test file uses a part of it")]
+#![allow(unreachable_pub, reason = "a module of several test crates")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+use std::net::SocketAddr;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::support::Redis;
+
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    /// Where new connections go; `None`: they are closed.
+    target: Option<SocketAddr>,
+    /// Nothing passes, and nothing is closed.
+    stalled: bool,
+    /// Raised to close what is open.
+    epoch: u64,
+}
+
+/// A running proxy; it and its connections end when dropped.
+pub struct Proxy {
+    address: SocketAddr,
+    rules: watch::Sender<Rules>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Proxy {
+    /// Starts a proxy to `redis`.
+    pub async fn to(redis: &Redis) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (rules, watched) = watch::channel(Rules {
+            target: Some(address_of(redis)),
+            stalled: false,
+            epoch: 0,
+        });
+        let task = tokio::spawn(accept(listener, watched));
+        Self {
+            address,
+            rules,
+            task,
+        }
+    }
+
+    /// As a Redis URL.
+    pub fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// New connections go to `redis`; what is open stays.
+    pub fn point(&self, redis: &Redis) {
+        let target = Some(address_of(redis));
+        self.rules.send_modify(|rules| rules.target = target);
+    }
+
+    /// Closes what is open.
+    pub fn cut(&self) {
+        self.rules.send_modify(|rules| rules.epoch += 1);
+    }
+
+    /// Closes what is open and whatever comes, until it is pointed somewhere.
+    pub fn refuse(&self) {
+        self.rules.send_modify(|rules| {
+            rules.epoch += 1;
+            rules.target = None;
+        });
+    }
+
+    /// Has nothing pass, or everything again.
+    pub fn stall(&self, stalled: bool) {
+        self.rules.send_modify(|rules| rules.stalled = stalled);
+    }
+}
+
+fn address_of(redis: &Redis) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], redis.port()))
+}
+
+async fn accept(listener: TcpListener, rules: watch::Receiver<Rules>) {
+    loop {
+        if let Ok((socket, _)) = listener.accept().await {
+            tokio::spawn(connection(socket, rules.clone()));
+        }
+    }
+}
+
+async fn connection(client: TcpStream, mut rules: watch::Receiver<Rules>) {
+    let Rules { target, epoch, .. } = *rules.borrow_and_update();
+    let Some(target) = target else { return };
+    let Ok(server) = TcpStream::connect(target).await else {
+        return;
+    };
+    client.set_nodelay(true).unwrap();
+    server.set_nodelay(true).unwrap();
+    let (client_reads, client_writes) = client.into_split();
+    let (server_reads, server_writes) = server.into_split();
+    tokio::select! {
+        () = copy(client_reads, server_writes, rules.clone()) => {}
+        () = copy(server_reads, client_writes, rules.clone()) => {}
+        // Also when the proxy is gone.
+        _ = rules.wait_for(|rules| rules.epoch != epoch) => {}
+    }
+}
+
+async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rules: watch::Receiver<Rules>) {
+    let mut buffer = vec![0; 64 << 10];
+    loop {
+        let Ok(count @ 1..) = from.read(&mut buffer).await else {
+            return;
+        };
+        if rules.wait_for(|rules| !rules.stalled).await.is_err()
+            || to.write_all(&buffer[..count]).await.is_err()
+        {
+            return;
+        }
+    }
+}
