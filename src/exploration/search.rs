@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
-use super::world::{Action, Setup, World};
+use super::actions::Action;
+use super::setup::Setup;
+use super::world::World;
 
 /// What was found.
 #[derive(Debug)]
