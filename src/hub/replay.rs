@@ -128,7 +128,7 @@ impl Replay {
             Err(reads) => return Step::Read(reads),
         };
         let position = self.cursor.position();
-        let gaps = self.gaps(views, &pages);
+        let mut gaps = self.gaps(views, &pages);
         let told_by_all = pages
             .iter()
             .map(|page| page.map_or(seen.unwrap_or_default(), HistoryPage::end))
@@ -184,6 +184,21 @@ impl Replay {
             _ => Cursor::unvouched(last.unwrap_or(had), end, self.lag_bound),
         };
         self.trusted = false;
+        // A page that begins with the cursor's event may end before its position, where a channel
+        // has many events that the client did not ask for then. It has told of the event; what
+        // follows the position is read next, by itself.
+        let ends_early = |page: &&HistoryPage<E>| !page.complete && page.end() <= position;
+        if !meets_tails
+            && self.cursor.position() == position
+            && pages.iter().flatten().any(ends_early)
+        {
+            if gaps.len() < views.len() {
+                // They are found again.
+                gaps.clear();
+            }
+            self.floors.fill(position.next());
+            self.trusted = true;
+        }
         let is_caught = self.cursor.event() <= caught;
         Step::Send(Part {
             gaps,
@@ -239,11 +254,14 @@ impl Replay {
     /// Whether a page tells what this step needs of its channel.
     fn may_use<E: Entry>(&self, page: &HistoryPage<E>, fresh: bool, floor: EventId) -> bool {
         let position = self.cursor.position();
-        let reaches_back = page.from <= self.cursor.read_from(self.lag_bound).max(floor);
+        let asked = self.cursor.read_from(self.lag_bound).max(floor);
+        let reaches_back = page.from <= asked;
         let reaches_on = if page.complete {
             fresh || page.end() >= position
         } else {
-            page.end() > position
+            // One that begins earlier was read for others, too; a later one that begins here
+            // would not tell more.
+            page.end() > position || page.from == asked
         };
         reaches_back && reaches_on
     }
@@ -308,4 +326,79 @@ fn cut<E: Entry>(events: &mut Vec<E>, most_bytes: usize) -> bool {
     let is_cut = fits < events.len();
     events.truncate(fits);
     is_cut
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::{Issued, Link, Retention};
+
+    const LAG: Duration = Duration::from_secs(60);
+
+    fn id(ms: u64) -> EventId {
+        EventId::new(ms, 0)
+    }
+
+    fn link(ms: u64, prev: u64) -> Link {
+        Link {
+            id: id(ms),
+            prev: id(prev),
+        }
+    }
+
+    /// A page of a history that begins at 100, cut unless it is complete.
+    fn page(from: EventId, events: Vec<Link>, complete: bool) -> HistoryPage<Link> {
+        HistoryPage {
+            issued: Some(Issued {
+                epoch: id(1),
+                last: id(900),
+            }),
+            now_ms: 900,
+            retention: Retention::constant(LAG * 2),
+            evictable: false,
+            oldest: Some(link(100, 0)),
+            from,
+            events,
+            complete,
+        }
+    }
+
+    /// A page cut before the position would be read again and again.
+    #[test]
+    fn a_page_that_ends_before_the_position_is_not_read_twice() {
+        let tail = Tail::default();
+        let step = |replay: &mut Replay, page: Option<&HistoryPage<Link>>| {
+            let view = View {
+                tail: &tail,
+                page,
+                fresh: true,
+            };
+            replay.step(&[view], Some(id(800)), 1000)
+        };
+        let cursor: Cursor = "100-0.500-0".parse().unwrap();
+        let mut replay = Replay::resume(cursor, 1, LAG);
+        let Step::Read(reads) = step(&mut replay, None) else {
+            panic!("nothing is known yet");
+        };
+        assert_eq!(reads, [(0, id(100))]);
+        let cut = page(id(100), vec![link(100, 0), link(200, 100)], false);
+        let Step::Send(part) = step(&mut replay, Some(&cut)) else {
+            panic!("the same would be read again");
+        };
+        assert!(part.gaps.is_empty() && part.events.is_empty() && !part.live);
+        assert_eq!(part.cursor, cursor);
+        let Step::Read(reads) = step(&mut replay, None) else {
+            panic!("what follows is not known yet");
+        };
+        assert_eq!(reads, [(0, id(500).next())]);
+        for (prev, reason) in [(200, None), (550, Some(GapReason::Expired))] {
+            let mut replay = replay.clone();
+            let rest = page(id(500).next(), vec![link(600, prev)], true);
+            let Step::Send(part) = step(&mut replay, Some(&rest)) else {
+                panic!("everything is known");
+            };
+            assert_eq!(part.events, [link(600, prev)]);
+            assert_eq!(part.gaps.first().map(|gap| gap.reason), reason);
+        }
+    }
 }
