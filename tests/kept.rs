@@ -138,8 +138,12 @@ async fn where_events_cannot_be_kept_live_ones_go_on() {
     let url = format!("redis://live:pass@127.0.0.1:{}", redis.port());
     let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &url)]).await;
     let mut events = gateway.events("/events/a").await.opened().await;
+    // There is no history to begin with.
+    let newest = gateway.events("/events/a?history=5").await;
+    let mut newest = newest.opened().await;
     assert_eq!(gateway.post("/events/a?keep=false", "live").await.0, 200);
     assert_eq!(events.data().await, "live");
+    assert_eq!(newest.data().await, "live");
     let (status, answer) = gateway.post("/events/a", "x").await;
     assert_eq!(status, 503);
     assert!(answer.contains("keep=false"), "{answer}");

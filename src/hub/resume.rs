@@ -61,17 +61,7 @@ impl Hub {
         self.all_active(keys).await;
         let lag_bound = self.settings.lag_bound;
         match start {
-            Start::Live | Start::Unknown => {
-                let is_unknown = start == Start::Unknown;
-                let seen = self.positions.borrow().newest();
-                let cursor = Cursor::fresh(seen.unwrap_or_default());
-                let part = self.live_part(keys, cursor, is_unknown.then_some(None));
-                Ok(Opening {
-                    cursor: seen.filter(|_| !is_unknown).map(Cursor::fresh),
-                    part,
-                    replay: Replay::resume(cursor, keys.len(), lag_bound),
-                })
-            }
+            Start::Live | Start::Unknown => Ok(self.from_now(keys, start == Start::Unknown)),
             Start::After(cursor) => {
                 let mut replay = Replay::resume(cursor, keys.len(), lag_bound);
                 let part = self.next_part(&mut replay, keys, Vec::new()).await?;
@@ -93,7 +83,14 @@ impl Hub {
                 })
             }
             Start::Newest(count) => {
-                let pages = self.newest_pages(keys, count).await?;
+                let pages = match self.newest_pages(keys, count).await {
+                    // Without kept events there is nothing to begin with.
+                    Err(HistoryError::Unsupported) => {
+                        self.all_active(keys).await;
+                        return Ok(self.from_now(keys, false));
+                    }
+                    pages => pages?,
+                };
                 let floors = pages
                     .iter()
                     .flatten()
@@ -112,6 +109,18 @@ impl Hub {
                     replay,
                 })
             }
+        }
+    }
+
+    /// The beginning of a stream that has no past, or one that means nothing here.
+    fn from_now(&self, keys: &[ChannelKey], is_unknown: bool) -> Opening {
+        let seen = self.positions.borrow().newest();
+        let cursor = Cursor::fresh(seen.unwrap_or_default());
+        let part = self.live_part(keys, cursor, is_unknown.then_some(None));
+        Opening {
+            cursor: seen.filter(|_| !is_unknown).map(Cursor::fresh),
+            part,
+            replay: Replay::resume(cursor, keys.len(), self.settings.lag_bound),
         }
     }
 
@@ -194,8 +203,8 @@ impl Hub {
                     Err(HistoryError::Unsupported) => {
                         // Without kept events no cursor was ever told.
                         let after = Some(replay.cursor().position());
-                        let seen = self.positions.borrow().newest().unwrap_or_default();
                         self.all_active(keys).await;
+                        let seen = self.positions.borrow().newest().unwrap_or_default();
                         return Ok(self.live_part(keys, Cursor::fresh(seen), Some(after)));
                     }
                     Err(error) => return Err(error),
