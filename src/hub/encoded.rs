@@ -25,6 +25,14 @@ impl Wire {
         }
     }
 
+    /// The same bytes in memory of their own, which keeps nothing else alive.
+    pub(super) fn detached(&self) -> Self {
+        Self {
+            chunk: Bytes::copy_from_slice(&self.chunk),
+            payload: self.payload.clone(),
+        }
+    }
+
     /// The bytes as a connection takes them.
     pub(super) fn framed(&self, framing: Framing) -> Bytes {
         match framing {

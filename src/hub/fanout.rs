@@ -21,6 +21,8 @@ struct Lot {
     key: ChannelKey,
     channel: ChannelName,
     buffer: Vec<u8>,
+    /// How much of it are kept events, which stay in the channel's tail.
+    kept_bytes: usize,
     events: u32,
     /// The least id in it; [`EventId::MAX`] where everything is live.
     first_id: EventId,
@@ -158,6 +160,7 @@ impl Hub {
         let encoded: Vec<_> = lots
             .into_iter()
             .map(|lot| EncodedLot {
+                is_mostly_kept: lot.kept_bytes >= lot.buffer.len() / 2,
                 bytes: Bytes::from(lot.buffer),
                 loss: lot
                     .kept
@@ -211,10 +214,14 @@ impl Hub {
             What::Gap { id: Some(id), .. } => channels.restart_tail(lot.key, *id),
             What::Kept { link, .. } => {
                 self.positions.borrow_mut().note(link.id);
-                let wire = piece
-                    .range
-                    .as_ref()
-                    .map(|range| Wire::slice(&lot.bytes, &range.chunk, &range.payload));
+                let wire = piece.range.as_ref().map(|range| {
+                    let wire = Wire::slice(&lot.bytes, &range.chunk, &range.payload);
+                    if lot.is_mostly_kept {
+                        wire
+                    } else {
+                        wire.detached()
+                    }
+                });
                 if let Some(channel) = channels.by_key(lot.key) {
                     channel.newest = channel.newest.max(link.id);
                 }
@@ -309,6 +316,8 @@ struct EncodedLot {
     key: ChannelKey,
     channel: ChannelName,
     bytes: Bytes,
+    /// A part of the bytes keeps all of them alive: too much for a few kept events among others.
+    is_mostly_kept: bool,
     events: u32,
     first_id: EventId,
     gaps: Vec<GapReason>,
@@ -321,6 +330,7 @@ impl Lot {
             key,
             channel,
             buffer: Vec::new(),
+            kept_bytes: 0,
             events: 0,
             first_id: EventId::MAX,
             kept: None,
@@ -378,6 +388,9 @@ impl Lot {
             }
         }
         let chunk = start..self.buffer.len();
+        if matches!(what, What::Kept { .. }) {
+            self.kept_bytes += chunk.len();
+        }
         let range = payload.map(|payload| PieceRange { chunk, payload });
         (range, what)
     }
