@@ -264,6 +264,20 @@ impl Hub {
         blocks
     }
 
+    /// What the gaps of a part speak of: it is told again if they are dropped.
+    fn told_spans(&self, keys: &[ChannelKey], part: &Part<EncodedEvent>) -> Box<[KeptSpan]> {
+        let channels = self.channels.borrow();
+        let last = Some(part.gap_id()).filter(|id| *id > EventId::ZERO);
+        let span = |gap: &Gap| {
+            Some(KeptSpan {
+                channel: channels.get(*keys.get(gap.channel)?)?.name.clone(),
+                after: gap.after,
+                last,
+            })
+        };
+        part.gaps.iter().filter_map(span).collect()
+    }
+
     /// Queues the events of a part.
     pub(super) fn send_events(&self, subscriber: &Subscriber, part: &Part<EncodedEvent>) {
         let tells_of_loss = self.settings.slow_client == SlowClientPolicy::Latest;
@@ -308,13 +322,17 @@ impl Hub {
             let Some(subscriber) = subscriber.upgrade() else {
                 return;
             };
+            if subscriber.mailbox.borrow().end_reason().is_some() {
+                return;
+            }
             let gaps = self.gap_blocks(&subscriber, &keys, &part);
             if !gaps.is_empty() {
-                let bytes = subscriber.framing.frame(gaps.as_bytes());
-                subscriber
-                    .mailbox
-                    .borrow_mut()
-                    .queue(Parcel::control(bytes));
+                let parcel = Parcel {
+                    bytes: subscriber.framing.frame(gaps.as_bytes()),
+                    events: 0,
+                    loss: Some(Loss::Told(self.told_spans(&keys, &part))),
+                };
+                subscriber.mailbox.borrow_mut().queue(parcel);
             }
             self.send_events(&subscriber, &part);
             if part.live {
