@@ -25,6 +25,16 @@ impl Wire {
         }
     }
 
+    /// What `append` writes as a chunk; it returns where the payload lies.
+    pub(super) fn encoded(append: impl FnOnce(&mut Vec<u8>) -> Range<usize>) -> Self {
+        let mut chunk = Vec::new();
+        let payload = append(&mut chunk);
+        Self {
+            chunk: Bytes::from(chunk),
+            payload,
+        }
+    }
+
     /// The same bytes in memory of their own, which keeps nothing else alive.
     pub(super) fn detached(&self) -> Self {
         Self {
@@ -53,14 +63,10 @@ pub(crate) struct EncodedEvent {
 impl EncodedEvent {
     /// Encodes an event by itself.
     pub(super) fn new(channel: ChannelName, event: &KeptEvent) -> Self {
-        let wire = event.event.as_ref().map(|content| {
-            let mut out = Vec::new();
-            let payload = content.append_chunk(Some(event.id), &mut out);
-            Wire {
-                chunk: Bytes::from(out),
-                payload,
-            }
-        });
+        let wire = event
+            .event
+            .as_ref()
+            .map(|content| Wire::encoded(|chunk| content.append_chunk(Some(event.id), chunk)));
         Self {
             channel,
             link: event.link(),

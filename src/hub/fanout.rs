@@ -13,7 +13,7 @@ use super::encoded::{EncodedEvent, Wire};
 use super::mailbox::{KeptSpan, Loss, Parcel, SlowClientPolicy};
 use super::shard::Hub;
 use super::subscriber::{ChannelKey, Subscriber};
-use super::{BusEvent, Item};
+use super::{BusEvent, GapNotice, Item};
 use crate::protocol::{ChannelName, EventId, Framing, GapReason, Link, Linked, gap_block};
 
 /// The events of one channel in this round, encoded one behind the other.
@@ -56,6 +56,8 @@ enum What {
         reason: GapReason,
         id: Option<EventId>,
         after: Option<EventId>,
+        /// As above.
+        late: Option<Wire>,
     },
 }
 
@@ -69,13 +71,23 @@ impl What {
         }
     }
 
-    /// What a client misses that does not get it, where it must be told.
-    fn span(&self, channel: &ChannelName) -> Option<KeptSpan> {
+    /// The bytes without an id, where it is late.
+    fn late(&self) -> Option<&Wire> {
+        match self {
+            Self::Live => None,
+            Self::Kept { late, .. } | Self::Gap { late, .. } => late.as_ref(),
+        }
+    }
+
+    /// What a client misses that does not get it, where it must be told. `with_id`: it carries
+    /// its id.
+    fn span(&self, channel: &ChannelName, with_id: bool) -> Option<KeptSpan> {
         let (after, last) = match self {
             Self::Live => return None,
             Self::Kept { link, .. } => (Some(link.prev), Some(link.id)),
             Self::Gap { id, after, .. } => (*after, *id),
         };
+        let last = last.filter(|_| with_id);
         Some(KeptSpan {
             channel: channel.clone(),
             after,
@@ -252,11 +264,11 @@ impl Hub {
                 }
                 continue;
             }
-            member.last_push.set(tick);
             for reason in &lot.gaps {
                 self.stats.count_gaps(*reason, 1);
             }
             if !lot.bytes.is_empty() {
+                member.last_push.set(tick);
                 let parcel = Parcel {
                     bytes: lot.bytes.clone(),
                     events: lot.events,
@@ -284,12 +296,9 @@ impl Hub {
         else {
             return;
         };
-        let wire = match &piece.what {
-            What::Kept {
-                late: Some(wire), ..
-            } if is_one_of_many => wire.clone(),
-            _ => Wire::slice(&lot.bytes, &range.chunk, &range.payload),
-        };
+        let late = piece.what.late().filter(|_| is_one_of_many);
+        let wire = late.cloned();
+        let wire = wire.unwrap_or_else(|| Wire::slice(&lot.bytes, &range.chunk, &range.payload));
         let events = match piece.what {
             What::Gap { reason, .. } => {
                 self.stats.count_gaps(reason, 1);
@@ -298,10 +307,11 @@ impl Hub {
             _ => 1,
         };
         member.last_push.set(self.tick());
-        let span = piece
-            .what
-            .span(&lot.channel)
-            .filter(|_| self.tells_of_loss());
+        let span = if self.tells_of_loss() {
+            piece.what.span(&lot.channel, late.is_none())
+        } else {
+            None
+        };
         let parcel = Parcel {
             bytes: wire.framed(member.framing),
             events,
@@ -351,29 +361,31 @@ impl Lot {
                     self.events += 1;
                     content.append_chunk(Some(event.id), &mut self.buffer)
                 });
-                let late = event.event.as_ref().filter(|_| *late).map(|content| {
-                    let mut buffer = Vec::new();
-                    let payload = content.append_chunk(None, &mut buffer);
-                    let chunk = 0..buffer.len();
-                    Wire::slice(&Bytes::from(buffer), &chunk, &payload)
-                });
+                let late = event.event.as_ref().filter(|_| *late);
+                let late =
+                    late.map(|content| Wire::encoded(|buffer| content.append_chunk(None, buffer)));
                 let link = event.link();
                 (payload, What::Kept { link, late })
             }
-            Item::Gap(notice) => {
-                let block = gap_block(
-                    &self.channel,
-                    notice.reason,
-                    notice.after,
-                    notice.oldest,
-                    notice.id,
-                );
-                self.gaps.push(notice.reason);
-                let payload = Framing::Chunked.append(block.as_bytes(), &mut self.buffer);
+            Item::Gap { notice, late } => {
+                let GapNotice {
+                    reason,
+                    after,
+                    oldest,
+                    id,
+                } = *notice;
+                let append = |id, buffer: &mut Vec<u8>| {
+                    let block = gap_block(&self.channel, reason, after, oldest, id);
+                    Framing::Chunked.append(block.as_bytes(), buffer)
+                };
+                let late = late.then(|| Wire::encoded(|buffer| append(None, buffer)));
+                let payload = append(id, &mut self.buffer);
+                self.gaps.push(reason);
                 let what = What::Gap {
-                    reason: notice.reason,
-                    id: notice.id,
-                    after: notice.after,
+                    reason,
+                    id,
+                    after,
+                    late,
                 };
                 (Some(payload), what)
             }
@@ -381,7 +393,7 @@ impl Lot {
         if let Some(id) = what.id() {
             self.first_id = self.first_id.min(id);
         }
-        if let Some(span) = what.span(&self.channel) {
+        if let Some(span) = what.span(&self.channel, true) {
             match &mut self.kept {
                 Some(kept) => kept.last = kept.last.max(span.last),
                 None => self.kept = Some(span),
@@ -393,5 +405,131 @@ impl Lot {
         }
         let range = payload.map(|payload| PieceRange { chunk, payload });
         (range, what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hub::HubSettings;
+    use crate::protocol::{CursorStyle, Event, KeptEvent, RetryRange};
+    use std::time::Duration;
+    use tokio::sync::mpsc;
+
+    fn id(ms: u64) -> EventId {
+        EventId::new(ms, 0)
+    }
+
+    fn name(name: &str) -> ChannelName {
+        name.parse().unwrap()
+    }
+
+    fn event(bytes: usize) -> Event {
+        Event::new(Bytes::from(vec![b'x'; bytes]), usize::MAX).unwrap()
+    }
+
+    fn kept(channel: &str, ms: u64, event: Option<Event>) -> BusEvent {
+        let event = KeptEvent {
+            id: id(ms),
+            prev: EventId::ZERO,
+            published_ms: ms,
+            event: event.map(Arc::new),
+        };
+        BusEvent::kept(name(channel), event, false)
+    }
+
+    fn hub() -> Rc<Hub> {
+        let minute = Duration::from_secs(60);
+        let settings = HubSettings {
+            heartbeat: minute,
+            retry: RetryRange::new(minute, minute).unwrap(),
+            client_buffer_bytes: 1 << 20,
+            slow_client: SlowClientPolicy::Close,
+            lag_bound: minute,
+            tail_bytes: 1 << 20,
+        };
+        Hub::new(settings, Arc::default(), mpsc::channel(1).0)
+    }
+
+    /// A live client of these channels, which are active since `1-0`.
+    fn client(hub: &Hub, names: &[&str]) -> Rc<Subscriber> {
+        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent));
+        let mut channels = hub.channels.borrow_mut();
+        let mut keys = Vec::new();
+        for name in names.iter().copied().map(name) {
+            let key = channels.acquire(&name);
+            let generation = channels.get(key).unwrap().generation;
+            channels.activate(&name, generation, Some(id(1)));
+            keys.push(key);
+        }
+        channels.attach(&subscriber, &keys);
+        hub.heartbeats.borrow_mut().insert(&subscriber);
+        subscriber
+    }
+
+    fn deliver(hub: &Hub, events: &[BusEvent]) {
+        let mut events = events.iter().peekable();
+        while events.peek().is_some() {
+            hub.round(&mut events);
+        }
+    }
+
+    fn taken(subscriber: &Subscriber) -> Vec<Bytes> {
+        let take = || subscriber.mailbox.borrow_mut().take();
+        std::iter::from_fn(take)
+            .map(|parcel| parcel.bytes)
+            .collect()
+    }
+
+    fn text(subscriber: &Subscriber) -> String {
+        String::from_utf8(taken(subscriber).concat()).unwrap()
+    }
+
+    /// The tail counts the bytes of its events, so it must not hold others'.
+    #[test]
+    fn a_tail_keeps_no_live_events_alive() {
+        for (live_bytes, shares) in [(10_000, false), (1, true)] {
+            let hub = hub();
+            let client = client(&hub, &["a"]);
+            let live = BusEvent::live(name("a"), event(live_bytes));
+            deliver(&hub, &[live, kept("a", 5, Some(event(100)))]);
+            let sent = taken(&client).remove(0).as_ptr_range();
+            let mut channels = hub.channels.borrow_mut();
+            let key = channels.key_of("a").unwrap();
+            let tail = &channels.by_key(key).unwrap().tail;
+            let wire = tail.after(EventId::ZERO).next().unwrap().wire.clone();
+            let bytes = wire.unwrap().framed(Framing::Chunked);
+            assert_eq!(sent.contains(&bytes.as_ptr()), shares);
+        }
+    }
+
+    #[test]
+    fn a_late_gap_does_not_take_a_client_back() {
+        let hub = hub();
+        let one = client(&hub, &["a"]);
+        let both = client(&hub, &["a", "b"]);
+        let notice = GapNotice {
+            reason: GapReason::Lost,
+            after: None,
+            oldest: None,
+            id: Some(id(120)),
+        };
+        let gap = BusEvent::gap(name("a"), notice, true);
+        deliver(&hub, &[kept("b", 125, Some(event(1))), gap]);
+        assert!(text(&one).contains("id: 120-0\nevent: $gap\n"));
+        let told = text(&both);
+        assert!(told.contains("id: 125-0\n") && told.contains("event: $gap\n"));
+        assert!(!told.contains("120-0"), "{told}");
+    }
+
+    #[test]
+    fn an_event_that_nobody_may_have_is_no_sign_of_life() {
+        let hub = hub();
+        let client = client(&hub, &["a"]);
+        client.last_push.set(0);
+        deliver(&hub, &[kept("a", 5, None)]);
+        assert_eq!((text(&client).as_str(), client.last_push.get()), ("", 0));
+        deliver(&hub, &[kept("a", 6, Some(event(1)))]);
+        assert_ne!(client.last_push.get(), 0);
     }
 }

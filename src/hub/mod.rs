@@ -95,7 +95,12 @@ pub enum Item {
         late: bool,
     },
     /// Something is missing here.
-    Gap(GapNotice),
+    Gap {
+        /// What, and why.
+        notice: GapNotice,
+        /// It was found after later events of other channels had been sent.
+        late: bool,
+    },
 }
 
 /// A stretch of a channel that cannot be proven complete.
@@ -133,11 +138,11 @@ impl BusEvent {
     }
 
     /// A gap, in order with the events around it.
-    pub fn gap(channel: ChannelName, notice: GapNotice) -> Self {
+    pub fn gap(channel: ChannelName, notice: GapNotice, late: bool) -> Self {
         Self {
             channel,
             cost_bytes: EVENT_OVERHEAD_BYTES,
-            item: Item::Gap(notice),
+            item: Item::Gap { notice, late },
         }
     }
 

@@ -38,7 +38,7 @@ pub struct Hub {
     pub(super) history: mpsc::Sender<HistoryRequest>,
     pub(super) stats: Arc<ShardStats>,
     pub(super) channels: RefCell<Channels>,
-    heartbeats: RefCell<HeartbeatWheel>,
+    pub(super) heartbeats: RefCell<HeartbeatWheel>,
     /// Some channels became active.
     activated: Notify,
     /// The bus is to be told of interest.

@@ -189,7 +189,9 @@ impl Delivery {
                 oldest: None,
                 id: None,
             };
-            self.routing.route(BusEvent::gap(channel, notice)).await;
+            self.routing
+                .route(BusEvent::gap(channel, notice, false))
+                .await;
         }
 
         for name in subscribed {
@@ -222,7 +224,10 @@ impl Delivery {
                 self.route_kept(channel, event).await;
             }
             Recovered::Gap(notice, _) => {
-                self.routing.route(BusEvent::gap(channel, notice)).await;
+                let is_before = |position| notice.id.is_some_and(|id| id < position);
+                let late = self.position.is_some_and(is_before);
+                let gap = BusEvent::gap(channel, notice, late);
+                self.routing.route(gap).await;
             }
         }
     }
@@ -414,7 +419,7 @@ impl Delivery {
                         oldest: oldest.map(|oldest| oldest.id),
                         id: Some(event.id.pred()),
                     };
-                    let gap = BusEvent::gap(channel.clone(), notice);
+                    let gap = BusEvent::gap(channel.clone(), notice, false);
                     self.routing.route(gap).await;
                 }
             }
@@ -669,9 +674,10 @@ mod tests {
                                     let late = if *late { "late" } else { "" };
                                     write!(told, " {channel}:{}{late}", event.id.ms())
                                 }
-                                Item::Gap(gap) => {
-                                    let id = gap.id.map_or(0, |id| id.ms());
-                                    write!(told, " {channel}:{}@{id}", gap.reason)
+                                Item::Gap { notice, late } => {
+                                    let late = if *late { "late" } else { "" };
+                                    let id = notice.id.map_or(0, |id| id.ms());
+                                    write!(told, " {channel}:{}@{id}{late}", notice.reason)
                                 }
                             };
                         }
@@ -783,6 +789,31 @@ mod tests {
         assert_eq!(world.told().await, "a:160");
         world.again(started(170, Vec::new())).await;
         assert_eq!(world.told().await, "");
+    }
+
+    /// A gap that is found after later events of other channels.
+    #[tokio::test]
+    async fn a_gap_can_be_late() {
+        let mut world = World::new(Some(100)).await;
+        world.delivery.message(kept_message("a", 110, 0)).await;
+        let hole = world.delivery.message(kept_message("a", 130, 120)).await;
+        world.delivery.message(kept_message("b", 125, 0)).await;
+        let gap = GapNotice {
+            reason: GapReason::Lost,
+            after: Some(id(110)),
+            oldest: None,
+            id: Some(id(120)),
+        };
+        let recovery = Recovery {
+            channel: name("a"),
+            items: vec![Recovered::Gap(gap, id(120))],
+            seen: None,
+            retention: None,
+        };
+        let filled = Filled::Hole(recovery);
+        world.delivery.fill(hole.unwrap(), filled).await;
+        let told = world.told().await;
+        assert_eq!(told, "active@0 a:110 b:125 a:lost@120late a:130");
     }
 
     #[tokio::test]
