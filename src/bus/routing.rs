@@ -172,6 +172,13 @@ impl Routing {
         }
     }
 
+    /// Tells every shard that ids went back to this one.
+    pub(super) async fn tell_rewound(&self, position: EventId) {
+        for shard in &self.shards {
+            shard.tell(News::Rewound(position)).await;
+        }
+    }
+
     /// Tells every shard that the bus is lost.
     pub(super) async fn tell_lost(&self) {
         for shard in &self.shards {

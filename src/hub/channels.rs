@@ -291,6 +291,15 @@ impl Channels {
         self.change_tail(key, |tail, _| tail.restart(position));
     }
 
+    /// Forgets every kept event: ids begin anew.
+    pub(super) fn forget_events(&mut self) {
+        for (_, channel) in &mut self.channels {
+            channel.tail = Tail::default();
+            channel.newest = EventId::ZERO;
+        }
+        self.tail_bytes = 0;
+    }
+
     /// Marks every channel as not active: the bus is lost.
     pub(super) fn deactivate_all(&mut self) {
         for (_, channel) in &mut self.channels {

@@ -411,8 +411,8 @@ impl Lot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::HubSettings;
-    use crate::protocol::{CursorStyle, Event, KeptEvent, RetryRange};
+    use crate::hub::{HubSettings, News};
+    use crate::protocol::{Cursor, CursorStyle, Event, KeptEvent, RetryRange};
     use std::time::Duration;
     use tokio::sync::mpsc;
 
@@ -531,5 +531,27 @@ mod tests {
         assert_eq!((text(&client).as_str(), client.last_push.get()), ("", 0));
         deliver(&hub, &[kept("a", 6, Some(event(1)))]);
         assert_ne!(client.last_push.get(), 0);
+    }
+
+    /// Otherwise they would be taken for events it has had.
+    #[test]
+    fn a_client_gets_the_lower_ids_of_a_new_sequence() {
+        let hub = hub();
+        let client = client(&hub, &["a"]);
+        client.reach(Cursor::fresh(id(900)));
+        deliver(&hub, &[kept("a", 100, Some(event(1)))]);
+        assert_eq!(text(&client), "");
+        hub.handle(News::Rewound(id(90)));
+        let notice = GapNotice {
+            reason: GapReason::Rewound,
+            after: Some(id(900)),
+            oldest: None,
+            id: Some(id(90)),
+        };
+        let gap = BusEvent::gap(name("a"), notice, false);
+        deliver(&hub, &[gap, kept("a", 100, Some(event(1)))]);
+        let told = text(&client);
+        assert!(told.contains("id: 90-0\nevent: $gap\n") && told.contains("id: 100-0\n"));
+        assert_eq!(hub.positions.borrow().newest(), Some(id(100)));
     }
 }

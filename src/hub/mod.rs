@@ -63,6 +63,9 @@ pub enum News {
     },
     /// Everything up to this id has been seen, and what concerned this shard was sent to it.
     Position(EventId),
+    /// Redis has lost the newest ids: those that follow are after this one, and may be lower than
+    /// what was told. Gaps of every channel follow.
+    Rewound(EventId),
     /// The bus is lost: events of any channel may be missing from here on.
     Lost,
     /// Close every stream, spread evenly over this time.

@@ -207,7 +207,7 @@ impl Hub {
         }
     }
 
-    fn handle(self: &Rc<Self>, news: News) {
+    pub(super) fn handle(self: &Rc<Self>, news: News) {
         match news {
             News::Position(position) => {
                 let mut positions = self.positions.borrow_mut();
@@ -229,6 +229,16 @@ impl Hub {
                     channels.activate(&name, generation, position);
                 }
                 self.activated.notify_waiters();
+            }
+            News::Rewound(position) => {
+                let mut positions = Positions::new(self.settings.lag_bound);
+                positions.note(position);
+                self.positions.replace(positions);
+                self.channels.borrow_mut().forget_events();
+                // What a client has had is of the old sequence: it is no reason to skip anything.
+                for subscriber in self.heartbeats.borrow().subscribers() {
+                    subscriber.reach(Cursor::default());
+                }
             }
             News::Lost => {
                 self.losses.set(self.losses.get().wrapping_add(1));

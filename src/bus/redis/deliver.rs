@@ -154,6 +154,16 @@ impl Delivery {
 
     /// Routes what was read. From here on the position is the connection's.
     pub(super) async fn start(&mut self, started: Started, subscribed: &[ChannelName]) {
+        if let (Some(from), Some(to)) = (self.position, started.bound)
+            && to < from
+        {
+            tracing::warn!(%from, %to, "Redis has lost the newest ids: they begin anew");
+            self.routing.flush().await;
+            self.routing.tell_rewound(to).await;
+            // Nothing of the new sequence is late.
+            self.position = Some(EventId::ZERO);
+            self.positions = Positions::new(self.lag_bound);
+        }
         let mut recovered: Vec<(ChannelName, Recovered)> = Vec::new();
         for recovery in started.recoveries {
             if let Some(record) = self.routing.record(&recovery.channel) {
@@ -204,7 +214,7 @@ impl Delivery {
                 };
             }
         }
-        if started.bound < self.position {
+        if started.bound.is_none() {
             self.positions = Positions::new(self.lag_bound);
         }
         self.position = None;
@@ -685,6 +695,9 @@ mod tests {
                     ShardMessage::News(News::Active { position, .. }) => {
                         let _ = write!(told, " active@{}", position.unwrap_or_default().ms());
                     }
+                    ShardMessage::News(News::Rewound(position)) => {
+                        let _ = write!(told, " rewound@{}", position.ms());
+                    }
                     ShardMessage::News(News::Position(position)) => {
                         let _ = write!(told, " position@{}", position.ms());
                     }
@@ -789,6 +802,30 @@ mod tests {
         assert_eq!(world.told().await, "a:160");
         world.again(started(170, Vec::new())).await;
         assert_eq!(world.told().await, "");
+    }
+
+    /// What is told of the new sequence must not be held against ids of the old one.
+    #[tokio::test]
+    async fn ids_that_went_back_are_told_before_what_was_recovered() {
+        let mut world = World::new(Some(100)).await;
+        world.delivery.message(kept_message("a", 900, 0)).await;
+        world.told().await;
+        let gap = GapNotice {
+            reason: GapReason::Rewound,
+            after: Some(id(900)),
+            oldest: None,
+            id: Some(id(120)),
+        };
+        let a = Recovery {
+            channel: name("a"),
+            items: vec![Recovered::Gap(gap, id(120)), Recovered::Event(kept(121, 0))],
+            seen: Some(id(121)),
+            retention: None,
+        };
+        world.again(started(130, vec![a])).await;
+        assert_eq!(world.told().await, "rewound@130 a:rewound@120 a:121");
+        world.delivery.message(kept_message("a", 140, 121)).await;
+        assert_eq!(world.told().await, "a:140");
     }
 
     /// A gap that is found after later events of other channels.
