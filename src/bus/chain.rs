@@ -46,7 +46,8 @@ pub(crate) fn arrival(seen: Option<EventId>, event: Link, retention: Retention) 
 /// What a read tells of the time when nothing arrived.
 #[derive(Debug)]
 pub(crate) struct Recovered<E> {
-    /// Why what is recovered is not everything.
+    /// Why what is recovered is not everything. Then it replaces what earlier pages told, and all
+    /// gaps are told before the events of any channel.
     pub(crate) gap: Option<GapReason>,
     /// What is retained, oldest first.
     pub(crate) events: Vec<E>,
@@ -54,10 +55,34 @@ pub(crate) struct Recovered<E> {
     pub(crate) goes_on: Option<Cursor>,
 }
 
+/// The newest event that a client may have from a read of its channel's history, where the
+/// subscription saw everything up to `position`: to be noted as seen, since a failover can take
+/// back what was published before the channel was subscribed, too. What is later arrives.
+pub(crate) fn seen_in<E: Linked>(page: &HistoryPage<E>, position: EventId) -> Option<EventId> {
+    let ids = page.events.iter().map(|event| event.link().id);
+    let reaches_on = page.complete || page.end() > position;
+    ids.take_while(|id| *id <= position)
+        .last()
+        .filter(|_| reaches_on)
+}
+
 /// Where the backfill of a channel begins: `seen` is its newest event, `position` the id up to
-/// which everything was seen when the subscription was lost.
-pub(crate) fn backfill_from(seen: Option<EventId>, position: EventId) -> Cursor {
-    Cursor::new(seen.unwrap_or_default(), position)
+/// which everything was seen when the subscription was lost, `settled` the newest earlier one that
+/// was at least the lag bound old by then. Only the latter vouches for an event: a primary may
+/// have been replaced for as long as the bound before it was left.
+pub(crate) fn backfill_from(
+    seen: Option<EventId>,
+    position: EventId,
+    settled: Option<EventId>,
+    lag_bound: Duration,
+) -> Cursor {
+    let seen = seen.unwrap_or_default();
+    let is_vouched = Cursor::new(seen, settled.unwrap_or_default()).is_vouched(lag_bound);
+    if is_vouched {
+        Cursor::new(seen, position)
+    } else {
+        Cursor::unvouched(seen, position, lag_bound)
+    }
 }
 
 /// Judges the read of one channel from [`Cursor::read_from`] on. What is later than `until`, the
@@ -98,5 +123,100 @@ pub(crate) fn recover<E: Linked + Clone>(
         gap,
         events,
         goes_on,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Issued;
+
+    const LAG: Duration = Duration::from_millis(10);
+
+    fn link(id: u64, prev: u64) -> Link {
+        Link {
+            id: EventId::new(id, 0),
+            prev: EventId::new(prev, 0),
+        }
+    }
+
+    fn page(from: u64, events: &[Link], complete: bool) -> HistoryPage<Link> {
+        let last = EventId::new(1_000, 0);
+        HistoryPage {
+            issued: Some(Issued {
+                epoch: EventId::new(1, 0),
+                last,
+            }),
+            now_ms: last.ms(),
+            retention: Retention::constant(Duration::from_secs(60)),
+            evictable: false,
+            oldest: Some(link(100, 0)),
+            from: EventId::new(from, 0),
+            events: events.to_vec(),
+            complete,
+        }
+    }
+
+    #[test]
+    fn a_cut_page_is_followed_by_another_one() {
+        let cursor = Cursor::new(EventId::new(100, 0), EventId::ZERO);
+        let cut = page(100, &[link(100, 0), link(200, 100)], false);
+        let recovered = recover(cursor, &cut, EventId::MAX, LAG);
+        assert_eq!(recovered.gap, None);
+        assert_eq!(recovered.events, [link(200, 100)]);
+        let next = recovered.goes_on.unwrap();
+        assert_eq!(next.read_from(LAG), EventId::new(200, 0));
+    }
+
+    #[test]
+    fn a_page_that_leads_nowhere_is_a_gap_and_not_the_end() {
+        let cursor = Cursor::new(EventId::new(100, 0), EventId::ZERO);
+        let recovered = recover(
+            cursor,
+            &page(100, &[link(100, 0)], false),
+            EventId::MAX,
+            LAG,
+        );
+        assert_eq!(recovered.gap, Some(GapReason::Lost));
+        assert_eq!(recovered.goes_on, None);
+    }
+
+    #[test]
+    fn what_the_subscription_brings_is_not_recovered() {
+        let cursor = Cursor::new(EventId::new(100, 0), EventId::ZERO);
+        let whole = page(100, &[link(100, 0), link(200, 100), link(300, 200)], true);
+        let recovered = recover(cursor, &whole, EventId::new(250, 0), LAG);
+        assert_eq!(recovered.events, [link(200, 100)]);
+        assert_eq!(
+            seen_in(&whole, EventId::new(250, 0)),
+            Some(EventId::new(200, 0))
+        );
+    }
+
+    #[test]
+    fn a_raised_ttl_does_not_hold_for_what_was_there_before() {
+        let retention = Retention {
+            ttl: Duration::from_millis(100),
+            old_ttl: Duration::from_millis(50),
+            ttl_since: EventId::new(200, 0),
+        };
+        let seen = Some(EventId::new(200, 0));
+        assert_eq!(arrival(seen, link(250, 0), retention), Arrival::Next);
+        assert_eq!(arrival(seen, link(249, 0), retention), Arrival::Rewound);
+        let seen = Some(EventId::new(200, 1));
+        assert_eq!(arrival(seen, link(250, 0), retention), Arrival::Rewound);
+    }
+
+    #[test]
+    fn only_a_settled_position_vouches_for_what_was_seen() {
+        let id = |ms| EventId::new(ms, 0);
+        let from = |settled| backfill_from(Some(id(100)), id(200), settled, LAG).read_from(LAG);
+        assert_eq!(from(None), id(100));
+        assert_eq!(from(Some(id(110))), id(100));
+        assert_eq!(from(Some(id(111))), id(200));
+        assert_eq!(
+            backfill_from(None, id(200), None, LAG),
+            Cursor::fresh(id(200))
+        );
     }
 }

@@ -102,7 +102,7 @@ impl Client {
         self.last = None;
     }
 
-    fn settle(&mut self, id: EventId) {
+    pub(super) fn settle(&mut self, id: EventId) {
         if let Err(at) = self.settled.binary_search(&id) {
             self.settled.insert(at, id);
         }

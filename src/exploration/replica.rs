@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::primary::{LAG, Primary, lag_bound};
-use crate::bus::chain::{Arrival, arrival, backfill_from, recover};
+use crate::bus::chain::{Arrival, arrival, backfill_from, recover, seen_in};
 use crate::hub::tail::{Tail, TailLimits};
 use crate::protocol::{Cursor, EventId, HistoryPage, Link};
 
@@ -102,7 +102,10 @@ impl Replica {
             cursor: self
                 .position
                 .filter(|_| wanted.contains(&channel))
-                .map(|position| backfill_from(self.seen[channel], position)),
+                .map(|position| {
+                    let settled = self.settled();
+                    backfill_from(self.seen[channel], position, settled, lag_bound())
+                }),
             gap: false,
             events: Vec::new(),
         };
@@ -127,7 +130,8 @@ impl Replica {
         let cursor = recovery.cursor.unwrap();
         let recovered = recover(cursor, page, *probe, lag_bound());
         if recovered.gap.is_some() {
-            // Later pages have a gap before them, so what was read comes after it too.
+            // What earlier pages held is no longer there either.
+            recovery.events.clear();
             recovery.gap = true;
         }
         recovery.events.extend(recovered.events);
@@ -191,8 +195,11 @@ impl Replica {
         let told = match arrival {
             Arrival::Known => Vec::new(),
             Arrival::Next => vec![Told::Event(channel, link)],
-            Arrival::Hole => return Err(format!("{link:?} leaves a hole on a connection")),
-            Arrival::Rewound => vec![
+            Arrival::Hole if !self.is_behind => {
+                return Err(format!("{link:?} leaves a hole on a connection"));
+            }
+            // A hole is where the backfill was read from another primary.
+            Arrival::Hole | Arrival::Rewound => vec![
                 Told::Gap(channel, link.id.pred()),
                 Told::Event(channel, link),
             ],
@@ -205,6 +212,13 @@ impl Replica {
         }
         self.reach(link.id);
         Ok(told)
+    }
+
+    /// Takes note of a read for a client.
+    pub(super) fn take_page(&mut self, channel: usize, page: &HistoryPage<Link>) {
+        self.tails[channel].extend(page, TAIL);
+        let seen = seen_in(page, self.position.unwrap_or_default());
+        self.seen[channel] = self.seen[channel].max(seen);
     }
 
     fn note(&mut self, told: Told) {
@@ -237,7 +251,7 @@ impl Replica {
 }
 
 /// So small that it is trimmed even in small worlds.
-pub(super) const TAIL: TailLimits = TailLimits {
+const TAIL: TailLimits = TailLimits {
     events: 2,
     bytes: 2,
 };

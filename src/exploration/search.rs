@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
-use super::world::{Action, Setup, World};
+use super::actions::Action;
+use super::setup::Setup;
+use super::world::World;
 
 /// What was found.
 #[derive(Debug)]
@@ -51,7 +53,12 @@ impl Hasher for Fingerprint {
     }
 }
 
-fn fingerprint(world: &World) -> (u64, u64) {
+type Print = (u64, u64);
+
+/// Each state with the one it was first reached from, and by which of its actions.
+type Known = HashMap<Print, (Print, u16)>;
+
+fn fingerprint(world: &World) -> Print {
     let mut hasher = Fingerprint(0, 0);
     world.hash(&mut hasher);
     (hasher.0, hasher.1)
@@ -60,11 +67,10 @@ fn fingerprint(world: &World) -> (u64, u64) {
 /// Explores at most so many states.
 pub(super) fn explore(setup: &Setup, most: usize) -> Found {
     let first = World::new(setup);
-    // Each state with the one it was first reached from, and how.
-    let mut known: HashMap<(u64, u64), ((u64, u64), u16)> = HashMap::new();
+    let mut known = Known::new();
     let start = fingerprint(&first);
     known.insert(start, (start, u16::MAX));
-    let mut level = vec![first];
+    let mut level = vec![(first, start)];
     let mut found = Found {
         states: 1,
         depth: 0,
@@ -73,8 +79,7 @@ pub(super) fn explore(setup: &Setup, most: usize) -> Found {
     };
     while !level.is_empty() {
         let mut next_level = Vec::new();
-        for world in level {
-            let here = fingerprint(&world);
+        for (world, here) in level {
             for (number, action) in world.actions(setup).into_iter().enumerate() {
                 match world.after(setup, action) {
                     Ok(None) => {}
@@ -83,7 +88,7 @@ pub(super) fn explore(setup: &Setup, most: usize) -> Found {
                         let number = u16::try_from(number).unwrap();
                         if known.len() < most {
                             known.entry(print).or_insert_with(|| {
-                                next_level.push(next);
+                                next_level.push((next, print));
                                 (here, number)
                             });
                         } else {
@@ -108,12 +113,7 @@ pub(super) fn explore(setup: &Setup, most: usize) -> Found {
 }
 
 /// The actions that lead to a state.
-fn replay(
-    setup: &Setup,
-    known: &HashMap<(u64, u64), ((u64, u64), u16)>,
-    start: (u64, u64),
-    mut at: (u64, u64),
-) -> Vec<Action> {
+fn replay(setup: &Setup, known: &Known, start: Print, mut at: Print) -> Vec<Action> {
     let mut numbers = Vec::new();
     while at != start {
         let (before, number) = known[&at];

@@ -229,14 +229,21 @@ impl Channels {
         generation: Generation,
         position: Option<EventId>,
     ) {
-        if let Some(channel) = self.get_mut(name)
-            && channel.generation == generation
-        {
-            channel.active = true;
-            if let Some(position) = position {
-                channel.tail.start(position);
-            }
+        let Some(key) = self.key_of(name) else {
+            return;
+        };
+        let Some(channel) = self.channels.get_mut(key) else {
+            return;
+        };
+        if channel.generation != generation {
+            return;
         }
+        channel.active = true;
+        self.change_tail(key, |tail, _| match position {
+            Some(position) => tail.start(position),
+            // Kept events may come as live ones from here on.
+            None => *tail = Tail::default(),
+        });
     }
 
     /// Every kept event of the active channels after `position` comes.
@@ -295,10 +302,6 @@ impl Channels {
     pub(super) fn all_active(&self, keys: &[ChannelKey]) -> bool {
         keys.iter()
             .all(|&key| self.channels.get(key).is_some_and(|channel| channel.active))
-    }
-
-    pub(super) fn get_mut(&mut self, name: &str) -> Option<&mut Channel> {
-        self.channels.get_mut(*self.keys.get(name)?)
     }
 
     pub(super) fn by_key(&mut self, key: ChannelKey) -> Option<&mut Channel> {

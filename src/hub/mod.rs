@@ -14,7 +14,7 @@ mod heartbeat;
 mod history;
 mod interest;
 mod mailbox;
-mod positions;
+pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
 mod shard;

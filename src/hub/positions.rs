@@ -11,7 +11,7 @@ const SAMPLES: u32 = 16;
 
 /// The newest position, and the newest one that no failover can take back.
 #[derive(Debug)]
-pub(super) struct Positions {
+pub(crate) struct Positions {
     lag_bound: Duration,
     /// Oldest first; the first is the settled one, once it is old enough. At most a few more
     /// than [`SAMPLES`], because each is later than the one before by a share of the bound.
@@ -20,7 +20,7 @@ pub(super) struct Positions {
 }
 
 impl Positions {
-    pub(super) fn new(lag_bound: Duration) -> Self {
+    pub(crate) fn new(lag_bound: Duration) -> Self {
         Self {
             lag_bound,
             samples: VecDeque::new(),
@@ -29,7 +29,7 @@ impl Positions {
     }
 
     /// Everything up to `position` has been seen.
-    pub(super) fn note(&mut self, position: EventId) {
+    pub(crate) fn note(&mut self, position: EventId) {
         if self.newest.is_some_and(|newest| position <= newest) {
             return;
         }
@@ -49,12 +49,12 @@ impl Positions {
     }
 
     /// The id up to which everything has been seen.
-    pub(super) fn newest(&self) -> Option<EventId> {
+    pub(crate) fn newest(&self) -> Option<EventId> {
         self.newest
     }
 
     /// The newest known position that is at least the lag bound old.
-    pub(super) fn settled(&self) -> Option<EventId> {
+    pub(crate) fn settled(&self) -> Option<EventId> {
         let (first, newest) = (*self.samples.front()?, self.newest?);
         (newest.since(first) >= self.lag_bound).then_some(first)
     }

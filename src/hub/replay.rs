@@ -29,7 +29,8 @@ pub(crate) struct Replay {
 #[derive(Debug)]
 pub(crate) struct View<'a, E> {
     pub(crate) tail: &'a Tail<E>,
-    /// A read of its history.
+    /// A read of its history, asked for since the channel is active: a subscription that was lost
+    /// meanwhile takes it along.
     pub(crate) page: Option<&'a HistoryPage<E>>,
     /// The page was read for this very step, so it is newer than the client's cursor.
     pub(crate) fresh: bool,
@@ -53,7 +54,9 @@ pub(crate) struct Part<E> {
     pub(crate) events: Vec<E>,
     /// Where the client is afterwards.
     pub(crate) cursor: Cursor,
-    /// Nothing is missing any more: the next event is a live one, after the cursor's position.
+    /// Nothing is missing any more: the next event is a live one, after the cursor's position. A
+    /// part that is not live and holds nothing says that the replica is behind what was read: it
+    /// is worth another step a little later.
     pub(crate) live: bool,
     /// History was read for it.
     pub(crate) from_history: bool,
@@ -72,7 +75,8 @@ pub(crate) struct Gap {
 }
 
 impl<E> Part<E> {
-    /// The id that gaps are told with: just below the first event that follows.
+    /// The id that the last of the gaps is told with: just below the first event that follows. The
+    /// others have none, because a client cut off between them has not been told of them all.
     pub(crate) fn gap_id(&self) -> EventId
     where
         E: Linked,
@@ -167,12 +171,18 @@ impl Replay {
             last.unwrap_or(begin)
         };
 
-        let had = if gaps.is_empty() {
+        let was_vouched = self.cursor.is_vouched(self.lag_bound);
+        // The event of a cursor is lost to all channels, or proven to all.
+        let had = if gaps.len() < views.len() {
             self.cursor.event()
         } else {
             EventId::ZERO
         };
-        self.cursor = Cursor::new(last.unwrap_or(had), end);
+        self.cursor = match last {
+            None if was_vouched => Cursor::new(had, end),
+            // What was read just now may yet be taken back by a failover.
+            _ => Cursor::unvouched(last.unwrap_or(had), end, self.lag_bound),
+        };
         self.trusted = false;
         let is_caught = self.cursor.event() <= caught;
         Step::Send(Part {

@@ -37,6 +37,18 @@ impl Cursor {
         }
     }
 
+    /// The same, where nobody vouches for the event yet: the position tells no more than may be
+    /// lost together with it.
+    #[must_use]
+    pub fn unvouched(event: EventId, position: EventId, lag_bound: Duration) -> Self {
+        if event == EventId::ZERO {
+            return Self::fresh(position);
+        }
+        let lag_ms = u64::try_from(lag_bound.as_millis()).unwrap_or(u64::MAX);
+        let most = EventId::new(event.ms().saturating_add(lag_ms), 0);
+        Self::new(event, position.min(most))
+    }
+
     /// A client that has had no event and misses nothing up to `position`.
     pub fn fresh(position: EventId) -> Self {
         Self::new(EventId::ZERO, position)
@@ -137,6 +149,17 @@ mod tests {
         assert!(!at(110).is_vouched(lag) && at(111).is_vouched(lag));
         assert_eq!(at(110).read_from(lag), EventId::new(100, 5));
         assert_eq!(at(111).read_from(lag), EventId::new(111, 0));
+    }
+
+    #[test]
+    fn a_position_can_be_told_without_vouching() {
+        let lag = Duration::from_millis(10);
+        let at = |ms| Cursor::unvouched(EventId::new(100, 5), EventId::new(ms, 0), lag);
+        assert_eq!(at(104).position(), EventId::new(104, 0));
+        assert_eq!(at(200).position(), EventId::new(110, 0));
+        assert!(!at(200).is_vouched(lag));
+        let fresh = Cursor::unvouched(EventId::ZERO, EventId::new(200, 0), lag);
+        assert_eq!(fresh, Cursor::fresh(EventId::new(200, 0)));
     }
 
     proptest! {

@@ -11,13 +11,14 @@ use tokio::time::Instant;
 
 use super::backfill::{Missed, Recovered, Recovery, Started};
 use super::ingest::{Incoming, Mark, Message, ProbeId};
-use crate::bus::chain::{Arrival, arrival, backfill_from};
+use crate::bus::chain::{Arrival, arrival, backfill_from, seen_in};
 use crate::bus::routing::{Record, Routing};
 use crate::bus::{Withheld, kept_event};
+use crate::hub::positions::Positions;
 use crate::hub::{BusEvent, GapNotice, Generation, ShardId};
 use crate::protocol::{
-    ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Linked,
-    Retention, decode, decode_frame, is_frame,
+    ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Link,
+    Linked, Retention, decode, decode_frame, is_frame,
 };
 use crate::telemetry::{BusMetrics, DropReason};
 
@@ -69,6 +70,8 @@ pub(super) struct Delivery {
     /// Everything up to this id was routed, or told as missing. `None`: there are no ids here,
     /// and kept events are live ones.
     position: Option<EventId>,
+    /// Which earlier ones were true whatever becomes of the primary.
+    positions: Positions,
     /// When it last moved.
     moved_at: Instant,
     /// A probe of this connection had an id, so the position may be told to clients.
@@ -115,6 +118,7 @@ impl Delivery {
             retention,
             drop_log: DropLog::default(),
             position: None,
+            positions: Positions::new(lag_bound),
             moved_at: Instant::now(),
             vouched: false,
             told_without: false,
@@ -131,11 +135,12 @@ impl Delivery {
         let Some(position) = self.position else {
             return Vec::new();
         };
+        let (settled, lag_bound) = (self.positions.settled(), self.lag_bound);
         let routing = &mut self.routing;
         let missed = |name: &ChannelName| {
             let record = *routing.record(name)?;
             let cursor = match (record.has_hole, record.seen) {
-                (false, seen) => backfill_from(seen, position),
+                (false, seen) => backfill_from(seen, position, settled, lag_bound),
                 (true, Some(seen)) => Cursor::new(seen, EventId::ZERO),
                 (true, None) => return None,
             };
@@ -197,8 +202,13 @@ impl Delivery {
                 };
             }
         }
-        self.position = started.bound;
-        self.moved_at = Instant::now();
+        if started.bound < self.position {
+            self.positions = Positions::new(self.lag_bound);
+        }
+        self.position = None;
+        if let Some(bound) = started.bound {
+            self.reach(bound);
+        }
         self.settled = started.bound.unwrap_or_default();
         self.vouched = false;
         self.told_without = false;
@@ -214,6 +224,17 @@ impl Delivery {
             Recovered::Gap(notice, _) => {
                 self.routing.route(BusEvent::gap(channel, notice)).await;
             }
+        }
+    }
+
+    /// A client has read what is in `page`: a failover that takes it back concerns that client,
+    /// also where it was published before the channel was subscribed.
+    pub(super) fn note_read(&mut self, channel: &ChannelName, page: &HistoryPage<Link>) {
+        if let Some(position) = self.position
+            && let Some(record) = self.routing.record(channel)
+            && record.active
+        {
+            record.seen = record.seen.max(seen_in(page, position));
         }
     }
 
@@ -415,12 +436,15 @@ impl Delivery {
     }
 
     fn advance(&mut self, id: EventId) {
-        if let Some(position) = &mut self.position
-            && id > *position
-        {
-            *position = id;
-            self.moved_at = Instant::now();
+        if self.position.is_some_and(|position| position < id) {
+            self.reach(id);
         }
+    }
+
+    fn reach(&mut self, id: EventId) {
+        self.position = Some(id);
+        self.positions.note(id);
+        self.moved_at = Instant::now();
     }
 
     /// A probe with an id: everything that was published before it is routed.
@@ -442,8 +466,7 @@ impl Delivery {
         self.epoch = Some(epoch);
         self.vouched = true;
         let position = self.position.map_or(id, |position| position.max(id));
-        self.position = Some(position);
-        self.moved_at = Instant::now();
+        self.reach(position);
         self.routing.flush().await;
         if std::mem::take(&mut self.told_without) {
             let active =

@@ -19,7 +19,8 @@ use super::pool::{CommandPool, POOL_SIZE};
 use crate::bus::kept_event;
 use crate::hub::{HistoryError, HistoryRead, HistoryRequest};
 use crate::protocol::{
-    ChannelName, EventId, Frame, HistoryPage, Issued, KeptEvent, Link, Retention, decode_frame,
+    ChannelName, EventId, Frame, HistoryPage, Issued, KeptEvent, Link, Linked, Retention,
+    decode_frame,
 };
 use crate::telemetry::{BusMetrics, DropReason};
 
@@ -156,7 +157,12 @@ pub(super) struct HistoryService {
     pub(super) pool: CommandPool,
     pub(super) reader: HistoryReader,
     pub(super) support: Arc<Support>,
+    /// What was read is told before it is answered.
+    pub(super) notes: mpsc::Sender<ReadNote>,
 }
+
+/// What a read for a client tells of a channel: the places of its events.
+pub(super) type ReadNote = (ChannelName, HistoryPage<Link>);
 
 /// The requests that wait for an answer.
 #[derive(Default)]
@@ -244,10 +250,25 @@ impl HistoryService {
                 _ => HistoryError::Unavailable(error.to_string()),
             })
         });
-        match reading.await {
-            Ok(page) => page.map(Arc::new),
-            Err(_) => Err(HistoryError::Unavailable("no answer in time".into())),
-        }
+        let timed_out = |_| HistoryError::Unavailable("no answer in time".into());
+        let page = reading.await.map_err(timed_out)??;
+        // Fails only when the gateway is stopping.
+        let _ = self.notes.send((channel.clone(), links(&page))).await;
+        Ok(Arc::new(page))
+    }
+}
+
+/// A page without what its events say.
+fn links(page: &HistoryPage<KeptEvent>) -> HistoryPage<Link> {
+    HistoryPage {
+        issued: page.issued,
+        now_ms: page.now_ms,
+        retention: page.retention,
+        evictable: page.evictable,
+        oldest: page.oldest,
+        from: page.from,
+        events: page.events.iter().map(Linked::link).collect(),
+        complete: page.complete,
     }
 }
 

@@ -24,13 +24,13 @@ mod subscriptions;
 use std::sync::Arc;
 
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::deliver::Delivery;
 use self::history::{HistoryReader, HistoryService};
 use self::keeping::Keeping;
 use self::library::LibrarySettings;
-use self::pool::CommandPool;
+use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
 use super::{BusHealth, Inputs, Publisher};
@@ -54,6 +54,7 @@ pub(super) fn start(
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config));
     let support = Arc::clone(&keeping.support);
+    let (notes, reads) = mpsc::channel(POOL_SIZE);
     let histories = HistoryService {
         pool: pool.clone(),
         reader: HistoryReader {
@@ -62,6 +63,7 @@ pub(super) fn start(
             metrics: metrics.clone(),
         },
         support: Arc::clone(&support),
+        notes,
     };
     let state = SubscriberState {
         // `$`: no client can name it. Random: no two replicas share it.
@@ -76,6 +78,7 @@ pub(super) fn start(
         ),
         keeping,
         updates: inputs.updates,
+        reads,
         health: health_sender,
     };
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;

@@ -19,7 +19,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use super::backfill::{Backfill, Missed, Started};
 use super::deliver::{Delivery, Filled, IdsWentBack, Interrupted, Interruption};
 use super::functions::{Refusal, refusal};
-use super::history::HistoryReader;
+use super::history::{HistoryReader, ReadNote};
 use super::ingest::{Incoming, Mark, ProbeArrival, PushQueue, QueueEnd, Take};
 use super::keeping::Keeping;
 use super::library::{LIBRARY_VERSION, Library};
@@ -66,6 +66,8 @@ pub(super) struct SubscriberState {
     pub(super) delivery: Delivery,
     pub(super) keeping: Keeping,
     pub(super) updates: mpsc::Receiver<InterestUpdate>,
+    /// What clients' reads of history told.
+    pub(super) reads: mpsc::Receiver<ReadNote>,
     pub(super) health: watch::Sender<BusHealth>,
 }
 
@@ -187,6 +189,9 @@ impl<'a> Session<'a> {
                 }
                 update = self.state.updates.recv() => {
                     self.take_interest(update.ok_or(SessionEnd::Stopping)?).await;
+                }
+                Some((channel, page)) = self.state.reads.recv() => {
+                    self.state.delivery.note_read(&channel, &page);
                 }
                 Some(answer) = OptionFuture::from(self.subscriptions.answer()) => {
                     let routing = &self.state.delivery.routing;

@@ -114,6 +114,9 @@ impl Supervisor {
                 update = self.state.updates.recv() => {
                     self.state.delivery.routing.apply(update?);
                 }
+                Some((channel, page)) = self.state.reads.recv() => {
+                    self.state.delivery.note_read(&channel, &page);
+                }
             }
         }
     }
