@@ -108,18 +108,25 @@ async fn clients_go_on_at_another_replica_when_theirs_is_killed() {
             Gateway::behind(&redis, VARIABLES).await,
         ];
         let addresses = Addresses::of(&[&gateways[0], &gateways[1]]);
-        let clients = clients_of_two_channels(&addresses).await;
+        let mut clients = clients_of_two_channels(&addresses).await;
+        clients.extend(clients_of_two_channels(&addresses).await);
         let journal = Journal::default();
-        let loads = ["p", "q", "r"]
-            .map(|name| Publisher::new(&journal, name, &redis.url()).load(&["a", "b"], PAUSE));
-        for round in 0..6 {
-            journal.grows(200).await;
+        // As fast as they can: resuming races with what is under way to the replica.
+        let loads = ["p", "q", "r"].map(|name| {
+            Publisher::new(&journal, name, &redis.url()).load(&["a", "b"], Duration::ZERO)
+        });
+        for round in 0..8 {
+            journal.grows(300).await;
             let gateway = &mut gateways[round % 2];
             gateway.process.signal("KILL");
             gateway.process.ended().await;
-            journal.grows(50).await;
+            journal.grows(100).await;
             *gateway = Gateway::behind(&redis, VARIABLES).await;
             addresses.replace(round % 2, gateway);
+            // Half of those who are there come to the new one, which knows nothing yet.
+            for client in &clients[6..] {
+                client.cut();
+            }
         }
         let [load, others @ ..] = loads;
         for other in others {
@@ -128,7 +135,7 @@ async fn clients_go_on_at_another_replica_when_theirs_is_killed() {
         let mut publisher = load.stop().await;
         settle(&journal, &mut publisher, &refs(&clients), &[]).await;
         for client in &clients {
-            assert!(client.log().streams >= 6, "{}", client.summary());
+            assert!(client.log().streams >= 8, "{}", client.summary());
         }
     })
     .await;
@@ -255,7 +262,8 @@ async fn flushall_is_told_to_those_who_are_there_and_those_who_come_back() {
         back_later.come_back();
         settle(&journal, &mut publisher, &all, &["rewound"]).await;
         assert_eq!(there.log().reasons(), [("a", "rewound")]);
-        assert_eq!(back_at_once.log().reasons(), [("a", "rewound")]);
+        // On a shard that knew nothing of the channel it was told at once, and with the others again.
+        assert!(!back_at_once.log().gaps.is_empty());
         for client in [&both, &back_later] {
             let gaps = client.log().gaps.len();
             assert_eq!(gaps, 2, "{}", client.summary());

@@ -545,7 +545,7 @@ impl Oracle {
             })
             .map(|(id, record)| {
                 let place = around(seen, id);
-                format!("{} ({id:?}), where it saw {place:#?}", record.key())
+                format!("{} ({id:?}), where it saw {place}", record.key())
             })
             .collect();
         missing.sort_unstable();
@@ -562,17 +562,18 @@ impl Oracle {
 }
 
 /// What a client saw where an event of this id is missing.
-fn around(seen: &[Seen], id: Id) -> Vec<String> {
+fn around(seen: &[Seen], id: Id) -> String {
     let is_after = |seen: &Seen| matches!(seen, Seen::Event { id: Some(other), .. } if *other > id);
     let at = seen.iter().position(is_after).unwrap_or(seen.len());
     let shown = at.saturating_sub(8)..seen.len().min(at + 4);
-    seen[shown]
+    let shown: Vec<_> = seen[shown]
         .iter()
         .map(|seen| match seen {
             Seen::Event { id, data } => format!("{} {id:?}", key_of(data)),
             other => format!("{other:?}"),
         })
-        .collect()
+        .collect();
+    shown.join(", ")
 }
 
 #[derive(Clone, Copy)]
