@@ -56,6 +56,7 @@ enum What {
         reason: GapReason,
         id: Option<EventId>,
         after: Option<EventId>,
+        complete_after: Option<EventId>,
         /// As above.
         late: Option<Wire>,
     },
@@ -68,6 +69,16 @@ impl What {
             Self::Live => None,
             Self::Kept { link, .. } => Some(link.id),
             Self::Gap { id, .. } => *id,
+        }
+    }
+
+    /// Whether a client that has had everything up to `position` has had this. A gap comes behind
+    /// the event whose id it carries.
+    fn was_had(&self, position: EventId) -> bool {
+        match self {
+            Self::Live => false,
+            Self::Kept { link, .. } => link.id <= position,
+            Self::Gap { id, .. } => id.is_some_and(|id| id < position),
         }
     }
 
@@ -222,8 +233,12 @@ impl Hub {
     /// Has a channel remember its kept event.
     fn note_kept(&self, channels: &mut Channels, lot: &EncodedLot, piece: &Piece) {
         match &piece.what {
-            What::Live | What::Gap { id: None, .. } => {}
-            What::Gap { id: Some(id), .. } => channels.restart_tail(lot.key, *id),
+            What::Live => {}
+            What::Gap { complete_after, .. } => {
+                if let Some(position) = complete_after {
+                    channels.restart_tail(lot.key, *position);
+                }
+            }
             What::Kept { link, .. } => {
                 self.positions.borrow_mut().note(link.id);
                 let wire = piece.range.as_ref().map(|range| {
@@ -288,12 +303,10 @@ impl Hub {
         piece: &Piece,
         is_one_of_many: bool,
     ) {
-        let has_had = |id| id <= member.skip_through.get();
-        let Some(range) = piece
-            .range
-            .as_ref()
-            .filter(|_| !piece.what.id().is_some_and(has_had))
-        else {
+        if piece.what.was_had(member.skip_through.get()) {
+            return;
+        }
+        let Some(range) = &piece.range else {
             return;
         };
         let late = piece.what.late().filter(|_| is_one_of_many);
@@ -373,6 +386,7 @@ impl Lot {
                     after,
                     oldest,
                     id,
+                    complete_after,
                 } = *notice;
                 let append = |id, buffer: &mut Vec<u8>| {
                     let block = gap_block(&self.channel, reason, after, oldest, id);
@@ -385,6 +399,7 @@ impl Lot {
                     reason,
                     id,
                     after,
+                    complete_after,
                     late,
                 };
                 (Some(payload), what)
@@ -513,6 +528,7 @@ mod tests {
             after: None,
             oldest: None,
             id: Some(id(120)),
+            complete_after: Some(id(120)),
         };
         let gap = BusEvent::gap(name("a"), notice, true);
         deliver(&hub, &[kept("b", 125, Some(event(1))), gap]);
@@ -547,6 +563,7 @@ mod tests {
             after: Some(id(900)),
             oldest: None,
             id: Some(id(90)),
+            complete_after: Some(id(90)),
         };
         let gap = BusEvent::gap(name("a"), notice, false);
         deliver(&hub, &[gap, kept("a", 100, Some(event(1)))]);

@@ -115,9 +115,11 @@ pub struct GapNotice {
     pub after: Option<EventId>,
     /// The oldest kept event that is still there.
     pub oldest: Option<EventId>,
-    /// Where a client is that was told: just below the next kept event. `None` where only live
-    /// events are missing.
+    /// Where a client is that was told: just below the next kept event, of whichever channel.
+    /// `None` where only live events are missing.
     pub id: Option<EventId>,
+    /// Every kept event of the channel after this id follows. `None` where none is missing.
+    pub complete_after: Option<EventId>,
 }
 
 impl BusEvent {

@@ -60,6 +60,9 @@ pub(crate) struct Part<E> {
     pub(crate) live: bool,
     /// History was read for it.
     pub(crate) from_history: bool,
+    /// The id that gaps are told with is an event's: as a cursor it would prove something. A
+    /// client cut off between two gaps must not have it yet.
+    pub(crate) gap_id_proves: bool,
 }
 
 /// A channel that cannot be proven complete.
@@ -75,8 +78,7 @@ pub(crate) struct Gap {
 }
 
 impl<E> Part<E> {
-    /// The id that the last of the gaps is told with: just below the first event that follows. The
-    /// others have none, because a client cut off between them has not been told of them all.
+    /// The id that gaps are told with: just below the first event that follows.
     pub(crate) fn gap_id(&self) -> EventId
     where
         E: Linked,
@@ -200,13 +202,18 @@ impl Replay {
             self.trusted = true;
         }
         let is_caught = self.cursor.event() <= caught;
-        Step::Send(Part {
+        let mut part = Part {
             gaps,
             events,
             cursor: self.cursor,
             live: is_whole && meets_tails && is_caught,
             from_history: pages.iter().any(Option::is_some),
-        })
+            gap_id_proves: false,
+        };
+        let gap_id = part.gap_id();
+        part.gap_id_proves = views.iter().any(|view| view.tail.holds(gap_id))
+            || pages.iter().flatten().any(|page| page.holds(gap_id));
+        Step::Send(part)
     }
 
     /// For each channel the page to take its events from, or `None`: its tail. Otherwise what must

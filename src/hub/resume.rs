@@ -61,7 +61,7 @@ impl Hub {
         self.all_active(keys).await;
         let lag_bound = self.settings.lag_bound;
         match start {
-            Start::Live | Start::Unknown => Ok(self.from_now(keys, start == Start::Unknown)),
+            Start::Live | Start::Unknown => Ok(self.begin_now(keys, start == Start::Unknown)),
             Start::After(cursor) => {
                 let mut replay = Replay::resume(cursor, keys.len(), lag_bound);
                 let part = self.next_part(&mut replay, keys, Vec::new()).await?;
@@ -87,7 +87,7 @@ impl Hub {
                     // Without kept events there is nothing to begin with.
                     Err(HistoryError::Unsupported) => {
                         self.all_active(keys).await;
-                        return Ok(self.from_now(keys, false));
+                        return Ok(self.begin_now(keys, false));
                     }
                     pages => pages?,
                 };
@@ -113,7 +113,7 @@ impl Hub {
     }
 
     /// The beginning of a stream that has no past, or one that means nothing here.
-    fn from_now(&self, keys: &[ChannelKey], is_unknown: bool) -> Opening {
+    fn begin_now(&self, keys: &[ChannelKey], is_unknown: bool) -> Opening {
         let seen = self.positions.borrow().newest();
         let cursor = Cursor::fresh(seen.unwrap_or_default());
         let part = self.live_part(keys, cursor, is_unknown.then_some(None));
@@ -163,6 +163,7 @@ impl Hub {
             cursor,
             live: true,
             from_history: false,
+            gap_id_proves: false,
         }
     }
 
@@ -251,10 +252,12 @@ impl Hub {
         }
         let channels = self.channels.borrow();
         let id = Some(part.gap_id()).filter(|id| *id > EventId::ZERO);
-        for gap in &part.gaps {
+        for (number, gap) in part.gaps.iter().enumerate() {
             let channel = keys.get(gap.channel).and_then(|key| channels.get(*key));
             if let Some(channel) = channel {
                 self.stats.count_gaps(gap.reason, 1);
+                let is_last = number + 1 == part.gaps.len();
+                let id = id.filter(|_| is_last || !part.gap_id_proves);
                 blocks += &gap_block(&channel.name, gap.reason, gap.after, gap.oldest, id);
             }
         }

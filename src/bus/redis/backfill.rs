@@ -58,12 +58,22 @@ pub(super) enum Recovered {
 }
 
 impl Recovered {
-    /// Its place among those of all channels. A gap carries the id below the event that follows
-    /// it, which may be that of another channel's event: who has had the gap must have had that.
-    pub(super) fn place(&self) -> (EventId, bool) {
+    /// Its place among those of its channel.
+    pub(super) fn id(&self) -> EventId {
         match self {
-            Self::Event(event) => (event.id, false),
-            Self::Gap(_, id) => (*id, true),
+            Self::Event(event) => event.id,
+            Self::Gap(_, id) => *id,
+        }
+    }
+
+    /// The same, a gap told with this id.
+    pub(super) fn told_at(self, told: EventId) -> Self {
+        match self {
+            Self::Gap(notice, id) => {
+                let told = Some(told);
+                Self::Gap(GapNotice { id: told, ..notice }, id)
+            }
+            event @ Self::Event(_) => event,
         }
     }
 }
@@ -172,6 +182,7 @@ impl Backfill {
                     after: Some(cursor.position()),
                     oldest: page.oldest.map(|oldest| oldest.id),
                     id: Some(id),
+                    complete_after: Some(id),
                 };
                 recovery.items.push(Recovered::Gap(notice, id));
                 recovery.seen = None;
@@ -235,6 +246,7 @@ impl Recovery {
                 after: Some(cursor.position()),
                 oldest: None,
                 id: Some(last),
+                complete_after: Some(last),
             };
             self.items.push(Recovered::Gap(notice, last));
         }

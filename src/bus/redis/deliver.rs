@@ -174,8 +174,17 @@ impl Delivery {
                 recovered.extend(recovery.items.into_iter().map(|item| (name.clone(), item)));
             }
         }
-        recovered.sort_by_key(|(_, item)| item.place());
-        for (channel, item) in recovered {
+        recovered.sort_by_key(|(_, item)| item.id());
+        let is_gap = |(_, item): &(_, Recovered)| matches!(item, Recovered::Gap(..));
+        let (gaps, events): (Vec<_>, Vec<_>) = recovered.into_iter().partition(is_gap);
+        // All gaps come before any event: a client that is cut off after an event has a cursor
+        // that proves complete what it was not told of.
+        let first = events.first().map(|(_, item)| item.id().pred());
+        let told = first.or(started.bound).unwrap_or_default();
+        for (channel, item) in gaps {
+            self.recovered(channel, item.told_at(told)).await;
+        }
+        for (channel, item) in events {
             self.recovered(channel, item).await;
         }
 
@@ -198,6 +207,7 @@ impl Delivery {
                 after,
                 oldest: None,
                 id: None,
+                complete_after: None,
             };
             self.routing
                 .route(BusEvent::gap(channel, notice, false))
@@ -428,6 +438,7 @@ impl Delivery {
                         after: seen,
                         oldest: oldest.map(|oldest| oldest.id),
                         id: Some(event.id.pred()),
+                        complete_after: Some(event.id.pred()),
                     };
                     let gap = BusEvent::gap(channel.clone(), notice, false);
                     self.routing.route(gap).await;
@@ -777,6 +788,7 @@ mod tests {
             after: None,
             oldest: None,
             id: Some(id(119)),
+            complete_after: Some(id(119)),
         };
         let a = Recovery {
             channel: name("a"),
@@ -815,6 +827,7 @@ mod tests {
             after: Some(id(900)),
             oldest: None,
             id: Some(id(120)),
+            complete_after: Some(id(120)),
         };
         let a = Recovery {
             channel: name("a"),
@@ -840,6 +853,7 @@ mod tests {
             after: Some(id(110)),
             oldest: None,
             id: Some(id(120)),
+            complete_after: Some(id(120)),
         };
         let recovery = Recovery {
             channel: name("a"),
