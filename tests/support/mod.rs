@@ -166,7 +166,10 @@ impl Redis {
                     .await
                     .unwrap();
                 assert_eq!(std::path::Path::new(&found[1]), own);
-                return;
+                // It may be loading what it had.
+                if redis::cmd("PING").exec_async(&mut connection).await.is_ok() {
+                    return;
+                }
             }
             assert!(Instant::now() < end, "redis-server does not answer");
             tokio::time::sleep(Duration::from_millis(20)).await;
