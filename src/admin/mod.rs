@@ -40,7 +40,7 @@ impl AdminState {
         if self.stopping.load(Ordering::Relaxed) {
             reasons.push("stopping".to_owned());
         }
-        if let BusHealth::Down(reason) = &*self.bus.borrow() {
+        if let BusHealth::Down { reason, .. } = &*self.bus.borrow() {
             reasons.push(format!("redis: {reason}"));
         }
         Readiness {

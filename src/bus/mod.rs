@@ -36,8 +36,74 @@ const HISTORY_QUEUE: usize = 256;
 pub enum BusHealth {
     /// They do.
     Up,
-    /// They do not, for this reason.
-    Down(String),
+    /// They do not.
+    Down {
+        /// What is the matter, for machines.
+        cause: DownCause,
+        /// The same for people, in detail.
+        reason: String,
+    },
+}
+
+/// Why no events arrive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DownCause {
+    /// The process has just begun.
+    Starting,
+    /// Too few Sentinels name the same primary.
+    Sentinel,
+    /// No connection: refused, unknown, no answer, no trust in its certificate.
+    Unreachable,
+    /// Redis does not let this user in, or do what has to be done.
+    Refused,
+    /// Redis is reading its data.
+    Loading,
+    /// Redis has closed the connection: it ended, or dropped a subscriber that was too slow.
+    Closed,
+    /// Redis does not answer, or a probe did not come back.
+    Silent,
+    /// This replica did not keep up, and starts over.
+    Behind,
+    /// This Redis is a replica, was replaced, or is not confirmed to be the primary.
+    NotPrimary,
+    /// Redis has lost ids that it had issued.
+    IdsWentBack,
+    /// The function library was taken away.
+    Library,
+}
+
+impl DownCause {
+    /// Every cause.
+    pub const ALL: [Self; 11] = [
+        Self::Starting,
+        Self::Sentinel,
+        Self::Unreachable,
+        Self::Refused,
+        Self::Loading,
+        Self::Closed,
+        Self::Silent,
+        Self::Behind,
+        Self::NotPrimary,
+        Self::IdsWentBack,
+        Self::Library,
+    ];
+
+    /// Its name in metrics and logs.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Sentinel => "sentinel",
+            Self::Unreachable => "unreachable",
+            Self::Refused => "refused",
+            Self::Loading => "loading",
+            Self::Closed => "closed",
+            Self::Silent => "silent",
+            Self::Behind => "behind",
+            Self::NotPrimary => "not_primary",
+            Self::IdsWentBack => "ids_went_back",
+            Self::Library => "library",
+        }
+    }
 }
 
 /// An event was not published.

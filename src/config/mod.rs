@@ -21,6 +21,7 @@ use crate::telemetry::LogFormat;
 
 pub use environment::unknown_variables;
 pub use redis_url::RedisUrl;
+pub(crate) use redis_url::{RedisPlace, SentinelGroup};
 pub use settings::{Fault, Faults, Settings};
 
 /// What the recent kept events of all channels may take, in all shards together: most clients

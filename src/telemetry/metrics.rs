@@ -14,6 +14,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use crate::bus::DownCause;
 use crate::hub::{CloseReason, ResumeOutcome, ResumeSource, ShardStats};
 use crate::protocol::{EnvelopeFault, EventFault, GapReason};
 
@@ -90,6 +91,9 @@ pub struct BusMetrics {
     dropped: IntCounterVec,
     /// 1 while a probe has come back on the current connection.
     pub up: IntGauge,
+    down: IntGaugeVec,
+    /// 1 while Redis keeps events, as far as the last probe told.
+    pub keeping: IntGauge,
     /// Subscriber connections lost, or not made.
     pub reconnects: IntCounter,
     /// From publishing a probe to receiving it.
@@ -100,6 +104,15 @@ impl BusMetrics {
     /// The counter of a reason.
     pub fn dropped(&self, reason: DropReason) -> IntCounter {
         self.dropped.with_label_values(&[reason.label()])
+    }
+
+    /// Notes why events do not arrive; `None`: they do.
+    pub fn note_down(&self, cause: Option<DownCause>) {
+        self.up.set(i64::from(cause.is_none()));
+        for known in DownCause::ALL {
+            let gauge = self.down.with_label_values(&[known.label()]);
+            gauge.set(i64::from(cause == Some(known)));
+        }
     }
 }
 
@@ -204,6 +217,17 @@ impl Metrics {
                 "fanfare_redis_up",
                 "1 while a probe has proven the subscriber connection; 0 on the embedded bus.",
             )?,
+            down: IntGaugeVec::new(
+                Opts::new(
+                    "fanfare_redis_down",
+                    "1 for what keeps events from arriving; 0 on the embedded bus.",
+                ),
+                &["cause"],
+            )?,
+            keeping: IntGauge::new(
+                "fanfare_redis_keeping",
+                "1 while Redis keeps events: it has the functions and takes writes; 0 on the embedded bus.",
+            )?,
             reconnects: IntCounter::new(
                 "fanfare_redis_reconnects_total",
                 "Subscriber connections that were lost or could not be made.",
@@ -218,6 +242,9 @@ impl Metrics {
                 ]),
             )?,
         };
+        for cause in DownCause::ALL {
+            bus.down.with_label_values(&[cause.label()]);
+        }
         let build = IntGaugeVec::new(
             Opts::new("fanfare_build_info", "Always 1; the version is a label."),
             &["version"],
@@ -229,6 +256,8 @@ impl Metrics {
         registry.register(Box::new(bus.history_reads.clone()))?;
         registry.register(Box::new(bus.backfilled.clone()))?;
         registry.register(Box::new(bus.up.clone()))?;
+        registry.register(Box::new(bus.down.clone()))?;
+        registry.register(Box::new(bus.keeping.clone()))?;
         registry.register(Box::new(bus.reconnects.clone()))?;
         registry.register(Box::new(bus.probe_seconds.clone()))?;
         registry.register(Box::new(build))?;
@@ -365,6 +394,8 @@ mod tests {
             "fanfare_history_reads_total 0",
             "fanfare_backfilled_events_total 0",
             "fanfare_redis_up 0",
+            "fanfare_redis_down{cause=\"sentinel\"} 0",
+            "fanfare_redis_keeping 0",
         ] {
             assert!(
                 text.contains(&format!("\n{series}\n")),

@@ -73,6 +73,11 @@ impl Keeping {
         self.support.is_ready()
     }
 
+    /// Whether events are kept, as far as is known.
+    pub(super) fn keeps(&self) -> bool {
+        self.is_ready() && !self.refused
+    }
+
     /// The library is missing, or older: it is to be loaded at once.
     pub(super) fn ask_now(&mut self) {
         self.ask_at = Some(Instant::now());

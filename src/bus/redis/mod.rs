@@ -1,6 +1,7 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
 //!
-//! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
+//! [`subscribe`] keeps a connection to the server that the URL, or its [Sentinels](sentinel), name.
+//! Its life is a [`session`]: it has the wanted channels
 //! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
 //! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
@@ -17,6 +18,7 @@ pub mod library;
 mod pool;
 mod probe;
 mod publish;
+mod sentinel;
 mod session;
 mod subscribe;
 mod subscriptions;
@@ -32,8 +34,9 @@ use self::keeping::Keeping;
 use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
+use self::subscribe::{Locator, Supervisor};
 use super::routing::Routing;
-use super::{BusHealth, Inputs, Publisher};
+use super::{BusHealth, DownCause, Inputs, Publisher};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
@@ -50,8 +53,13 @@ pub(super) fn start(
     inputs: Inputs,
     metrics: BusMetrics,
 ) -> Result<(Publisher, watch::Receiver<BusHealth>), redis::RedisError> {
-    let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
-    let pool = CommandPool::new(url)?;
+    let (health_sender, health) = watch::channel(BusHealth::Down {
+        cause: DownCause::Starting,
+        reason: "not connected yet".into(),
+    });
+    metrics.note_down(Some(DownCause::Starting));
+    let pool = CommandPool::default();
+    let locator = Locator::new(url, config.max_replication_lag, control, &pool)?;
     let keeping = Keeping::new(LibrarySettings::from(config));
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);
@@ -81,7 +89,7 @@ pub(super) fn start(
         reads,
         health: health_sender,
     };
-    let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
+    let supervisor = Supervisor::new(locator, pool.clone(), state);
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
