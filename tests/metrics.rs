@@ -1,5 +1,13 @@
 //! What `/metrics` says: its table in the documentation, its format, and the latencies.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;

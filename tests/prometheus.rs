@@ -1,6 +1,14 @@
 //! Prometheus and Grafana: the rules and alerts, and every query of the dashboard, against a real
 //! Prometheus that scrapes a real gateway at work.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
 mod support;
 
 use std::cell::RefCell;

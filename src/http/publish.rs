@@ -91,7 +91,7 @@ pub(super) async fn publish(
                 id: id.as_ref().map(EventId::to_string),
             }))
         }
-        Err(error) => Err(refused(&state.metrics, kind, &channel, error)),
+        Err(error) => Err(refused(&state.metrics, kind, &channel, &error)),
     }
 }
 
@@ -100,9 +100,9 @@ fn refused(
     metrics: &BusMetrics,
     kind: EventKind,
     channel: &ChannelName,
-    error: PublishError,
+    error: &PublishError,
 ) -> Problem {
-    let told = match &error {
+    let told = match error {
         PublishError::Rejected(rule) => {
             PublishRefused(kind).emit(metrics);
             return Problem::new(StatusCode::BAD_REQUEST, rule);
@@ -115,7 +115,7 @@ fn refused(
     PublishFailed {
         kind,
         channel,
-        error: &error,
+        error,
     }
     .emit(metrics);
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, told).retry_after(RETRY_AFTER)
