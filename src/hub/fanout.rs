@@ -675,7 +675,7 @@ mod tests {
         let ready = client(&hub, &["a"]);
         let slow = client(&hub, &["a"]);
         deliver(&hub, &[kept("a", 5, Some(event(1)))]);
-        slow.mailbox.borrow_mut().block();
+        slow.mailbox.borrow_mut().block(hub.clock.read());
         write_all(&hub, &ready);
         assert_eq!(timed(&hub), [1, 1]);
         deliver(&hub, &[kept("a", 6, Some(event(1)))]);
@@ -690,6 +690,12 @@ mod tests {
         assert_eq!(timed(&hub), [5, 2]);
         write_all(&hub, &slow);
         assert_eq!(timed(&hub), [6, 3]);
+        // An event that is larger than the sockets' buffers is fanned out all the same.
+        deliver(&hub, &[kept("a", 8, Some(event(1)))]);
+        for client in [&ready, &slow] {
+            client.mailbox.borrow_mut().block(hub.clock.read());
+        }
+        assert_eq!(timed(&hub), [6, 4]);
     }
 
     #[test]

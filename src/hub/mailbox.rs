@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
@@ -340,10 +341,16 @@ impl Mailbox {
         filled
     }
 
-    /// Notes that the socket takes no more for now.
-    pub(super) fn block(&mut self) {
+    /// Notes that the socket takes no more at `now`. For the rounds of what waits this was the
+    /// last that could be done here.
+    pub(super) fn block(&mut self, now: Duration) {
         self.blocked = true;
-        self.parcels.iter_mut().for_each(Parcel::leave_round);
+        for parcel in &mut self.parcels {
+            if let Some(round) = parcel.timing().and_then(|timing| timing.round.as_ref()) {
+                round.note_write(now);
+            }
+            parcel.leave_round();
+        }
     }
 
     /// Removes what was written and hands `sent` every parcel that was completed with it.

@@ -107,7 +107,7 @@ impl Subscription {
         };
         let hub = &self.interest.hub;
         let written = written.inspect_err(|_| {
-            mailbox.block();
+            mailbox.block(hub.clock.now());
             hub.clock.expire();
         })?;
         let now = hub.clock.now();
