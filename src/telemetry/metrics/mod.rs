@@ -14,7 +14,7 @@ mod shards;
 use std::sync::Arc;
 
 use prometheus::proto::MetricFamily;
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 
 use self::family::{float, gauge, gauges, label};
 use self::shards::Shards;
@@ -31,6 +31,8 @@ pub struct Metrics {
     connections_limit: usize,
     /// What the bus counts.
     pub bus: BusMetrics,
+    /// 1 from the signal that stops the replica.
+    pub draining: IntGauge,
 }
 
 impl Metrics {
@@ -40,12 +42,18 @@ impl Metrics {
     /// When a name is not valid or stands twice: a mistake in this module.
     pub fn new(shards: Vec<Arc<ShardStats>>, connections_limit: usize) -> prometheus::Result<Self> {
         let registry = Registry::new();
+        let draining = IntGauge::new(
+            "fanfare_draining",
+            "1 from the signal that stops the replica to its end; fanfare_connections are left.",
+        )?;
+        registry.register(Box::new(draining.clone()))?;
         let metrics = Self {
             bus: BusMetrics::register(&registry)?,
             registry,
             shard_count: shards.len(),
             shards: Shards::new(shards),
             connections_limit,
+            draining,
         };
         metrics.render(false)?;
         Ok(metrics)
