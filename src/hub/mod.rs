@@ -17,6 +17,7 @@ mod mailbox;
 pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
+mod session;
 mod shard;
 mod stats;
 mod subscriber;
@@ -32,6 +33,7 @@ use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptE
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
 pub use resume::Start;
+pub use session::Session;
 pub use shard::Hub;
 pub use stats::{Counter, Gauge, ResumeOutcome, ResumeSource, ShardStats};
 pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};

@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Context;
 
 use bytes::Bytes;
@@ -10,6 +11,7 @@ use tokio::time::Instant;
 
 use super::mailbox::{CloseReason, MailboxState};
 use super::resume::Start;
+use super::session::Session;
 use super::shard::Hub;
 use super::subscriber::{ChannelKey, Subscriber};
 use crate::protocol::{ChannelName, CursorStyle};
@@ -23,6 +25,8 @@ pub struct StreamRequest {
     pub start: Start,
     /// How its client learns its cursor.
     pub cursor_style: CursorStyle,
+    /// Who reads; `None`: anybody, without a token.
+    pub session: Option<Arc<Session>>,
 }
 
 /// Why a stream was not opened.
