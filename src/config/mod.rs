@@ -5,6 +5,7 @@
 
 mod access;
 mod environment;
+mod exposed;
 mod redis_url;
 mod settings;
 mod values;
@@ -22,6 +23,7 @@ use crate::telemetry::LogFormat;
 
 pub use access::{Access, AccessRules, AccessSettings, JwksUrl, TokenConfig};
 pub use environment::unknown_variables;
+pub use exposed::exposed_secrets;
 pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings};
 pub use values::secret;

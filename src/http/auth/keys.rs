@@ -201,6 +201,10 @@ fn checked<'a>(
 /// With what is wrong, of the first block that cannot be used.
 pub(super) fn from_pem(text: &[u8]) -> Result<Vec<Key>, String> {
     let blocks = pem::parse_many(text).map_err(|_| "is no PEM file".to_owned())?;
+    let begun = memchr::memmem::find_iter(text, b"-----BEGIN ").count();
+    if begun > blocks.len() {
+        return Err("holds a block that does not end".into());
+    }
     if blocks.is_empty() {
         return Err("holds no block -----BEGIN PUBLIC KEY-----".into());
     }
