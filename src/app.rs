@@ -4,18 +4,18 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::runtime::{Builder, LocalOptions, Runtime};
+use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
 
 use crate::admin::{self, AdminState};
 use crate::bus::Bus;
-use crate::config::{BusConfig, Config};
+use crate::config::{Access, BusConfig, Config, JwksUrl};
+use crate::http::auth::{Authority, Jwks, KeyRing};
 use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
 use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
@@ -24,6 +24,9 @@ use crate::telemetry::Metrics;
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+/// How often a drain says how many streams are left.
+const DRAIN_PROGRESS: Duration = Duration::from_secs(2);
 
 /// Why a gateway cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +44,9 @@ pub enum AppError {
     /// The Redis URL cannot be used.
     #[error("FANFARE_REDIS_URL cannot be used: {0}")]
     Redis(#[from] redis::RedisError),
+    /// No HTTP client can be had.
+    #[error("the JWK set cannot be fetched: {0}")]
+    Jwks(#[from] reqwest::Error),
     /// A runtime or a signal handler cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -118,7 +124,7 @@ impl App {
             .iter()
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
-        let metrics = Metrics::new(stats.clone())?;
+        let metrics = Metrics::new(stats.clone(), config.max_connections)?;
         let (inboxes, shard_inboxes): (Vec<_>, Vec<_>) = data_listeners
             .iter()
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
@@ -129,9 +135,17 @@ impl App {
             inboxes.clone(),
             metrics.bus.clone(),
         )?;
+        let ring = key_ring(&config.access, &metrics, control.handle())?;
+        let authority = Authority::new(
+            config.access.clone(),
+            ring.clone(),
+            bus.tickets,
+            metrics.auth.clone(),
+        );
         let router = router(RouterState {
-            access: config.access.clone(),
+            authority,
             publisher: bus.publisher,
+            metrics: metrics.bus.clone(),
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
             demo: data_address.ip().is_loopback(),
@@ -172,7 +186,7 @@ impl App {
         let admin = Arc::new(AdminState {
             metrics,
             bus: bus.health,
-            stopping: AtomicBool::new(false),
+            keys: ring,
         });
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
@@ -200,6 +214,28 @@ impl App {
     }
 }
 
+/// The keys that tokens are verified with, where there are to be tokens.
+fn key_ring(
+    access: &Access,
+    metrics: &Metrics,
+    control: &Handle,
+) -> Result<Option<Arc<KeyRing>>, AppError> {
+    let Access::Rules(rules) = access else {
+        return Ok(None);
+    };
+    let Some(tokens) = &rules.tokens else {
+        return Ok(None);
+    };
+    let fetch = |url: &JwksUrl| {
+        let metrics = metrics.auth.clone();
+        Jwks::start(url.url().clone(), tokens.jwks_max_age, metrics, control)
+    };
+    let jwks = tokens.jwks_url.as_ref().map(fetch).transpose()?;
+    let rules = tokens.rules.clone();
+    let (fixed, files) = (tokens.fixed.clone(), tokens.files.clone());
+    Ok(Some(KeyRing::start(rules, fixed, files, jwks, control)))
+}
+
 fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
     let bus = match &config.bus {
         BusConfig::Embedded => "memory:".to_owned(),
@@ -214,10 +250,14 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
         max_connections = config.max_connections,
         "listening"
     );
-    if config.access.may_publish() {
-        tracing::warn!(
+    match &config.access {
+        Access::Open => tracing::warn!(
             "open: whoever reaches the data listener, on loopback, may read and publish everything"
-        );
+        ),
+        Access::Rules(rules) if rules.tokens.is_none() => tracing::info!(
+            "no key is configured: public channels may be read, and nobody may publish over HTTP"
+        ),
+        Access::Rules(_) => {}
     }
     tracing::info!("the admin listener has no authentication: keep it inside your network");
     if data.ip().is_loopback() {
@@ -228,7 +268,7 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
 /// Stops in named phases: not ready, so that the balancer looks elsewhere; then no new streams,
 /// and the open ones are closed, spread over the drain period; then the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
-    admin.stopping.store(true, Ordering::Relaxed);
+    admin.metrics.draining.set(1);
     tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
     sleep(config.drain_delay).await;
     tracing::info!(
@@ -242,8 +282,15 @@ async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &
     // A shard whose queue is full until the deadline is cut off with its streams.
     let _ = timeout_at(deadline, told).await;
     let mut look = interval(Duration::from_millis(50));
+    let mut progress = interval_at(Instant::now() + DRAIN_PROGRESS, DRAIN_PROGRESS);
     while admin.metrics.connections() > 0 && Instant::now() < deadline {
-        look.tick().await;
+        tokio::select! {
+            _ = look.tick() => {}
+            _ = progress.tick() => {
+                let left = deadline.duration_since(Instant::now());
+                tracing::info!(streams = admin.metrics.connections(), deadline = ?left, "draining");
+            }
+        }
     }
     let left = admin.metrics.connections();
     if left > 0 {

@@ -1,7 +1,6 @@
 //! The admin listener: health and metrics, for the inside of the network. No authentication.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -13,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::bus::BusHealth;
+use crate::http::auth::KeyRing;
 use crate::telemetry::Metrics;
 
 /// What the admin listener tells of the replica.
@@ -22,8 +22,8 @@ pub struct AdminState {
     pub metrics: Metrics,
     /// Whether events arrive.
     pub bus: watch::Receiver<BusHealth>,
-    /// Whether the replica is being stopped.
-    pub stopping: AtomicBool,
+    /// The keys that tokens are verified with.
+    pub keys: Option<Arc<KeyRing>>,
 }
 
 /// The answer of `/readyz`.
@@ -32,20 +32,26 @@ struct Readiness {
     ready: bool,
     /// Why not.
     reasons: Vec<String>,
+    /// What is wrong, and does not keep it from serving yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 impl AdminState {
     fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.metrics.draining.get() == 1 {
             reasons.push("stopping".to_owned());
         }
         if let BusHealth::Down { reason, .. } = &*self.bus.borrow() {
             reasons.push(format!("redis: {reason}"));
         }
+        let keys = self.keys.as_deref();
+        reasons.extend(keys.and_then(KeyRing::outage));
         Readiness {
             ready: reasons.is_empty(),
             reasons,
+            warnings: keys.map(KeyRing::warnings).unwrap_or_default(),
         }
     }
 }
@@ -70,8 +76,15 @@ async fn readyz(State(state): State<Arc<AdminState>>) -> Response {
 }
 
 async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
-    match state.metrics.render() {
+    // Counting a replica's descriptors takes the kernel some milliseconds: not on the thread that
+    // Redis' events pass.
+    let rendered = tokio::task::spawn_blocking(move || {
+        let is_ready = state.readiness().ready;
+        state.metrics.render(is_ready)
+    });
+    let rendered = rendered.await.map_err(|error| error.to_string());
+    match rendered.and_then(|text| text.map_err(|error| error.to_string())) {
         Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod chain;
 mod embedded;
 mod redis;
 mod routing;
+mod tickets;
 
 use std::sync::Arc;
 
@@ -18,10 +19,12 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
 use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
+use crate::labels::labels;
 use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame};
 use crate::telemetry::BusMetrics;
 
 pub use redis::{library, publish_once};
+pub use tickets::{TicketStore, TicketsUnavailable};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
 /// what changes meanwhile, so this many shards never wait for one another.
@@ -45,64 +48,31 @@ pub enum BusHealth {
     },
 }
 
-/// Why no events arrive.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DownCause {
-    /// The process has just begun.
-    Starting,
-    /// Too few Sentinels name the same primary.
-    Sentinel,
-    /// No connection: refused, unknown, no answer, no trust in its certificate.
-    Unreachable,
-    /// Redis does not let this user in, or do what has to be done.
-    Refused,
-    /// Redis is reading its data.
-    Loading,
-    /// Redis has closed the connection: it ended, or dropped a subscriber that was too slow.
-    Closed,
-    /// Redis does not answer, or a probe did not come back.
-    Silent,
-    /// This replica did not keep up, and starts over.
-    Behind,
-    /// This Redis is a replica, was replaced, or is not confirmed to be the primary.
-    NotPrimary,
-    /// Redis has lost ids that it had issued.
-    IdsWentBack,
-    /// The function library was taken away.
-    Library,
-}
-
-impl DownCause {
-    /// Every cause.
-    pub const ALL: [Self; 11] = [
-        Self::Starting,
-        Self::Sentinel,
-        Self::Unreachable,
-        Self::Refused,
-        Self::Loading,
-        Self::Closed,
-        Self::Silent,
-        Self::Behind,
-        Self::NotPrimary,
-        Self::IdsWentBack,
-        Self::Library,
-    ];
-
-    /// Its name in metrics and logs.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Sentinel => "sentinel",
-            Self::Unreachable => "unreachable",
-            Self::Refused => "refused",
-            Self::Loading => "loading",
-            Self::Closed => "closed",
-            Self::Silent => "silent",
-            Self::Behind => "behind",
-            Self::NotPrimary => "not_primary",
-            Self::IdsWentBack => "ids_went_back",
-            Self::Library => "library",
-        }
+labels! { "cause":
+    /// Why no events arrive.
+    pub enum DownCause {
+        /// The process has just begun.
+        Starting = "starting",
+        /// Too few Sentinels name the same primary.
+        Sentinel = "sentinel",
+        /// No connection: refused, unknown, no answer, no trust in its certificate.
+        Unreachable = "unreachable",
+        /// Redis does not let this user in, or do what has to be done.
+        Refused = "refused",
+        /// Redis is reading its data.
+        Loading = "loading",
+        /// Redis has closed the connection: it ended, or dropped a subscriber that was too slow.
+        Closed = "closed",
+        /// Redis does not answer, or a probe did not come back.
+        Silent = "silent",
+        /// This replica did not keep up, and starts over.
+        Behind = "behind",
+        /// This Redis is a replica, was replaced, or is not confirmed to be the primary.
+        NotPrimary = "not_primary",
+        /// Redis has lost ids that it had issued.
+        IdsWentBack = "ids_went_back",
+        /// The function library was taken away.
+        Library = "library",
     }
 }
 
@@ -208,8 +178,17 @@ pub struct Bus {
     pub history: mpsc::Sender<HistoryRequest>,
     /// Publishes for the HTTP edge.
     pub publisher: Publisher,
+    /// Keeps tickets for the HTTP edge.
+    pub tickets: TicketStore,
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
+}
+
+/// What a bus serves the HTTP edge with.
+struct Services {
+    publisher: Publisher,
+    tickets: TicketStore,
+    health: watch::Receiver<BusHealth>,
 }
 
 impl Bus {
@@ -227,15 +206,16 @@ impl Bus {
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
         let inputs = Inputs { updates, asked };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
-        let (publisher, health) = match &config.bus {
+        let services = match &config.bus {
             BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
             BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
         };
         Ok(Self {
             interest,
             history,
-            publisher,
-            health,
+            publisher: services.publisher,
+            tickets: services.tickets,
+            health: services.health,
         })
     }
 }

@@ -12,10 +12,14 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
+use super::auth::Refusal;
 use super::error::Problem;
 use super::state::RouterState;
+use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
 use crate::protocol::{ChannelName, Event, EventId};
+use crate::telemetry::occurrences::{EventPublished, PublishFailed, PublishRefused};
+use crate::telemetry::{BusMetrics, EventKind};
 
 /// A body over the limit is read on for so many times the limit, so that its sender, who reads
 /// only when everything is sent, gets the answer instead of a broken connection.
@@ -47,15 +51,11 @@ pub(super) async fn publish(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Published>, Problem> {
-    if !state.access.may_publish() {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "publishing over HTTP is open on loopback listeners only; publish through Redis",
-        ));
-    }
+) -> Result<Json<Published>, Refusal> {
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
+    let caller = state.authority.caller(&headers, None).await?;
+    state.authority.check_publish(&caller, &channel)?;
     let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
     let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
         .await
@@ -67,6 +67,10 @@ pub(super) async fn publish(
         })??;
     let keep = fields.keep();
     let event = fields.apply(data, state.max_event_bytes)?;
+    let kind = match keep {
+        None => EventKind::Live,
+        Some(_) => EventKind::Kept,
+    };
     let published = match keep {
         None => state
             .publisher
@@ -79,23 +83,39 @@ pub(super) async fn publish(
         }
     };
     match published {
-        Ok(id) => Ok(Json(Published {
-            id: id.as_ref().map(EventId::to_string),
-        })),
-        Err(error) => Err(refused(&channel, error)),
+        Ok(id) => {
+            EventPublished(kind).emit(&state.metrics);
+            Ok(Json(Published {
+                id: id.as_ref().map(EventId::to_string),
+            }))
+        }
+        Err(error) => Err(refused(&state.metrics, kind, &channel, &error).into()),
     }
 }
 
 /// What a publisher is told. The reason behind an outage may name what is not its business.
-fn refused(channel: &ChannelName, error: PublishError) -> Problem {
+fn refused(
+    metrics: &BusMetrics,
+    kind: EventKind,
+    channel: &ChannelName,
+    error: &PublishError,
+) -> Problem {
     let told = match error {
-        PublishError::Rejected(rule) => return Problem::new(StatusCode::BAD_REQUEST, rule),
+        PublishError::Rejected(rule) => {
+            PublishRefused(kind).emit(metrics);
+            return Problem::new(StatusCode::BAD_REQUEST, rule);
+        }
         PublishError::Unavailable(_) => "the bus is not available",
         PublishError::Unsupported(_) => {
             "events cannot be kept at the moment; keep=false publishes a live one"
         }
     };
-    tracing::warn!(%channel, %error, "an event was not published");
+    PublishFailed {
+        kind,
+        channel,
+        error,
+    }
+    .emit(metrics);
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, told).retry_after(RETRY_AFTER)
 }
 
@@ -166,6 +186,7 @@ impl Fields {
                         return Err(Problem::field("history", rule));
                     }
                 }
+                "token" | "jwt" => return Err(token_in_query()),
                 _ => {
                     let rule = format!(
                         "{key:?} is unknown; there are event, retry, to, key, history and keep"

@@ -17,23 +17,30 @@ mod mailbox;
 pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
+mod session;
 mod shard;
 mod stats;
 mod subscriber;
 mod subscription;
 pub(crate) mod tail;
+mod timing;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
 
 pub use interest::{Generation, InterestUpdate, ShardId};
-pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
+pub use mailbox::{MailboxState, SlowClientPolicy};
 pub use resume::Start;
+pub use session::Session;
 pub use shard::Hub;
-pub use stats::{Counter, Gauge, ResumeOutcome, ResumeSource, ShardStats};
+pub use stats::{
+    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RejectReason,
+    ResumeOutcome, ResumeSource, ShardStats,
+};
 pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};
 
 /// Batches that may wait for a shard. The bus waits beyond that, and Redis behind it: each batch
@@ -45,10 +52,19 @@ pub const INBOX_BATCHES: usize = 64;
 /// What a shard is told, in order.
 #[derive(Clone, Debug)]
 pub enum ShardMessage {
-    /// Events of channels the shard has interest in, in the order of publication.
-    Events(Arc<[BusEvent]>),
+    /// Events of channels the shard has interest in.
+    Events(EventBatch),
     /// What has become of the bus, or is to become of the shard.
     News(News),
+}
+
+/// Events in the order of publication, and when the first of them arrived at this replica.
+#[derive(Clone, Debug)]
+pub struct EventBatch {
+    /// The events.
+    pub events: Arc<[BusEvent]>,
+    /// When they were read from Redis, or published here.
+    pub arrived: Instant,
 }
 
 /// News for a shard.
@@ -212,6 +228,8 @@ pub struct HubSettings {
     pub lag_bound: std::time::Duration,
     /// What the recent kept events of this shard's channels may take.
     pub tail_bytes: usize,
+    /// No stream gets older than this; at least two heartbeats.
+    pub max_connection_age: Option<std::time::Duration>,
 }
 
 impl HubSettings {
@@ -219,5 +237,14 @@ impl HubSettings {
     /// drains its mailbox several times before a burst can fill it.
     pub fn max_batch_bytes(&self) -> usize {
         self.client_buffer_bytes / 4
+    }
+
+    /// How old a stream gets that is opened now, if there is a bound: at random the second half of
+    /// it, so that clients that came together do not leave together. Streams are looked at once a
+    /// heartbeat interval, so one of it is left off.
+    fn draw_age(&self) -> Option<std::time::Duration> {
+        let most = self.max_connection_age?;
+        let spread = (most / 2).saturating_sub(self.heartbeat);
+        Some(most / 2 + spread.mul_f64(fastrand::f64()))
     }
 }

@@ -148,7 +148,7 @@ async fn the_documented_rights_suffice_behind_sentinels() {
     test_within(MINUTE, async {
         let redis = primary().await;
         let rights = "on >p%word resetchannels +fcall +fcall_ro +function|load +multi +exec +time +get +set \
-                      +hmget +hset +xrevrange +xrange +xadd +pexpireat +publish +subscribe +unsubscribe \
+                      +hmget +hset +xrevrange +xrange +xadd +pexpireat +del +unwatch +publish +subscribe +unsubscribe \
                       +ping +info +role ~sse:* &sse:*";
         let mut command = vec!["ACL", "SETUSER", "gateway"];
         command.extend(rights.split_whitespace());

@@ -1,6 +1,7 @@
 //! A bus inside the process: one replica, no Redis, the same behaviour.
 
 mod store;
+mod tickets;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,11 +11,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use self::store::{Full, Limits, Store};
 use super::routing::{Routing, Wish};
-use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher};
+use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher, Services, TicketStore};
 use crate::config::Config;
 use crate::hub::{BusEvent, HistoryRequest, InterestUpdate};
 use crate::protocol::{ChannelName, Event, EventId};
-use crate::telemetry::{BusMetrics, DropReason};
+use crate::telemetry::occurrences::{EventReceived, NoAudience};
+use crate::telemetry::{BusMetrics, EventKind};
+
+pub(super) use tickets::EmbeddedTickets;
 
 /// Published events that may wait: publishers beyond it wait for their answer.
 const PUBLISH_QUEUE: usize = 64;
@@ -99,7 +103,7 @@ pub(super) fn start(
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
-) -> (Publisher, watch::Receiver<BusHealth>) {
+) -> Services {
     let (publisher, published) = mpsc::channel(PUBLISH_QUEUE);
     let (_, health) = watch::channel(BusHealth::Up);
     let clock = Clock::start();
@@ -115,7 +119,11 @@ pub(super) fn start(
         metrics,
     };
     control.spawn(bus.run(inputs, published));
-    (Publisher::Embedded(EmbeddedPublisher(publisher)), health)
+    Services {
+        publisher: Publisher::Embedded(EmbeddedPublisher(publisher)),
+        tickets: TicketStore::Embedded(EmbeddedTickets::default()),
+        health,
+    }
 }
 
 /// The time of day when the process began, and what has passed since: it never steps.
@@ -167,6 +175,7 @@ impl EmbeddedBus {
                 },
                 Some(request) = asked.recv() => self.answer(request),
                 _ = published.recv_many(&mut events, PUBLISH_QUEUE) => {
+                    self.routing.note_arrival(std::time::Instant::now());
                     for event in events.drain(..) {
                         self.publish(event).await;
                     }
@@ -208,16 +217,16 @@ impl EmbeddedBus {
             event,
             keep,
         } = published;
-        let received = match keep {
-            Some(_) => &self.metrics.kept_received,
-            None => &self.metrics.live_received,
-        };
         if self.routing.wants(channel.as_str()) {
-            received.inc();
+            let kind = match keep {
+                Some(_) => EventKind::Kept,
+                None => EventKind::Live,
+            };
+            EventReceived(kind).emit(&self.metrics);
         }
         let nobody_may = event.audience().is_some();
         if nobody_may {
-            self.metrics.dropped(DropReason::NoAudience).inc();
+            NoAudience.emit(&self.metrics);
         }
         match keep {
             None if nobody_may => {}

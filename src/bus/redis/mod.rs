@@ -22,6 +22,7 @@ mod sentinel;
 mod session;
 mod subscribe;
 mod subscriptions;
+mod tickets;
 
 use std::sync::Arc;
 
@@ -36,13 +37,14 @@ use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use self::subscribe::{Locator, Supervisor};
 use super::routing::Routing;
-use super::{BusHealth, DownCause, Inputs, Publisher};
+use super::{BusHealth, DownCause, Inputs, Publisher, Services, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
+pub(super) use tickets::RedisTickets;
 
 /// Starts the bus. Redis need not be there yet.
 pub(super) fn start(
@@ -52,15 +54,15 @@ pub(super) fn start(
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
-) -> Result<(Publisher, watch::Receiver<BusHealth>), redis::RedisError> {
+) -> Result<Services, redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down {
         cause: DownCause::Starting,
         reason: "not connected yet".into(),
     });
-    metrics.note_down(Some(DownCause::Starting));
+    metrics.note_up(Some(DownCause::Starting));
     let pool = CommandPool::default();
     let locator = Locator::new(url, config.max_replication_lag, control, &pool)?;
-    let keeping = Keeping::new(LibrarySettings::from(config));
+    let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);
     let histories = HistoryService {
@@ -93,5 +95,9 @@ pub(super) fn start(
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
-    Ok((Publisher::Redis(publisher), health))
+    Ok(Services {
+        tickets: TicketStore::Redis(RedisTickets::new(publisher.clone(), &config.prefix)),
+        publisher: Publisher::Redis(publisher),
+        health,
+    })
 }

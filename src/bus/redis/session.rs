@@ -30,6 +30,7 @@ use crate::bus::routing::Wish;
 use crate::bus::{BusHealth, DownCause};
 use crate::hub::InterestUpdate;
 use crate::protocol::{ChannelName, Cursor, EventId};
+use crate::telemetry::occurrences::{ProbeReturned, RedisUp};
 
 /// How often the way through Redis is tried, and how long the probe may take.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
@@ -120,19 +121,12 @@ impl SubscriberState {
             return Err(SessionEnd::Replica);
         }
         let was_ready = self.keeping.is_ready();
-        let retention = self.keeping.note(library);
-        self.tell_keeping();
-        match retention {
+        match self.keeping.note(library) {
             Some(retention) => self.delivery.retention = retention,
             None if was_ready => return Err(SessionEnd::NotKept),
             None => {}
         }
         Ok(())
-    }
-
-    fn tell_keeping(&self) {
-        let keeps = self.keeping.keeps();
-        self.delivery.metrics.keeping.set(i64::from(keeps));
     }
 }
 
@@ -237,6 +231,9 @@ impl<'a> Session<'a> {
                     if let Some(probe) = arrived.probe {
                         self.probe_returned(probe);
                     }
+                    if let Some(since) = arrived.since {
+                        self.state.delivery.routing.note_arrival(since);
+                    }
                     self.held.extend(arrived.items);
                     self.deliver().await?;
                 }
@@ -248,7 +245,8 @@ impl<'a> Session<'a> {
                 }
                 Some(answer) = OptionFuture::from(self.subscriptions.answer()) => {
                     let routing = &self.state.delivery.routing;
-                    let settled = self.subscriptions.settle(answer, routing);
+                    let metrics = &self.state.delivery.metrics;
+                    let settled = self.subscriptions.settle(answer, routing, metrics);
                     self.subscribed(settled.map_err(SessionEnd::Subscribe)?);
                 }
                 Some(read) = &mut self.reading => {
@@ -319,6 +317,7 @@ impl<'a> Session<'a> {
         let delivery = &mut self.state.delivery;
         match (std::mem::replace(&mut self.phase, Phase::Serving), read) {
             (Phase::Starting(channels), Read::Started(started)) => {
+                delivery.routing.note_arrival(std::time::Instant::now());
                 let position = started.bound;
                 delivery.start(started, &channels).await;
                 let subscriptions = &self.subscriptions;
@@ -460,7 +459,6 @@ impl<'a> Session<'a> {
             }
             Err(error) => return Err(SessionEnd::Probe(error)),
         }
-        self.state.tell_keeping();
         Ok(())
     }
 
@@ -473,8 +471,7 @@ impl<'a> Session<'a> {
             return;
         };
         let took = probe.at.saturating_duration_since(sent);
-        let metrics = &self.state.delivery.metrics;
-        metrics.probe_seconds.observe(took.as_secs_f64());
+        ProbeReturned { took }.emit(&self.state.delivery.metrics);
         self.proven = true;
     }
 
@@ -485,8 +482,7 @@ impl<'a> Session<'a> {
         if *state.health.borrow() == BusHealth::Up {
             return;
         }
-        state.delivery.metrics.note_down(None);
         state.health.send_replace(BusHealth::Up);
-        tracing::info!("Redis is up: events arrive");
+        RedisUp.emit(&state.delivery.metrics);
     }
 }

@@ -19,6 +19,7 @@ use super::sentinel::{Confirmation, NoPrimary, Sentinels};
 use super::session::{Session, SessionEnd, SubscriberState};
 use crate::bus::BusHealth;
 use crate::config::{RedisPlace, RedisUrl};
+use crate::telemetry::occurrences::RedisDown;
 
 /// Between attempts to connect: doubled from the first to the last, each drawn from the upper
 /// half, so that replicas do not come back together.
@@ -113,7 +114,6 @@ impl Supervisor {
             if self.absorbing_interest(sleep(delay)).await.is_none() {
                 return;
             }
-            self.state.delivery.metrics.reconnects.inc();
         }
     }
 
@@ -193,7 +193,7 @@ impl Supervisor {
             self.backoff = *BACKOFF.start();
         }
         let cause = end.cause();
-        let changed = self.state.health.send_if_modified(|health| {
+        let is_new = self.state.health.send_if_modified(|health| {
             let down = BusHealth::Down {
                 cause,
                 reason: reason.clone(),
@@ -202,21 +202,17 @@ impl Supervisor {
             *health = down;
             changed
         });
-        self.state.delivery.metrics.note_down(Some(cause));
         if matches!(self.locator, Locator::Sentinels(_)) {
             // Until the primary is found again: it may be another.
             self.pool.leave();
         }
-        let cause = cause.label();
-        if was_up {
-            tracing::warn!(
-                cause,
-                reason,
-                "Redis lost: streams stay open, nothing arrives"
-            );
-        } else if changed {
-            tracing::warn!(cause, reason, "Redis is not available");
+        RedisDown {
+            cause,
+            reason: &reason,
+            was_up,
+            is_new,
         }
+        .emit(&self.state.delivery.metrics);
         self.state.delivery.routing.tell_lost().await;
     }
 }
