@@ -16,6 +16,7 @@ needed=(
   chromium:chromium
   chromedriver:chromium-driver
   curl:curl
+  faketime:faketime
   openssl:openssl
   nginx:nginx
   shellcheck:shellcheck
