@@ -49,7 +49,7 @@ impl Clock {
     fn program(&self, name: &str, program: &Path) -> PathBuf {
         let file = self.folder.path().join(name);
         let script = format!(
-            "#!/bin/sh\nexport LD_PRELOAD={} FAKETIME_TIMESTAMP_FILE={}/offset FAKETIME_NO_CACHE=1 \
+            "#!/bin/sh\nexport LD_PRELOAD='{}' FAKETIME_TIMESTAMP_FILE={}/offset FAKETIME_NO_CACHE=1 \
              FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {} \"$@\"\n",
             self.preload,
             self.folder.path().display(),
