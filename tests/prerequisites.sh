@@ -16,7 +16,10 @@ needed=(
   chromium:chromium
   chromedriver:chromium-driver
   curl:curl
-  faketime:faketime
+  ip:iproute2
+  tc:iproute2
+  nft:nftables
+  prlimit:util-linux
   openssl:openssl
   nginx:nginx
   shellcheck:shellcheck

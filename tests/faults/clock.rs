@@ -1,5 +1,7 @@
 //! The wall clock steps. Ids come from the clock of Redis, and only grow.
 
+use std::fs::OpenOptions;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,46 +15,44 @@ use crate::support::{BINARY, Gateway, Redis, test_within};
 use crate::{MINUTE, PAUSE, RECOVERY, clients_of_two_channels, open, refs};
 
 /// A clock that programs can be started under, and that can be set.
-struct Clock {
-    folder: tempfile::TempDir,
-    preload: String,
-}
+struct Clock(tempfile::TempDir);
 
 impl Clock {
     fn new() -> Self {
-        let environment = Command::new("faketime")
-            .args(["-f", "+0", "env"])
-            .output()
-            .expect("faketime is installed (make test installs it)");
-        let environment = String::from_utf8(environment.stdout).unwrap();
-        let preload = environment
-            .lines()
-            .find_map(|line| line.strip_prefix("LD_PRELOAD="))
-            .expect("faketime preloads a library")
-            .to_owned();
-        let clock = Self {
-            folder: tempfile::tempdir().unwrap(),
-            preload,
-        };
-        clock.set("+0");
+        let clock = Self(tempfile::tempdir().unwrap());
+        std::fs::write(clock.path("offset"), 0_i64.to_ne_bytes()).unwrap();
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/clock.c");
+        let compiled = Command::new("cc")
+            .args(["-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o"])
+            .arg(clock.path("clock.so"))
+            .arg(source)
+            .status()
+            .expect("cc is installed (make test installs it)");
+        assert!(compiled.success());
         clock
     }
 
-    /// Sets it to so much before or after the real time: `+1h`, `-1h`.
-    fn set(&self, offset: &str) {
-        let path = |name| self.folder.path().join(name);
-        std::fs::write(path("new"), format!("{offset}\n")).unwrap();
-        std::fs::rename(path("new"), path("offset")).unwrap();
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
     }
 
-    /// A program that runs `program` under this clock. Only the time of day is another.
+    /// Sets it to so many seconds after the real time, for all programs at once.
+    fn set(&self, seconds: i64) {
+        // In place: it is mapped.
+        let mut file = OpenOptions::new()
+            .write(true)
+            .open(self.path("offset"))
+            .unwrap();
+        file.write_all(&seconds.to_ne_bytes()).unwrap();
+    }
+
+    /// A program that runs `program` under this clock.
     fn program(&self, name: &str, program: &Path) -> PathBuf {
-        let file = self.folder.path().join(name);
+        let file = self.path(name);
         let script = format!(
-            "#!/bin/sh\nexport LD_PRELOAD='{}' FAKETIME_TIMESTAMP_FILE={}/offset FAKETIME_NO_CACHE=1 \
-             FAKETIME_DONT_FAKE_MONOTONIC=1\nexec {} \"$@\"\n",
-            self.preload,
-            self.folder.path().display(),
+            "#!/bin/sh\nexport LD_PRELOAD={} CLOCK_OFFSET_FILE={}\nexec {} \"$@\"\n",
+            self.path("clock.so").display(),
+            self.path("offset").display(),
             program.display()
         );
         std::fs::write(&file, script).unwrap();
@@ -87,7 +87,7 @@ async fn an_hour_forth_and_back_costs_no_event() {
             let (seconds, _): (u64, u64) = redis.command(&["TIME"]).await;
             seconds
         };
-        for offset in ["+1h", "-1h", "+0"] {
+        for offset in [3600, -3600, 0] {
             journal.grows(50).await;
             away.leave().await;
             let before = time().await;

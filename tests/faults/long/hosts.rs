@@ -47,7 +47,9 @@ fn run(command: &str) -> Result<(), String> {
 
 fn must(command: &str) {
     run(command).unwrap_or_else(|fault| {
-        panic!("network namespaces, which need root and iproute2, cannot be made: {fault}")
+        panic!(
+            "network namespaces, which need root, iproute2 and nftables, cannot be made: {fault}"
+        )
     });
 }
 
@@ -151,16 +153,31 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// Shapes what the bad link carries, in both directions, as `tc-netem` has it.
-    pub(crate) fn netem(&self, rules: &str) {
+    fn on_host(&self, command: &str) {
+        must(&format!("ip netns exec {} {command}", self.name));
+    }
+
+    /// Of a hundred packets of the bad link, so many are lost, in each direction.
+    pub(crate) fn lose(&self, percent: u32) {
+        self.on_host("nft add table ip bad");
+        for (chain, direction) in [("input", "iifname"), ("output", "oifname")] {
+            self.on_host(&format!(
+                "nft add chain ip bad {chain} {{ type filter hook {chain} priority 0 ; }}"
+            ));
+            self.on_host(&format!(
+                "nft add rule ip bad {chain} {direction} b0 numgen random mod 100 < {percent} drop"
+            ));
+        }
+    }
+
+    /// The bad link carries so much, in each direction.
+    pub(crate) fn narrow(&self, kbit: u32) {
+        let bucket = format!("root tbf rate {kbit}kbit burst 1600 latency 20s");
         must(&format!(
-            "tc qdisc replace dev {} root netem {rules}",
+            "tc qdisc replace dev {} {bucket}",
             self.bad_outside
         ));
-        must(&format!(
-            "ip netns exec {} tc qdisc replace dev b0 root netem {rules}",
-            self.name
-        ));
+        self.on_host(&format!("tc qdisc replace dev b0 {bucket}"));
     }
 
     /// Nothing larger passes the bad link.
@@ -172,7 +189,15 @@ impl Host {
     /// The bad link is as it was.
     pub(crate) fn heal(&self) {
         self.mtu(1500);
-        self.netem("delay 0ms");
+        let _ = run(&format!(
+            "ip netns exec {} nft delete table ip bad",
+            self.name
+        ));
+        let _ = run(&format!("tc qdisc delete dev {} root", self.bad_outside));
+        let _ = run(&format!(
+            "ip netns exec {} tc qdisc delete dev b0 root",
+            self.name
+        ));
     }
 
     /// Cuts the bad link to other hosts, or joins it again. The test reaches it all the same.

@@ -101,7 +101,7 @@ async fn a_full_disk_costs_no_event() {
         let folder = disk.0.path().to_str().unwrap().to_owned();
         let redis = Redis::start_with(&[
             ("--appendonly", "yes"),
-            ("--appenddirname", "aof"),
+            ("--enable-protected-configs", "yes"),
             ("--auto-aof-rewrite-percentage", "0"),
         ])
         .await;
@@ -171,11 +171,12 @@ impl Memory {
 impl Drop for Memory {
     fn drop(&mut self) {
         // Processes in it have ended: gateways are dropped first.
-        for _ in 0..50 {
+        // The kernel may need a moment to see it.
+        for _ in 0..100_000 {
             if std::fs::remove_dir(&self.0).is_ok() {
                 return;
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::yield_now();
         }
     }
 }

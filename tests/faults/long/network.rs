@@ -4,20 +4,21 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
-use super::hosts::{Link, Network};
+use super::hosts::{Host, Link, Network};
 use crate::client::Addresses;
 use crate::matrix::Fault;
 use crate::oracle::{Journal, Publisher, settle};
+use crate::proxy::Proxy;
 use crate::sentinel::NAME;
-use crate::support::{eventually, eventually_within, test_within};
+use crate::support::{Gateway, Redis, eventually, eventually_within, test_within};
 use crate::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, refs};
 
 /// What is done to a link, each for some seconds.
-const LINKS: [(&str, Option<&str>, u32); 4] = [
-    ("loss", Some("loss 20%"), 1500),
-    ("delay", Some("delay 400ms 200ms"), 1500),
-    ("1 kbit/s", Some("rate 1kbit"), 1500),
-    ("a small MTU", None, 296),
+type Damage = fn(&Host);
+const DAMAGES: [(&str, Damage); 3] = [
+    ("loss", |host| host.lose(20)),
+    ("1 kbit/s", |host| host.narrow(1)),
+    ("a small MTU", |host| host.mtu(296)),
 ];
 
 /// On the way to clients, or from Redis.
@@ -39,12 +40,9 @@ async fn bad_link(to_clients: bool, fault: &mut Fault) {
     let url = format!("redis://{}:6379", redis_host.good);
     let pause = Duration::from_millis(20);
     let mut publisher = Publisher::new(&journal, "p", &url);
-    for (name, rules, mtu) in LINKS {
+    for (name, damage) in DAMAGES {
         let load = publisher.load(&["a", "b"], pause);
-        host.mtu(mtu);
-        if let Some(rules) = rules {
-            host.netem(rules);
-        }
+        damage(&host);
         sleep(Duration::from_secs(10)).await;
         clients[3].cut();
         sleep(Duration::from_secs(5)).await;
@@ -62,7 +60,7 @@ async fn bad_link(to_clients: bool, fault: &mut Fault) {
 #[tokio::test]
 async fn a_bad_link_to_clients_costs_no_event() {
     let mut fault = Fault::new(
-        "loss 20 %, delay 400 ± 200 ms, 1 kbit/s, MTU 296 on the way to clients",
+        "20 % loss, 1 kbit/s, MTU 296 on the way to clients",
         3 * RECOVERY,
     );
     test_within(5 * MINUTE, bad_link(true, &mut fault)).await;
@@ -71,10 +69,45 @@ async fn a_bad_link_to_clients_costs_no_event() {
 #[tokio::test]
 async fn a_bad_link_to_redis_costs_no_event() {
     let mut fault = Fault::new(
-        "loss 20 %, delay 400 ± 200 ms, 1 kbit/s, MTU 296 on the way to Redis",
+        "20 % loss, 1 kbit/s, MTU 296 on the way to Redis",
         3 * RECOVERY,
     );
     test_within(5 * MINUTE, bad_link(false, &mut fault)).await;
+}
+
+/// What is under way takes its time, to Redis and to clients.
+#[tokio::test]
+async fn delay_costs_no_event() {
+    let mut fault = Fault::new("delay of 200 to 600 ms to Redis and to clients", RECOVERY);
+    test_within(3 * MINUTE, async {
+        let redis = Redis::start().await;
+        let to_redis = Proxy::to(&redis).await;
+        let url = to_redis.url();
+        let mut variables = vec![("FANFARE_REDIS_URL", url.as_str())];
+        variables.extend(VARIABLES);
+        let gateway = Gateway::start(&variables).await;
+        let to_gateway = Proxy::to_address(gateway.data).await;
+        let addresses = Addresses::at(([127, 0, 0, 1], to_gateway.port()).into());
+        let clients = clients_of_two_channels(&addresses).await;
+        let journal = Journal::default();
+        let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
+        let delay = Duration::from_millis(200)..Duration::from_millis(600);
+        to_redis.delay(Some(delay.clone()));
+        to_gateway.delay(Some(delay));
+        for _ in 0..5 {
+            journal.grows(500).await;
+            clients[3].cut();
+        }
+        assert!(gateway.is_ready().await, "it is slow, not away");
+        to_redis.delay(None);
+        to_gateway.delay(None);
+        let over = Instant::now();
+        let mut publisher = load.stop().await;
+        settle(&journal, &mut publisher, &refs(&clients), &[]).await;
+        fault.recovered(over);
+        assert_eq!(gateway.metric("fanfare_redis_losses_total").await, 0.0);
+    })
+    .await;
 }
 
 /// No FIN, no RST: their host is gone.
@@ -96,7 +129,7 @@ async fn clients_that_vanish_are_reaped() {
         for _ in 0..200 {
             clients.push(crate::open(&addresses, &["a"]).await);
         }
-        host.netem("loss 100%");
+        host.lose(100);
         let over = Instant::now();
         drop(clients);
         eventually_within(bound, "all are reaped", async || {
