@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use crate::client::Addresses;
+use crate::matrix::Fault;
 use crate::oracle::{Journal, Publisher, settle};
 use crate::proxy::Proxy;
 use crate::sentinel::{NAME, Sentinels};
 use crate::support::{Gateway, Redis, eventually, test_within};
-use crate::{MINUTE, PAUSE, VARIABLES, clients_of_two_channels, open, probes, refs};
+use crate::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, open, probes, refs};
 
 /// What a failover by Sentinels takes with the waits of its own, on a machine that is busy.
 const FAILOVER: Duration = Duration::from_secs(150);
@@ -38,6 +39,10 @@ pub(crate) async fn announced_replica_of(primary: &Redis, proxy: &Proxy) -> Redi
 /// Its primary is killed, then comes back as the replica of its successor, which hands over again.
 #[tokio::test]
 async fn sentinels_are_followed_from_primary_to_primary() {
+    let _fault = Fault::new(
+        "forced and planned Sentinel failover, first dial refused",
+        2 * RECOVERY,
+    );
     test_within(FAILOVER, async {
         let mut old = primary().await;
         let proxy = Proxy::to(&old).await;
@@ -98,6 +103,7 @@ async fn sentinels_are_followed_from_primary_to_primary() {
 /// been replaced by the others.
 #[tokio::test]
 async fn a_primary_that_is_not_confirmed_is_left_within_the_bound() {
+    let _fault = Fault::new("too few Sentinels confirm the primary", RECOVERY);
     test_within(FAILOVER, async {
         let redis = primary().await;
         let sentinels = Sentinels::watching(&redis, 3).await;
@@ -223,6 +229,7 @@ pub(crate) async fn primary() -> Redis {
 
 #[tokio::test]
 async fn a_planned_failover_costs_no_event() {
+    let _fault = Fault::new("planned failover without Sentinels", RECOVERY);
     test_within(MINUTE, async {
         let old = primary().await;
         let link = Proxy::to(&old).await;
@@ -288,6 +295,7 @@ async fn in_step_under_load(primary: &Redis, replica: &Redis) {
 /// A tail of events is acknowledged and delivered, and lost with its primary.
 #[tokio::test]
 async fn a_failover_that_loses_its_tail_is_told_to_those_past_it() {
+    let _fault = Fault::new("failover that loses acknowledged events", RECOVERY);
     test_within(MINUTE, async {
         let mut old = primary().await;
         let link = Proxy::to(&old).await;

@@ -13,6 +13,7 @@ use crate::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, open, r
 
 #[tokio::test]
 async fn a_subscriber_connection_killed_a_hundred_times_costs_no_event() {
+    let _fault = Fault::new("pub/sub connection killed a hundred times", RECOVERY);
     test_within(MINUTE, async {
         let redis = Redis::start().await;
         let gateway = Gateway::behind(&redis, VARIABLES).await;
@@ -44,6 +45,7 @@ async fn a_subscriber_connection_killed_a_hundred_times_costs_no_event() {
 
 #[tokio::test]
 async fn a_redis_that_persists_every_event_is_killed_without_a_gap() {
+    let _fault = Fault::new("Redis killed -9 four times, AOF always", RECOVERY);
     test_within(MINUTE, async {
         let options = [("--appendonly", "yes"), ("--appendfsync", "always")];
         let mut redis = Redis::start_with(&options).await;
@@ -80,6 +82,7 @@ async fn a_redis_that_persists_every_event_is_killed_without_a_gap() {
 
 #[tokio::test]
 async fn a_redis_that_forgets_everything_is_told_to_every_client() {
+    let _fault = Fault::new("Redis killed -9, without its data", RECOVERY);
     test_within(MINUTE, async {
         let mut redis = Redis::start().await;
         let gateway = Gateway::behind(&redis, VARIABLES).await;
@@ -224,6 +227,7 @@ async fn an_evicted_history_proves_nothing() {
 /// Neither side closes the connection: only a probe that stays out tells.
 #[tokio::test]
 async fn a_connection_that_falls_silent_costs_no_event() {
+    let _fault = Fault::new("a connection to Redis that falls silent", RECOVERY);
     test_within(MINUTE, async {
         let redis = Redis::start().await;
         let proxy = Proxy::to(&redis).await;

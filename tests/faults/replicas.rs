@@ -13,6 +13,7 @@ use crate::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, refs};
 
 #[tokio::test]
 async fn clients_go_on_at_another_replica_when_theirs_is_killed() {
+    let _fault = Fault::new("replicas killed -9 under full load", RECOVERY);
     test_within(MINUTE, async {
         let redis = Redis::start().await;
         let mut gateways = [

@@ -159,13 +159,17 @@ impl Host {
 
     /// Of a hundred packets of the bad link, so many are lost, in each direction.
     pub(crate) fn lose(&self, percent: u32) {
+        let odds = match percent {
+            100 => String::new(),
+            percent => format!("numgen random mod 100 < {percent} "),
+        };
         self.on_host("nft add table ip bad");
         for (chain, direction) in [("input", "iifname"), ("output", "oifname")] {
             self.on_host(&format!(
                 "nft add chain ip bad {chain} {{ type filter hook {chain} priority 0 ; }}"
             ));
             self.on_host(&format!(
-                "nft add rule ip bad {chain} {direction} b0 numgen random mod 100 < {percent} drop"
+                "nft add rule ip bad {chain} {direction} b0 {odds}drop"
             ));
         }
     }
