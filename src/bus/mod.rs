@@ -65,12 +65,11 @@ pub struct KeepOptions {
     pub traceparent: Option<String>,
 }
 
-/// An event of a history as clients may get it, and why they may not.
-pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<Withheld>) {
-    let (event, withheld) = match frame.event {
-        Ok(event) if event.audience().is_some() => (None, Some(Withheld::NoAudience)),
+/// An event of a history as clients may get it, and the rule it breaks if nobody may.
+pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<EnvelopeFault>) {
+    let (event, fault) = match frame.event {
         Ok(event) => (Some(Arc::new(event)), None),
-        Err(fault) => (None, Some(Withheld::Fault(fault))),
+        Err(fault) => (None, Some(fault)),
     };
     let kept = KeptEvent {
         id: frame.id,
@@ -78,16 +77,7 @@ pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<Withheld>) {
         published_ms: frame.published_ms,
         event,
     };
-    (kept, withheld)
-}
-
-/// Why nobody gets an event.
-#[derive(Debug)]
-pub(crate) enum Withheld {
-    /// It breaks a rule.
-    Fault(EnvelopeFault),
-    /// It is for claims that no session can hold yet.
-    NoAudience,
+    (kept, fault)
 }
 
 /// Publishes events of this replica's HTTP clients, for all replicas.

@@ -1,5 +1,6 @@
 //! One round of fan-out: a batch of events is encoded once and handed to every member.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
@@ -8,18 +9,23 @@ use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::channels::Channels;
+use super::channels::{Channel, Channels};
 use super::encoded::{EncodedEvent, Wire};
 use super::mailbox::{KeptSpan, Loss, Parcel, SlowClientPolicy};
 use super::shard::Hub;
 use super::subscriber::{ChannelKey, Subscriber};
 use super::{BusEvent, GapNotice, Item};
-use crate::protocol::{ChannelName, EventId, Framing, GapReason, Link, Linked, gap_block};
+use crate::protocol::{
+    Audience, ChannelName, EventId, Framing, GapReason, Link, Linked, gap_block,
+};
 
-/// The events of one channel in this round, encoded one behind the other.
+/// Events of one channel in this round, encoded one behind the other. One that is not for
+/// everybody is a lot of its own, so its bytes are in no buffer that others get.
 struct Lot {
     key: ChannelKey,
     channel: ChannelName,
+    /// The sessions it is for; `None`: everybody.
+    audience: Option<Arc<Audience>>,
     buffer: Vec<u8>,
     /// How much of it are kept events, which stay in the channel's tail.
     kept_bytes: usize,
@@ -163,11 +169,19 @@ impl Hub {
             if is_live && !channel.has_members() {
                 continue;
             }
-            let number = *channel.lot.get_or_insert_with(|| {
+            let audience = event.item.audience();
+            let mut begin_lot = || {
                 pushes += channel.batch_members.len();
-                lots.push(Lot::new(key, event.channel.clone()));
+                lots.push(Lot::new(key, event.channel.clone(), audience.cloned()));
                 lots.len() - 1
-            });
+            };
+            let number = if audience.is_none() {
+                *channel.lot.get_or_insert_with(begin_lot)
+            } else {
+                // What follows it begins another one, and so stays behind it.
+                channel.lot = None;
+                begin_lot()
+            };
             pushes += channel.event_members.len() + channel.replaying_members.len();
             let Some(lot) = lots.get_mut(number) else {
                 continue;
@@ -191,6 +205,8 @@ impl Hub {
                     .map(|span| Loss::Kept(Rc::new(span))),
                 key: lot.key,
                 channel: lot.channel,
+                audience: lot.audience,
+                has_reader: Cell::new(false),
                 events: lot.events,
                 first_id: lot.first_id,
                 gaps: lot.gaps,
@@ -222,6 +238,14 @@ impl Hub {
                 for member in &channel.replaying_members {
                     self.push_piece(member, lot, piece, true);
                 }
+            } else if !channel.replaying_members.is_empty() {
+                lot.has_reader.set(true);
+            }
+        }
+        for lot in &encoded {
+            let has_members = || channels.get(lot.key).is_some_and(Channel::has_members);
+            if lot.audience.is_some() && !lot.has_reader.get() && has_members() {
+                self.stats.events_without_audience.add(1);
             }
         }
     }
@@ -249,13 +273,17 @@ impl Hub {
                         wire.detached()
                     }
                 });
-                if let Some(channel) = channels.by_key(lot.key) {
+                // Of others each client's own is kept: its cursor names nothing it may not have.
+                if lot.audience.is_none()
+                    && let Some(channel) = channels.by_key(lot.key)
+                {
                     channel.newest = channel.newest.max(link.id);
                 }
                 let event = EncodedEvent {
                     channel: lot.channel.clone(),
                     link: *link,
                     wire,
+                    audience: lot.audience.clone(),
                 };
                 channels.append_to_tail(lot.key, event);
             }
@@ -272,6 +300,9 @@ impl Hub {
     ) {
         let tick = self.tick();
         for member in members {
+            if !lot.is_for(member) {
+                continue;
+            }
             if lot.first_id <= member.skip_through.get() {
                 // It has had some of it.
                 for piece in pieces.iter().filter(|piece| piece.lot == number) {
@@ -289,6 +320,7 @@ impl Hub {
                     events: lot.events,
                     loss: lot.loss.clone(),
                 };
+                lot.note_sent(member, Some(lot.first_id));
                 self.push(member, parcel);
             }
         }
@@ -303,7 +335,7 @@ impl Hub {
         piece: &Piece,
         is_one_of_many: bool,
     ) {
-        if piece.what.was_had(member.skip_through.get()) {
+        if !lot.is_for(member) || piece.what.was_had(member.skip_through.get()) {
             return;
         }
         let Some(range) = &piece.range else {
@@ -320,6 +352,7 @@ impl Hub {
             _ => 1,
         };
         member.last_push.set(self.tick());
+        lot.note_sent(member, piece.what.id());
         let span = if self.tells_of_loss() {
             piece.what.span(&lot.channel, late.is_none())
         } else {
@@ -338,6 +371,9 @@ impl Hub {
 struct EncodedLot {
     key: ChannelKey,
     channel: ChannelName,
+    audience: Option<Arc<Audience>>,
+    /// Somebody may have it.
+    has_reader: Cell<bool>,
     bytes: Bytes,
     /// A part of the bytes keeps all of them alive: too much for a few kept events among others.
     is_mostly_kept: bool,
@@ -347,11 +383,35 @@ struct EncodedLot {
     loss: Option<Loss>,
 }
 
+impl EncodedLot {
+    /// Whether a connection may have it.
+    fn is_for(&self, member: &Subscriber) -> bool {
+        let Some(audience) = &self.audience else {
+            return true;
+        };
+        let belongs = member.belongs_to(audience);
+        if belongs {
+            self.has_reader.set(true);
+        }
+        belongs
+    }
+
+    /// Takes note that a connection is sent it, where that cannot be known from its channels.
+    fn note_sent(&self, member: &Subscriber, id: Option<EventId>) {
+        if self.audience.is_some()
+            && let Some(id) = id.filter(|id| *id < EventId::MAX)
+        {
+            member.note_restricted(id);
+        }
+    }
+}
+
 impl Lot {
-    fn new(key: ChannelKey, channel: ChannelName) -> Self {
+    fn new(key: ChannelKey, channel: ChannelName, audience: Option<Arc<Audience>>) -> Self {
         Self {
             key,
             channel,
+            audience,
             buffer: Vec::new(),
             kept_bytes: 0,
             events: 0,
@@ -426,7 +486,7 @@ impl Lot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::{HubSettings, News};
+    use crate::hub::{HubSettings, News, Session};
     use crate::protocol::{Cursor, CursorStyle, Event, KeptEvent, RetryRange};
     use std::time::Duration;
     use tokio::sync::mpsc;
@@ -468,7 +528,15 @@ mod tests {
 
     /// A live client of these channels, which are active since `1-0`.
     fn client(hub: &Hub, names: &[&str]) -> Rc<Subscriber> {
-        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent));
+        client_with(hub, names, None)
+    }
+
+    fn client_with(hub: &Hub, names: &[&str], session: Option<Arc<Session>>) -> Rc<Subscriber> {
+        let subscriber = Rc::new(Subscriber::new(
+            Framing::Chunked,
+            CursorStyle::Silent,
+            session,
+        ));
         let mut channels = hub.channels.borrow_mut();
         let mut keys = Vec::new();
         for name in names.iter().copied().map(name) {

@@ -94,7 +94,7 @@ mod tests {
     /// Ticks at which heartbeats came, of `ticks`; something is pushed at the ticks `pushes`.
     fn beats(ticks: u64, pushes: &[u64]) -> Vec<u64> {
         let mut wheel = HeartbeatWheel::new();
-        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent));
+        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent, None));
         wheel.insert(&subscriber);
         let start = wheel.now();
         let mut beats = Vec::new();
@@ -138,6 +138,7 @@ mod tests {
             wheel.insert(&Rc::new(Subscriber::new(
                 Framing::Chunked,
                 CursorStyle::Silent,
+                None,
             )));
         }
         for _ in 0..=TICKS_PER_INTERVAL {
@@ -150,7 +151,7 @@ mod tests {
     fn streams_opened_together_are_spread() {
         let mut wheel = HeartbeatWheel::new();
         let all: Vec<_> = (0..1600)
-            .map(|_| Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent)))
+            .map(|_| Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent, None)))
             .collect();
         all.iter().for_each(|subscriber| wheel.insert(subscriber));
         assert!(wheel.slots.iter().all(|slot| slot.len() < 200));

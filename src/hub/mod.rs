@@ -28,7 +28,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
+use crate::protocol::{Audience, ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
 
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
@@ -77,6 +77,11 @@ pub enum News {
 /// What an event takes beside its encoded bytes: its own fields, and its place in queues.
 const EVENT_OVERHEAD_BYTES: usize = 160;
 
+fn cost_bytes(event: &Event) -> usize {
+    let audience = event.audience().map_or(0, |audience| audience.cost_bytes());
+    event.payload_len() + audience + EVENT_OVERHEAD_BYTES
+}
+
 /// Something for the clients of a channel.
 #[derive(Clone, Debug)]
 pub struct BusEvent {
@@ -108,6 +113,17 @@ pub enum Item {
     },
 }
 
+impl Item {
+    /// The sessions it is for; `None`: everybody.
+    fn audience(&self) -> Option<&Arc<Audience>> {
+        match self {
+            Self::Live(event) => event.audience(),
+            Self::Kept { event, .. } => event.audience(),
+            Self::Gap { .. } => None,
+        }
+    }
+}
+
 /// A stretch of a channel that cannot be proven complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GapNotice {
@@ -129,17 +145,17 @@ impl BusEvent {
     pub fn live(channel: ChannelName, event: Event) -> Self {
         Self {
             channel,
-            cost_bytes: event.payload_len() + EVENT_OVERHEAD_BYTES,
+            cost_bytes: cost_bytes(&event),
             item: Item::Live(Arc::new(event)),
         }
     }
 
     /// A kept event on its way to the shards.
     pub fn kept(channel: ChannelName, event: KeptEvent, late: bool) -> Self {
-        let payload_bytes = event.event.as_ref().map_or(0, |event| event.payload_len());
+        let content = event.event.as_ref();
         Self {
             channel,
-            cost_bytes: payload_bytes + EVENT_OVERHEAD_BYTES,
+            cost_bytes: content.map_or(EVENT_OVERHEAD_BYTES, |event| cost_bytes(event)),
             item: Item::Kept { event, late },
         }
     }

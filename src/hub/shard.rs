@@ -14,6 +14,7 @@ use super::heartbeat::{HeartbeatWheel, TICKS_PER_INTERVAL};
 use super::mailbox::{CloseReason, Parcel, PushRules, Pushed};
 use super::positions::Positions;
 use super::resume::{Opening, READ_AGAIN, Start};
+use super::session::Session;
 use super::subscriber::{ChannelKey, Member, Subscriber};
 use super::subscription::{Interest, NotOpened, StreamRequest, Subscription};
 use super::{
@@ -102,7 +103,9 @@ impl Hub {
     ) -> Result<Subscription, NotOpened> {
         let interest = self.acquire(&request.channels);
         let keys = interest.keys();
-        let opening = timeout(patience, self.open(keys, request.start))
+        let session = request.session.as_ref();
+        let opening = self.open(keys, request.start, session.map(Arc::as_ref));
+        let opening = timeout(patience, opening)
             .await
             .map_err(|_| NotOpened::NotActive)?;
         if self.draining.get() {
@@ -115,7 +118,11 @@ impl Hub {
             part,
             replay,
         } = opening;
-        let subscriber = Rc::new(Subscriber::new(framing, request.cursor_style));
+        let subscriber = Rc::new(Subscriber::new(
+            framing,
+            request.cursor_style,
+            session.cloned(),
+        ));
         let mut block = first_block(self.settings.retry.draw(), cursor, request.cursor_style);
         block += &self.gap_blocks(&subscriber, keys, &part);
         let mut first = head();
@@ -130,15 +137,25 @@ impl Hub {
         self.channels
             .borrow_mut()
             .attach_replaying(&subscriber, keys);
-        let replay = Rc::clone(self).replay(Rc::downgrade(&subscriber), replay, keys.into());
+        let replay = Rc::clone(self).replay(
+            Rc::downgrade(&subscriber),
+            replay,
+            keys.into(),
+            session.cloned(),
+        );
         let replay = tokio::task::spawn_local(replay).abort_handle();
         Ok(Subscription::new(interest, subscriber, Some(replay)))
     }
 
     /// Tries until it is known how the stream begins.
-    async fn open(self: &Rc<Self>, keys: &[ChannelKey], start: Start) -> Opening {
+    async fn open(
+        self: &Rc<Self>,
+        keys: &[ChannelKey],
+        start: Start,
+        session: Option<&Session>,
+    ) -> Opening {
         loop {
-            match self.begin(keys, start).await {
+            match self.begin(keys, start, session).await {
                 Ok(opening) => return opening,
                 Err(error) => {
                     tracing::debug!(%error, "a stream waits for its history");
@@ -375,6 +392,7 @@ fn moved_cursor(
     }
     let told = subscriber.told.get();
     let newest = channels.newest_of(subscriber);
+    let newest = newest.max(subscriber.newest_restricted());
     let event = if newest > subscriber.skip_through.get() {
         newest
     } else {

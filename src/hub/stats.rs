@@ -74,6 +74,9 @@ pub struct ShardStats {
     pub events_delivered: Counter,
     /// Events a slow client did not get under the `latest` policy, counted once a client.
     pub events_dropped_slow_client: Counter,
+    /// Events that are not for everybody, and that no stream of the shard on their channel might
+    /// have.
+    pub events_without_audience: Counter,
     /// Bytes written to streams, heads included.
     pub sent_bytes: Counter,
     /// Heartbeats sent.

@@ -28,8 +28,6 @@ pub enum DropReason {
     Envelope,
     /// An event name that is not allowed.
     EventName,
-    /// Restricted to claims that no session can hold yet.
-    NoAudience,
     /// A frame of the function library that cannot be read.
     Frame,
     /// An id so far ahead of those known that it cannot be one of this Redis.
@@ -37,12 +35,11 @@ pub enum DropReason {
 }
 
 impl DropReason {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 6] = [
         Self::TooLarge,
         Self::NotUtf8,
         Self::Envelope,
         Self::EventName,
-        Self::NoAudience,
         Self::Frame,
         Self::IdAhead,
     ];
@@ -53,7 +50,6 @@ impl DropReason {
             Self::NotUtf8 => "not_utf8",
             Self::Envelope => "envelope",
             Self::EventName => "event_name",
-            Self::NoAudience => "no_audience",
             Self::Frame => "frame",
             Self::IdAhead => "id_ahead",
         }
@@ -63,7 +59,7 @@ impl DropReason {
 impl From<&EnvelopeFault> for DropReason {
     fn from(fault: &EnvelopeFault) -> Self {
         match fault {
-            EnvelopeFault::Broken(_) => Self::Envelope,
+            EnvelopeFault::Broken(_) | EnvelopeFault::Audience(_) => Self::Envelope,
             EnvelopeFault::Event(fault) => match fault {
                 EventFault::TooLarge { .. } => Self::TooLarge,
                 EventFault::NotUtf8 => Self::NotUtf8,
@@ -173,6 +169,14 @@ const REJECTED: [(&str, Read); 4] = [
         shard.rejected_bus_unavailable.get()
     }),
     ("request_head", |shard| shard.rejected_head.get()),
+];
+
+/// Events that shards have not delivered, by reason.
+const DROPPED: [(&str, Read); 2] = [
+    ("slow_client", |shard| {
+        shard.events_dropped_slow_client.get()
+    }),
+    ("no_audience", |shard| shard.events_without_audience.get()),
 ];
 
 impl Metrics {
@@ -325,16 +329,16 @@ impl Metrics {
             }
         }
         families.extend(resumes.collect());
-        // One family of two sources: what arrived broken, and what a slow client missed.
+        // One family of two sources: what arrived broken, and what the shards have given nobody.
         let dropped = dropped_events()?;
         for reason in DropReason::ALL {
             dropped
                 .with_label_values(&[reason.label()])
                 .inc_by(self.bus.dropped(reason).get());
         }
-        dropped
-            .with_label_values(&["slow_client"])
-            .inc_by(self.sum(|shard| shard.events_dropped_slow_client.get()));
+        for (reason, read) in DROPPED {
+            dropped.with_label_values(&[reason]).inc_by(self.sum(read));
+        }
         families.extend(dropped.collect());
         Ok(families)
     }
@@ -358,6 +362,7 @@ mod tests {
             "fanfare_connections_rejected_total{reason=\"limit\"} 0",
             "fanfare_events_dropped_total{reason=\"not_utf8\"} 0",
             "fanfare_events_dropped_total{reason=\"slow_client\"} 0",
+            "fanfare_events_dropped_total{reason=\"no_audience\"} 0",
             "fanfare_events_dropped_total{reason=\"frame\"} 0",
             "fanfare_events_dropped_total{reason=\"id_ahead\"} 0",
             "fanfare_events_received_total{kind=\"live\"} 0",

@@ -14,7 +14,7 @@ use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher};
 use crate::config::Config;
 use crate::hub::{BusEvent, HistoryRequest, InterestUpdate};
 use crate::protocol::{ChannelName, Event, EventId};
-use crate::telemetry::{BusMetrics, DropReason};
+use crate::telemetry::BusMetrics;
 
 /// Published events that may wait: publishers beyond it wait for their answer.
 const PUBLISH_QUEUE: usize = 64;
@@ -215,17 +215,11 @@ impl EmbeddedBus {
         if self.routing.wants(channel.as_str()) {
             received.inc();
         }
-        let nobody_may = event.audience().is_some();
-        if nobody_may {
-            self.metrics.dropped(DropReason::NoAudience).inc();
-        }
         match keep {
-            None if nobody_may => {}
             None => self.routing.route(BusEvent::live(channel, event)).await,
             Some(Keep { options, reply }) => {
-                let event = (!nobody_may).then_some(event);
                 let now_ms = self.clock.now_ms();
-                let stored = self.store.publish(&channel, event, &options, now_ms);
+                let stored = self.store.publish(&channel, Some(event), &options, now_ms);
                 let answer = match stored {
                     Ok((id, None)) => Ok(id),
                     Ok((id, Some(event))) => {

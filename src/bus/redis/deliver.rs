@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::backfill::{Missed, Recovered, Recovery, Started};
 use super::ingest::{Incoming, Mark, Message, ProbeId};
 use crate::bus::chain::{Arrival, arrival, backfill_from, seen_in};
+use crate::bus::kept_event;
 use crate::bus::routing::{Record, Routing};
-use crate::bus::{Withheld, kept_event};
 use crate::hub::positions::Positions;
 use crate::hub::{BusEvent, GapNotice, Generation, ShardId};
 use crate::protocol::{
@@ -298,7 +298,7 @@ impl Delivery {
         }
         let frame = match decode_frame(payload, self.max_event_bytes) {
             Ok(Frame::Event(frame)) => frame,
-            Ok(Frame::Probe { .. }) => return None,
+            Ok(Frame::Probe { .. } | Frame::Revocation(_)) => return None,
             Err(fault) => {
                 if let Some(channel) = &channel {
                     self.note_dropped(channel, DropReason::Frame, &fault);
@@ -315,9 +315,6 @@ impl Delivery {
             record.had_live = true;
         }
         match decode(payload, self.max_event_bytes) {
-            Ok(event) if event.audience().is_some() => {
-                self.metrics.dropped(DropReason::NoAudience).inc();
-            }
             Ok(event) => self.routing.route(BusEvent::live(channel, event)).await,
             Err(fault) => self.note_dropped(&channel, DropReason::from(&fault), &fault),
         }
@@ -331,7 +328,7 @@ impl Delivery {
         if channel.is_some() {
             self.metrics.kept_received.inc();
         }
-        let (event, withheld) = kept_event(frame);
+        let (event, fault) = kept_event(frame);
         let Some(channel) = channel else {
             // Nobody wants it any more; who comes back before it is unsubscribed is told so.
             if !self.is_far_ahead(event.id) {
@@ -339,12 +336,8 @@ impl Delivery {
             }
             return None;
         };
-        match withheld {
-            None => {}
-            Some(Withheld::NoAudience) => self.metrics.dropped(DropReason::NoAudience).inc(),
-            Some(Withheld::Fault(fault)) => {
-                self.note_dropped(&channel, DropReason::from(&fault), &fault);
-            }
+        if let Some(fault) = fault {
+            self.note_dropped(&channel, DropReason::from(&fault), &fault);
         }
         if self.position.is_none() {
             if let Some(record) = self.routing.record(&channel) {

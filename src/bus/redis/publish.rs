@@ -117,8 +117,8 @@ fn kept_command(prefix: &str, channel: &ChannelName, event: &Event, options: &Ke
     if let Some(retry) = event.retry() {
         command.arg("retry").arg(retry.as_millis().to_string());
     }
-    if let Some(members) = event.audience() {
-        command.arg("to").arg(members);
+    if let Some(audience) = event.audience() {
+        command.arg("to").arg(audience.as_str());
     }
     if let Some(length) = options.history {
         command.arg("history").arg(length);
