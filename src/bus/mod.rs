@@ -17,8 +17,10 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
-use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
-use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame};
+use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
+use crate::protocol::{
+    ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame, Revocation,
+};
 use crate::telemetry::BusMetrics;
 
 pub use redis::{library, publish_once};
@@ -116,12 +118,25 @@ impl Publisher {
             Self::Redis(bus) => bus.publish_kept(channel, &event, &options).await,
         }
     }
+
+    /// Has all replicas end somebody's streams and keep them out.
+    ///
+    /// # Errors
+    /// When the bus refuses it, or did not take it within its deadline.
+    pub async fn revoke(&self, revocation: Revocation) -> Result<(), PublishError> {
+        match self {
+            Self::Embedded(bus) => bus.revoke(revocation).await,
+            Self::Redis(bus) => bus.revoke(&revocation).await,
+        }
+    }
 }
 
 /// What the shards ask of a bus.
 struct Inputs {
     updates: mpsc::Receiver<InterestUpdate>,
     asked: mpsc::Receiver<HistoryRequest>,
+    /// Who is kept out: the bus adds what it hears.
+    revocations: Arc<Revocations>,
 }
 
 /// A running bus.
@@ -145,11 +160,16 @@ impl Bus {
         config: &Config,
         control: &Handle,
         shards: Vec<mpsc::Sender<ShardMessage>>,
+        revocations: Arc<Revocations>,
         metrics: BusMetrics,
     ) -> Result<Self, ::redis::RedisError> {
         let (interest, updates) = mpsc::channel(INTEREST_QUEUE);
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
-        let inputs = Inputs { updates, asked };
+        let inputs = Inputs {
+            updates,
+            asked,
+            revocations,
+        };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
         let (publisher, health) = match &config.bus {
             BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),

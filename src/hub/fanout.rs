@@ -523,7 +523,7 @@ mod tests {
             lag_bound: minute,
             tail_bytes: 1 << 20,
         };
-        Hub::new(settings, Arc::default(), mpsc::channel(1).0)
+        Hub::new(settings, Arc::default(), mpsc::channel(1).0, Arc::default())
     }
 
     /// A live client of these channels, which are active since `1-0`.

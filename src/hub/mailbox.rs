@@ -40,15 +40,21 @@ pub enum CloseReason {
     Unresponsive,
     /// The replica is being stopped.
     Drain,
+    /// The client's token has expired.
+    Expired,
+    /// The client's token, or all of its subject, was revoked.
+    Revoked,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::Client,
         Self::SlowClient,
         Self::Unresponsive,
         Self::Drain,
+        Self::Expired,
+        Self::Revoked,
     ];
 
     /// The metric label.
@@ -58,6 +64,8 @@ impl CloseReason {
             Self::SlowClient => "slow_client",
             Self::Unresponsive => "unresponsive",
             Self::Drain => "drain",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
         }
     }
 }
@@ -261,6 +269,14 @@ impl Mailbox {
         if let Some(feeder) = self.feeder.take() {
             feeder.wake();
         }
+    }
+
+    /// Lets go of what waits, but for what is partly on the wire.
+    pub(super) fn discard(&mut self) {
+        let stays = usize::from(self.front_stays).min(self.parcels.len());
+        self.parcels.truncate(stays);
+        self.waiting_bytes = self.parcels.iter().map(Parcel::cost_bytes).sum();
+        self.release_when_empty();
     }
 
     /// Ends the stream after what waits.

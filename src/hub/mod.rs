@@ -17,6 +17,7 @@ mod mailbox;
 pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
+mod revocation;
 mod session;
 mod shard;
 mod stats;
@@ -33,6 +34,7 @@ use crate::protocol::{Audience, ChannelName, Event, EventId, GapReason, HistoryP
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
 pub use resume::Start;
+pub use revocation::{MOST_REVOCATIONS, RevocationSet, Revocations};
 pub use session::Session;
 pub use shard::Hub;
 pub use stats::{Counter, Gauge, ResumeOutcome, ResumeSource, ShardStats};
@@ -70,6 +72,8 @@ pub enum News {
     Rewound(EventId),
     /// The bus is lost: events of any channel may be missing from here on.
     Lost,
+    /// End the streams of these sessions. [`Revocations`] keeps them out already.
+    Revoked(Arc<RevocationSet>),
     /// Close every stream, spread evenly over this time.
     Drain(std::time::Duration),
 }

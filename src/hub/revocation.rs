@@ -113,11 +113,6 @@ impl Revocations {
             self.0.store(Arc::new(set));
         }
     }
-
-    /// Whether another one would find no room.
-    pub fn is_full(&self) -> bool {
-        self.0.load().len() >= MOST_REVOCATIONS
-    }
 }
 
 /// The time of day, in Unix milliseconds.
@@ -171,7 +166,6 @@ mod tests {
             .map(|number| revocation(&format!("jti:{number}"), later))
             .collect();
         assert_eq!(revocations.add(&many), 0);
-        assert!(revocations.is_full());
         assert_eq!(revocations.add(&[revocation("sub:x", later)]), 1);
         assert_eq!(revocations.add(&[revocation("jti:7", later + 1)]), 0);
     }

@@ -3,27 +3,28 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::channels::Channels;
-use super::heartbeat::{HeartbeatWheel, TICKS_PER_INTERVAL};
+use super::heartbeat::HeartbeatWheel;
 use super::mailbox::{CloseReason, Parcel, PushRules, Pushed};
 use super::positions::Positions;
 use super::resume::{Opening, READ_AGAIN, Start};
+use super::revocation::{RevocationSet, Revocations, now_ms};
 use super::session::Session;
-use super::subscriber::{ChannelKey, Member, Subscriber};
+use super::subscriber::{ChannelKey, Member, Reader, Subscriber};
 use super::subscription::{Interest, NotOpened, StreamRequest, Subscription};
 use super::{
     BusEvent, HistoryRequest, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId,
     ShardMessage, ShardStats,
 };
 use crate::protocol::{
-    ChannelName, Cursor, EventId, Framing, GapReason, HEARTBEAT, HEARTBEAT_CHUNK, cursor_block,
-    first_block, retry_block,
+    ChannelName, Cursor, EventId, Framing, GapReason, HEARTBEAT, HEARTBEAT_CHUNK, close_block,
+    cursor_block, first_block, retry_block,
 };
 
 /// How often lingering channels are looked at.
@@ -48,6 +49,8 @@ pub struct Hub {
     /// How often the bus was lost.
     pub(super) losses: Cell<u64>,
     pub(super) positions: RefCell<Positions>,
+    /// Who is kept out.
+    revocations: Arc<Revocations>,
 }
 
 impl Hub {
@@ -56,6 +59,7 @@ impl Hub {
         settings: HubSettings,
         stats: Arc<ShardStats>,
         history: mpsc::Sender<HistoryRequest>,
+        revocations: Arc<Revocations>,
     ) -> Rc<Self> {
         Rc::new(Self {
             settings,
@@ -63,7 +67,8 @@ impl Hub {
             stats,
             channels: RefCell::new(Channels::new(settings.tail_bytes)),
             positions: RefCell::new(Positions::new(settings.lag_bound)),
-            heartbeats: RefCell::new(HeartbeatWheel::new()),
+            heartbeats: RefCell::new(HeartbeatWheel::new(settings.heartbeat)),
+            revocations,
             activated: Notify::new(),
             interest_changed: Notify::new(),
             draining: Cell::new(false),
@@ -81,6 +86,11 @@ impl Hub {
         &self.settings
     }
 
+    /// Whether a session is kept out.
+    pub fn is_revoked(&self, session: &Session) -> bool {
+        self.revocations.is_revoked(session)
+    }
+
     /// Whether streams are being closed because the replica stops.
     pub fn is_draining(&self) -> bool {
         self.draining.get()
@@ -93,7 +103,7 @@ impl Hub {
     ///
     /// # Errors
     /// When a channel is not active in time, or its history cannot be read, or the shard is
-    /// draining by then.
+    /// draining or the session revoked by then.
     pub async fn subscribe(
         self: &Rc<Self>,
         request: &StreamRequest,
@@ -110,6 +120,9 @@ impl Hub {
             .map_err(|_| NotOpened::NotActive)?;
         if self.draining.get() {
             return Err(NotOpened::Draining);
+        }
+        if session.is_some_and(|session| self.is_revoked(session)) {
+            return Err(NotOpened::Revoked);
         }
         // From the moment that the opening tells of to the end nothing awaits, so no event can
         // pass in between.
@@ -261,6 +274,7 @@ impl Hub {
                 self.losses.set(self.losses.get().wrapping_add(1));
                 self.channels.borrow_mut().deactivate_all();
             }
+            News::Revoked(revoked) => self.cut_off(&revoked),
             News::Drain(period) => {
                 if !self.draining.replace(true) {
                     tokio::task::spawn_local(Rc::clone(self).drain(period));
@@ -282,8 +296,7 @@ impl Hub {
 
     /// Sends heartbeats, and gives up channels that nobody came back to.
     pub async fn sweep(self: Rc<Self>) {
-        let tick = self.settings.heartbeat.div_f64(TICKS_PER_INTERVAL as f64);
-        let mut heartbeats = interval(tick.max(Duration::from_millis(1)));
+        let mut heartbeats = interval(self.heartbeats.borrow().tick());
         // A late tick must not be followed by a burst of them: silence is counted in ticks.
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lingering = interval(LINGER_SWEEP);
@@ -301,14 +314,21 @@ impl Hub {
     }
 
     /// Sends heartbeats to silent streams, and to all that are live their cursor where it has
-    /// moved.
+    /// moved. Ends those whose token has expired.
     fn beat(&self) {
         let mut sent = 0;
         let settled = self.positions.borrow().settled();
         let channels = self.channels.borrow();
+        let (tick, now) = (self.tick() + 1, SystemTime::now());
         self.heartbeats
             .borrow_mut()
             .advance(|subscriber, is_silent| {
+                if subscriber.expires_at().is_some_and(|at| at <= now) {
+                    self.dismiss(subscriber, CloseReason::Expired, tick);
+                }
+                if is_silent && is_overdue(subscriber) {
+                    self.abort(subscriber);
+                }
                 // Bytes that wait are no silence of ours.
                 if !subscriber.mailbox.borrow().is_empty() {
                     return;
@@ -368,6 +388,40 @@ impl Hub {
         }
     }
 
+    /// Ends the streams of revoked sessions.
+    fn cut_off(&self, revoked: &RevocationSet) {
+        let (tick, now_ms) = (self.tick(), now_ms());
+        for subscriber in self.heartbeats.borrow().subscribers() {
+            let is_revoked = |reader: &Reader| revoked.holds(&reader.session, now_ms);
+            if subscriber.reader.as_deref().is_some_and(is_revoked) {
+                // It gets nothing more, not even what is on its way.
+                subscriber.mailbox.borrow_mut().discard();
+                self.dismiss(&subscriber, CloseReason::Revoked, tick);
+            }
+        }
+    }
+
+    /// Tells a client why its stream ends, and ends it.
+    fn dismiss(&self, subscriber: &Subscriber, reason: CloseReason, tick: u64) {
+        let mut mailbox = subscriber.mailbox.borrow_mut();
+        if mailbox.end_reason().is_some() {
+            return;
+        }
+        let block = close_block(reason.label());
+        let bytes = subscriber.framing.frame(block.as_bytes());
+        mailbox.queue(Parcel::control(bytes));
+        mailbox.end(reason);
+        subscriber.last_push.set(tick);
+    }
+
+    fn abort(&self, subscriber: &Subscriber) {
+        let mut mailbox = subscriber.mailbox.borrow_mut();
+        if let Some(reason) = mailbox.end_reason() {
+            let lost = mailbox.abort(reason);
+            self.stats.events_dropped_slow_client.add(lost);
+        }
+    }
+
     fn end(&self, subscriber: &Subscriber, reason: CloseReason) {
         let mut mailbox = subscriber.mailbox.borrow_mut();
         if mailbox.end_reason().is_some() {
@@ -379,6 +433,12 @@ impl Hub {
         mailbox.queue(Parcel::control(Bytes::from(bytes)));
         mailbox.end(reason);
     }
+}
+
+/// Whether a stream that was to end still has not: who may not read may not stay by not reading.
+fn is_overdue(subscriber: &Subscriber) -> bool {
+    let reason = subscriber.mailbox.borrow().end_reason();
+    matches!(reason, Some(CloseReason::Expired | CloseReason::Revoked))
 }
 
 /// The cursor of a live stream, where it is later than what its client knows.

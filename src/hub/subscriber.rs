@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use super::mailbox::Mailbox;
 use super::session::Session;
@@ -83,6 +84,11 @@ impl Subscriber {
         if let Some(reader) = &self.reader {
             reader.newest.set(EventId::ZERO);
         }
+    }
+
+    /// When its token expires, if it does.
+    pub(super) fn expires_at(&self) -> Option<SystemTime> {
+        self.reader.as_ref()?.session.expires_at
     }
 
     /// Whether it belongs to the sessions that an event is for.

@@ -32,4 +32,6 @@ pub use history::{
 pub use id::{EventId, InvalidEventId};
 pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;
-pub use revocation::{InvalidRevoked, MAX_REVOKED_BYTES, Revocation, Revoked};
+pub use revocation::{
+    InvalidRevoked, MAX_REVOCATION_TIME, MAX_REVOKED_BYTES, REVOCATION_TIME, Revocation, Revoked,
+};

@@ -3,9 +3,16 @@
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The longest subject or token id that can be revoked, in bytes.
 pub const MAX_REVOKED_BYTES: usize = 1024;
+
+/// For how long somebody is kept out where nobody says until when: longer than tokens should last.
+pub const REVOCATION_TIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// The longest somebody can be kept out: some ten years.
+pub const MAX_REVOCATION_TIME: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
 /// Whom a revocation concerns. Written `sub:<subject>` and `jti:<token id>`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -635,7 +635,7 @@ mod tests {
             lag_bound: LAG,
             tail_bytes: 1 << 20,
         };
-        let hub = Hub::new(settings, Arc::default(), mpsc::channel(1).0);
+        let hub = Hub::new(settings, Arc::default(), mpsc::channel(1).0, Arc::default());
         let request = StreamRequest {
             channels: vec![name("a"), name("b")],
             start: Start::Live,
