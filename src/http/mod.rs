@@ -9,6 +9,7 @@
 
 mod admission;
 mod answer;
+pub mod auth;
 mod connection;
 mod cut_off;
 mod demo;

@@ -6,9 +6,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use axum::Json;
 use axum::extract::State;
 use axum::extract::rejection::JsonRejection;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
+use super::auth::Refusal;
 use super::error::Problem;
 use super::state::RouterState;
 use crate::bus::PublishError;
@@ -40,14 +41,11 @@ pub(super) struct KeptOut {
 
 pub(super) async fn revoke(
     State(state): State<Arc<RouterState>>,
+    headers: HeaderMap,
     request: Result<Json<Request>, JsonRejection>,
-) -> Result<Json<KeptOut>, Problem> {
-    if !state.access.may_publish() {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "revoking takes an admin grant; FCALL fanfare_revoke does it through Redis",
-        ));
-    }
+) -> Result<Json<KeptOut>, Refusal> {
+    let caller = state.authority.caller(&headers, None).await?;
+    state.authority.check_admin(&caller)?;
     let Json(request) =
         request.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -59,7 +57,7 @@ pub(super) async fn revoke(
             tracing::info!(revoked = shown, exp, "revoked");
             Ok(Json(KeptOut { exp }))
         }
-        Err(error) => Err(refused(error)),
+        Err(error) => Err(refused(error).into()),
     }
 }
 

@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 
 use super::error::Problem;
 use super::state::RouterState;
-use super::{demo, publish, revoke, subscribe};
+use super::{auth, demo, publish, revoke, subscribe};
 
 /// The router of the data listener.
 pub fn router(state: RouterState) -> Router {
@@ -20,6 +20,7 @@ pub fn router(state: RouterState) -> Router {
             "/events/{channel}",
             get(subscribe::by_path).merge(post(publish::publish)),
         )
+        .route("/tickets", post(auth::draw))
         .route(
             "/revocations",
             post(revoke::revoke).layer(DefaultBodyLimit::max(revoke::MAX_BODY_BYTES)),

@@ -1,13 +1,13 @@
 //! What the handlers of the router share.
 
+use super::auth::Authority;
 use crate::bus::Publisher;
-use crate::config::Access;
 
 /// What the handlers need. Shared by all shards: nothing here is touched by an event.
 #[derive(Debug)]
 pub struct RouterState {
     /// Who may read and publish.
-    pub access: Access,
+    pub authority: Authority,
     /// The way to the bus.
     pub publisher: Publisher,
     /// Channels of one stream at the most.

@@ -14,6 +14,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::AuthMetrics;
 use crate::hub::{CloseReason, ResumeOutcome, ResumeSource, ShardStats};
 use crate::protocol::{EnvelopeFault, EventFault, GapReason};
 
@@ -106,6 +107,8 @@ pub struct Metrics {
     shards: Vec<Arc<ShardStats>>,
     /// What the bus counts.
     pub bus: BusMetrics,
+    /// What is counted about tokens and keys.
+    pub auth: AuthMetrics,
 }
 
 fn dropped_events() -> prometheus::Result<IntCounterVec> {
@@ -162,13 +165,15 @@ const COUNTERS: [(&str, &str, Read); 4] = [
 ];
 
 /// Streams that were not opened, by reason.
-const REJECTED: [(&str, Read); 4] = [
+const REJECTED: [(&str, Read); 6] = [
     ("limit", |shard| shard.rejected_limit.get()),
     ("draining", |shard| shard.rejected_draining.get()),
     ("bus_unavailable", |shard| {
         shard.rejected_bus_unavailable.get()
     }),
     ("request_head", |shard| shard.rejected_head.get()),
+    ("denied", |shard| shard.rejected_denied.get()),
+    ("undecided", |shard| shard.rejected_undecided.get()),
 ];
 
 /// Events that shards have not delivered, by reason.
@@ -237,10 +242,12 @@ impl Metrics {
         registry.register(Box::new(bus.probe_seconds.clone()))?;
         registry.register(Box::new(build))?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
+        let auth = AuthMetrics::new(&registry)?;
         let metrics = Self {
             registry,
             shards,
             bus,
+            auth,
         };
         metrics.render()?;
         Ok(metrics)
@@ -294,7 +301,7 @@ impl Metrics {
         let rejected = IntCounterVec::new(
             Opts::new(
                 "fanfare_connections_rejected_total",
-                "Streams answered with retry-and-close, and connections closed for their request's head.",
+                "Streams that were refused or answered with retry-and-close, and connections closed for their request's head.",
             ),
             &["reason"],
         )?;
