@@ -1233,9 +1233,9 @@ async fn user(redis: &Redis, rules: &str) -> MultiplexedConnection {
 const PUBLISHER: &str = "+fcall +time +get +set +hmget +xrevrange +xadd +pexpireat +publish \
                          ~sse:a ~sse:$state %R~sse:$config ~sse:$key.a/* &sse:a";
 
-/// The rights of a gateway, loading the library and publishing for its clients included.
+/// The rights of a gateway, loading the library, publishing and revoking for its clients included.
 const GATEWAY: &str = "+fcall +fcall_ro +function|load +multi +exec +time +get +set +hmget +hset +xrevrange \
-                       +xrange +xadd +pexpireat +publish +subscribe +unsubscribe +ping +info \
+                       +xrange +xadd +zrange +zremrangebyscore +zcard +zscore +zadd +pexpireat +publish +subscribe +unsubscribe +ping +info \
                        ~sse:* &sse:*";
 
 #[tokio::test]

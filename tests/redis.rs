@@ -450,7 +450,7 @@ async fn the_documented_rights_suffice() {
     for user in [
         "gateway on >pass resetchannels &sse:* ~sse:* -@all +subscribe +unsubscribe +publish +ping \
          +unwatch +fcall +fcall_ro +function|load +time +info +get +set +hmget +hset +xadd +xrange \
-         +xrevrange +pexpireat",
+         +xrevrange +zrange +zremrangebyscore +zcard +zscore +zadd +pexpireat",
         "publisher on >pass resetchannels &sse:* -@all +publish",
     ] {
         let mut command = vec!["ACL", "SETUSER"];
