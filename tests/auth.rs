@@ -245,8 +245,21 @@ async fn draw(gateway: &Gateway, token: &str) -> String {
 #[tokio::test]
 async fn a_ticket_opens_one_stream_on_any_replica() {
     let redis = Redis::start().await;
-    let one = Gateway::behind(&redis, &[("FANFARE_JWT_SECRET", SECRET)]).await;
-    let two = Gateway::behind(&redis, &[("FANFARE_JWT_SECRET", SECRET)]).await;
+    // With exactly the rights that the README names.
+    let rights = include_str!("../README.md")
+        .lines()
+        .find_map(|line| line.strip_prefix("ACL SETUSER gateway "))
+        .unwrap();
+    let mut command = vec!["ACL", "SETUSER", "gateway"];
+    command.extend(rights.split(' '));
+    let _: String = redis.command(&command).await;
+    let url = format!("redis://gateway:password@127.0.0.1:{}", redis.port());
+    let variables = [
+        ("FANFARE_REDIS_URL", url.as_str()),
+        ("FANFARE_JWT_SECRET", SECRET),
+    ];
+    let one = Gateway::start(&variables).await;
+    let two = Gateway::start(&variables).await;
     let alone = guarded(&[]).await;
     let token = granting(json!({ "subscribe": ["a"], "publish": ["a"] }));
     for (drawn_at, used_at) in [(&one, &two), (&alone, &alone)] {
@@ -265,6 +278,8 @@ async fn a_ticket_opens_one_stream_on_any_replica() {
         assert_eq!(request("POST", url, &bearer(&token)).await.status(), 200);
         assert_eq!(events.data().await, "x");
     }
+    let refused: Vec<redis::Value> = redis.command(&["ACL", "LOG"]).await;
+    assert!(refused.is_empty(), "{refused:?}");
     // Redis knows neither a ticket nor a token.
     let ticket = draw(&one, &token).await;
     let keys: Vec<String> = redis.command(&["KEYS", "sse:$ticket.*"]).await;
@@ -575,8 +590,13 @@ async fn a_key_set_that_is_too_old_is_out_of_force() {
 #[tokio::test]
 async fn secrets_are_written_nowhere() {
     const PASSWORD: &str = "canary-51c8-of-redis";
-    let redis = Redis::start_with(&[("--requirepass", PASSWORD)]).await;
-    let url = format!("redis://:{PASSWORD}@127.0.0.1:{}", redis.port());
+    let redis = Redis::start().await;
+    let password = format!(">{PASSWORD}");
+    let user = [
+        "ACL", "SETUSER", "gateway", "on", &password, "~*", "&*", "+@all",
+    ];
+    let _: String = redis.command(&user).await;
+    let url = format!("redis://gateway:{PASSWORD}@127.0.0.1:{}", redis.port());
     let jwks = JwksServer::start().await;
     let issuer = Issuer::new("1");
     jwks.serve(&[&issuer]);
@@ -718,8 +738,8 @@ async fn the_commands_show_a_token() {
         within("the command ends", running).await.unwrap()
     };
     let words = |words: &[&str]| -> Vec<String> {
-        let all = words.iter().chain(&["--url", &url]);
-        all.map(|word| (*word).to_owned()).collect()
+        let all = words.iter().copied().chain(["--url", &url]);
+        all.map(str::to_owned).collect()
     };
     let published = run(words(&["publish", "a", "x"]), vec![]).await;
     assert!(!published.status.success());

@@ -84,8 +84,12 @@ impl Proxy {
 
     /// New connections go to `redis`; what is open stays.
     pub fn point(&self, redis: &Redis) {
-        let target = Some(address_of(redis));
-        self.rules.send_modify(|rules| rules.target = target);
+        self.point_at(address_of(redis));
+    }
+
+    /// New connections go to `target`; what is open stays.
+    pub fn point_at(&self, target: SocketAddr) {
+        self.rules.send_modify(|rules| rules.target = Some(target));
     }
 
     /// Closes what is open.
