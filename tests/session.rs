@@ -66,7 +66,10 @@ async fn closed(events: &mut Events, reason: &str) {
 }
 
 async fn post(gateway: &Gateway, path: &str, token: Option<&str>, body: &Value) -> (u16, String) {
-    let mut request = reqwest::Client::new().post(gateway.url(path)).json(body);
+    let mut request = reqwest::Client::new()
+        .post(gateway.url(path))
+        .header("content-type", "application/json")
+        .body(body.to_string());
     if let Some(token) = token {
         request = request.bearer_auth(token);
     }

@@ -177,7 +177,10 @@ impl Edge {
                 stats.rejected_draining.add(1);
                 Err(DRAINING)
             }
-            Err(NotOpened::Revoked) => Err("the token was revoked"),
+            Err(NotOpened::Revoked) => {
+                stats.rejected_denied.add(1);
+                Err("the token was revoked")
+            }
             Err(NotOpened::NotActive) => {
                 stats.rejected_bus_unavailable.add(1);
                 Err("the channels could not be subscribed: the bus is not available")

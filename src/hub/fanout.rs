@@ -607,6 +607,53 @@ mod tests {
     }
 
     #[test]
+    fn an_event_for_some_is_in_no_bytes_of_others() {
+        let hub = hub();
+        let claims = serde_json::json!({"role": "admin"});
+        let session = Session::new(claims.as_object().unwrap(), None);
+        let session = Arc::new(session);
+        let restricted = |bytes| event(bytes).with_to(r#"{"role":"admin"}"#).unwrap();
+        for names in [&["a"][..], &["a", "b"]] {
+            let admin = client_with(&hub, names, Some(Arc::clone(&session)));
+            let other = client(&hub, names);
+            let nobody = hub.stats.events_without_audience.get();
+            let batch = [
+                kept("a", 5, Some(event(1))),
+                kept("a", 6, Some(restricted(2))),
+                BusEvent::live(name("a"), restricted(3)),
+                kept("a", 7, Some(event(4))),
+                kept("a", 8, Some(restricted(5))),
+            ];
+            deliver(&hub, &batch);
+            let ids = |text: &str| -> Vec<String> {
+                let lines = text.lines().filter_map(|line| line.strip_prefix("id: "));
+                lines.map(str::to_owned).collect()
+            };
+            let (all, some) = (taken(&admin), taken(&other));
+            let text = |parcels: &[Bytes]| String::from_utf8(parcels.concat()).unwrap();
+            assert_eq!(ids(&text(&all)), ["5-0", "6-0", "7-0", "8-0"]);
+            assert!(text(&all).contains("data: xxx\n"));
+            assert_eq!(ids(&text(&some)), ["5-0", "7-0"]);
+            assert!(!text(&some).contains("data: xxx\n"));
+            // What its cursor may name.
+            let channels = hub.channels.borrow();
+            assert_eq!(channels.newest_of(&other), id(7));
+            assert_eq!(admin.newest_restricted(), id(8));
+            assert_eq!(other.newest_restricted(), EventId::ZERO);
+            drop(channels);
+            assert_eq!(hub.stats.events_without_audience.get(), nobody);
+            let to_zoe = event(1).with_to(r#"{"sub":"zoe"}"#).unwrap();
+            deliver(&hub, &[BusEvent::live(name("a"), to_zoe)]);
+            assert_eq!(hub.stats.events_without_audience.get(), nobody + 1);
+            assert!(taken(&admin).is_empty() && taken(&other).is_empty());
+            // Ids go on for the next ones.
+            hub.handle(News::Rewound(id(1)));
+            hub.channels.borrow_mut().detach(&admin);
+            hub.channels.borrow_mut().detach(&other);
+        }
+    }
+
+    #[test]
     fn an_event_that_nobody_may_have_is_no_sign_of_life() {
         let hub = hub();
         let client = client(&hub, &["a"]);

@@ -323,11 +323,10 @@ impl Hub {
         self.heartbeats
             .borrow_mut()
             .advance(|subscriber, is_silent| {
-                if subscriber.expires_at().is_some_and(|at| at <= now) {
-                    self.dismiss(subscriber, CloseReason::Expired, tick);
-                }
                 if is_silent && is_overdue(subscriber) {
                     self.abort(subscriber);
+                } else if subscriber.expires_at().is_some_and(|at| at <= now) {
+                    self.dismiss(subscriber, CloseReason::Expired, tick);
                 }
                 // Bytes that wait are no silence of ours.
                 if !subscriber.mailbox.borrow().is_empty() {
