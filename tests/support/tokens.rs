@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(unreachable_pub, reason = "a module of several test crates")]
+#![allow(clippy::needless_pass_by_value, reason = "claims are written in place")]
 #![allow(
     missing_docs,
     clippy::unwrap_used,

@@ -519,6 +519,8 @@ fn a_set_gives_the_keys_that_verify() {
         json!({ "n": encode([0; 256]) }),
         json!({ "n": "!" }),
         json!({ "e": "AQ" }),
+        json!({ "e": "AAAB" }),
+        json!({ "e": "" }),
         json!({ "e": "Ag" }),
         json!({ "kty": "oct", "k": encode(SECRET) }),
         json!({ "kty": "EC", "crv": "P-256", "x": encode([1; 32]), "y": encode([1; 32]) }),
@@ -587,6 +589,69 @@ fn a_pem_file_gives_its_public_keys_and_nothing_else() {
     ] {
         let fault = from_pem(text.as_bytes()).unwrap_err();
         assert!(fault.contains(told), "{told}: {fault}");
+    }
+}
+
+/// What `openssl` prints.
+fn openssl(arguments: &[&str], input: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new("openssl")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("openssl is installed (make test installs it)");
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    child.wait_with_output().unwrap().stdout
+}
+
+#[test]
+fn keys_that_openssl_makes_are_read_or_refused_with_the_reason() {
+    use Algorithm::{ES256, ES384, EdDSA, PS384, RS256};
+    let curve = |name: &str| format!("ec_paramgen_curve:{name}");
+    let bits = |bits: u32| format!("rsa_keygen_bits:{bits}");
+    type Read = fn(&[u8]) -> jsonwebtoken::errors::Result<EncodingKey>;
+    let (rsa, ec, ed): (Read, Read, Read) = (
+        EncodingKey::from_rsa_pem,
+        EncodingKey::from_ec_pem,
+        EncodingKey::from_ed_pem,
+    );
+    for (kind, option, read, algorithms, told) in [
+        ("RSA", bits(2048), rsa, &[RS256, PS384][..], ""),
+        ("RSA", bits(1024), rsa, &[], "1024 bits"),
+        ("RSA-PSS", bits(2048), rsa, &[], "neither"),
+        ("EC", curve("P-256"), ec, &[ES256], ""),
+        ("EC", curve("P-384"), ec, &[ES384], ""),
+        ("EC", curve("P-521"), ec, &[], "neither"),
+        ("EC", curve("secp256k1"), ec, &[], "no point"),
+        ("ED25519", String::new(), ed, &[EdDSA], ""),
+        ("ED448", String::new(), ed, &[], "neither"),
+    ] {
+        let mut arguments = vec!["genpkey", "-algorithm", kind];
+        if !option.is_empty() {
+            arguments.extend(["-pkeyopt", &option]);
+        }
+        let private = openssl(&arguments, b"");
+        let mut public = vec![openssl(&["pkey", "-pubout"], &private)];
+        if kind == "RSA" {
+            // PKCS#1, as older tools write it.
+            public.push(openssl(&["rsa", "-RSAPublicKey_out"], &private));
+        }
+        for public in public {
+            let keys = from_pem(&public);
+            if algorithms.is_empty() {
+                let fault = keys.unwrap_err();
+                assert!(fault.contains(told), "{kind} {option}: {fault}");
+                continue;
+            }
+            let keys = keys.unwrap_or_else(|fault| panic!("{kind} {option}: {fault}"));
+            for &algorithm in algorithms {
+                let token = token(&read(&private).unwrap(), algorithm);
+                assert!(check(&token, &keys).is_ok(), "{algorithm:?}");
+            }
+        }
     }
 }
 
