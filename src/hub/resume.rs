@@ -407,7 +407,10 @@ mod tests {
             tail_bytes: 1 << 20,
         };
         let (history, asked) = mpsc::channel(8);
-        (Hub::new(settings, Arc::default(), history), asked)
+        (
+            Hub::new(settings, Arc::default(), history, Arc::default()),
+            asked,
+        )
     }
 
     fn answer(request: HistoryRequest) {
