@@ -18,7 +18,8 @@ use crate::config::{Access, BusConfig, Config, JwksUrl};
 use crate::http::auth::{Authority, Jwks, KeyRing};
 use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
 use crate::hub::{
-    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
+    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
+    ShardStats,
 };
 use crate::telemetry::Metrics;
 
@@ -129,10 +130,12 @@ impl App {
             .iter()
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
             .unzip();
+        let revocations = Arc::new(Revocations::default());
         let bus = Bus::start(
             &config,
             control.handle(),
             inboxes.clone(),
+            Arc::clone(&revocations),
             metrics.bus.clone(),
         )?;
         let ring = key_ring(&config.access, &metrics, control.handle())?;
@@ -140,6 +143,7 @@ impl App {
             config.access.clone(),
             ring.clone(),
             bus.tickets,
+            Arc::clone(&revocations),
             metrics.auth.clone(),
         );
         let router = router(RouterState {
@@ -167,6 +171,7 @@ impl App {
                 history: bus.history.clone(),
                 edge: (router.clone(), Arc::clone(&limit)),
                 settings: config.hub_settings(),
+                revocations: Arc::clone(&revocations),
                 stats,
             };
             let failure = failure.clone();
@@ -329,6 +334,7 @@ struct Shard {
     history: mpsc::Sender<HistoryRequest>,
     edge: (axum::Router, Arc<ConnectionLimit>),
     settings: crate::hub::HubSettings,
+    revocations: Arc<Revocations>,
     stats: Arc<ShardStats>,
 }
 
@@ -339,7 +345,7 @@ impl Shard {
             .enable_all()
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
-            let hub = Hub::new(self.settings, self.stats, self.history);
+            let hub = Hub::new(self.settings, self.stats, self.history, self.revocations);
             let (router, limit) = self.edge;
             let edge = Edge::new(hub.clone(), router, limit);
             let hub_task = tokio::task::spawn_local(hub.clone().run(self.inbox));

@@ -181,6 +181,10 @@ impl Edge {
                 stats.count_rejected(RejectReason::Draining);
                 Err(DRAINING)
             }
+            Err(NotOpened::Revoked) => {
+                stats.count_rejected(RejectReason::Denied);
+                Err("the token was revoked")
+            }
             Err(NotOpened::NotActive) => {
                 stats.count_rejected(RejectReason::BusUnavailable);
                 Err("the channels could not be subscribed: the bus is not available")

@@ -17,6 +17,7 @@ mod edge;
 mod error;
 mod listener;
 mod publish;
+mod revoke;
 mod router;
 mod state;
 mod stream;

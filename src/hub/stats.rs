@@ -19,6 +19,10 @@ labels! { "reason":
         Drain = "drain",
         /// It was open for long enough.
         Age = "age",
+        /// The client's token has expired.
+        Expired = "expired",
+        /// The client's token, or all of its subject, was revoked.
+        Revoked = "revoked",
     }
 }
 
@@ -205,6 +209,9 @@ pub struct ShardStats {
     pub events_delivered: Counter,
     /// Events a slow client did not get, counted once a client.
     pub events_dropped_slow_client: Counter,
+    /// Events that are not for everybody, and that no stream of the shard on their channel might
+    /// have.
+    pub events_without_audience: Counter,
     /// Bytes written to streams, heads included.
     pub sent_bytes: Counter,
     /// Heartbeats sent.

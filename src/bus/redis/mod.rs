@@ -1,13 +1,14 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
 //!
 //! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
-//! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
+//! [subscribed](subscriptions), hears of revocations ([`control`]), sends [`probe`]s, takes what arrives from its [queue](ingest),
 //! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
 //! runs inside Redis, [`keeping`] what is known of it.
 
 mod backfill;
 mod connect;
+mod control;
 mod deliver;
 mod functions;
 mod history;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use self::control::Control;
 use self::deliver::Delivery;
 use self::history::{HistoryReader, HistoryService};
 use self::keeping::Keeping;
@@ -70,6 +72,7 @@ pub(super) fn start(
     let state = SubscriberState {
         // `$`: no client can name it. Random: no two replicas share it.
         probe_channel: format!("{}$probe.{:016x}", config.prefix, fastrand::u64(..)),
+        control: Control::new(&config.prefix, inputs.revocations),
         delivery: Delivery::new(
             config.prefix.clone(),
             config.max_event_bytes,

@@ -68,13 +68,15 @@ pub enum TokenFault {
     Audience,
     /// It is of somebody else.
     Issuer,
+    /// It, or its subject, was revoked.
+    Revoked,
     /// A claim is missing or breaks the rule told.
     Claim(String),
 }
 
 impl TokenFault {
     /// Every fault's label.
-    pub const LABELS: [&'static str; 11] = [
+    pub const LABELS: [&'static str; 12] = [
         "too_long",
         "malformed",
         "critical",
@@ -85,6 +87,7 @@ impl TokenFault {
         "not_yet_valid",
         "audience",
         "issuer",
+        "revoked",
         "claim",
     ];
 
@@ -101,6 +104,7 @@ impl TokenFault {
             Self::NotYetValid => "not_yet_valid",
             Self::Audience => "audience",
             Self::Issuer => "issuer",
+            Self::Revoked => "revoked",
             Self::Claim(_) => "claim",
         }
     }
@@ -120,6 +124,7 @@ impl fmt::Display for TokenFault {
             Self::NotYetValid => f.write_str("is not valid yet (nbf)"),
             Self::Audience => f.write_str("is for another audience (aud)"),
             Self::Issuer => f.write_str("is of another issuer (iss)"),
+            Self::Revoked => f.write_str("was revoked"),
             Self::Claim(rule) => f.write_str(rule),
         }
     }

@@ -136,6 +136,7 @@ impl Shards {
                 "fanfare_events_dropped_total",
                 "Events that did not reach a client they were meant for.",
                 |reason| match reason {
+                    DropReason::NoAudience => self.sum(|shard| shard.events_without_audience.get()),
                     DropReason::SlowClient => {
                         self.sum(|shard| shard.events_dropped_slow_client.get())
                     }
