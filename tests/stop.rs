@@ -82,7 +82,7 @@ async fn a_draining_replica_answers_retry_and_close() {
     assert!(answer.ends_with("\n\n"), "{answer}");
     let answer = Raw::send(
         gateway.data,
-        "GET /events/a HTTP/1.1\r\nhost: x\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
+        "GET /events/a HTTP/1.1\r\nhost: localhost\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
     )
     .await
     .rest()

@@ -10,6 +10,7 @@ pub(crate) mod chain;
 mod embedded;
 mod redis;
 mod routing;
+mod tally;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, Kep
 use crate::telemetry::BusMetrics;
 
 pub use redis::{library, publish_once};
+pub use tally::{Tally, TallyAnswer, TallyReport};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
 /// what changes meanwhile, so this many shards never wait for one another.
@@ -144,6 +146,8 @@ pub struct Bus {
     pub publisher: Publisher,
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
+    /// What the replicas count together; `None` where there is one only.
+    pub tally: Option<Tally>,
 }
 
 impl Bus {
@@ -161,15 +165,24 @@ impl Bus {
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
         let inputs = Inputs { updates, asked };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
-        let (publisher, health) = match &config.bus {
-            BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
-            BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
+        let (publisher, health, tally) = match &config.bus {
+            BusConfig::Embedded => {
+                let (publisher, health) =
+                    embedded::start(config, control, routing, inputs, metrics);
+                (publisher, health, None)
+            }
+            BusConfig::Redis(url) => {
+                let (publisher, health, tally) =
+                    redis::start(config, url, control, routing, inputs, metrics)?;
+                (publisher, health, Some(tally))
+            }
         };
         Ok(Self {
             interest,
             history,
             publisher,
             health,
+            tally,
         })
     }
 }

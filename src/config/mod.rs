@@ -3,6 +3,7 @@
 //! Settings come as text, from flags or the environment under the same names, and become a
 //! [`Config`] only when all of them are right. All faults are reported at once.
 
+mod clients;
 mod environment;
 mod redis_url;
 mod settings;
@@ -19,6 +20,7 @@ use crate::hub::{HubSettings, SlowClientPolicy};
 use crate::protocol::{ChannelName, ChannelPattern, RetryRange};
 use crate::telemetry::LogFormat;
 
+pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate, TrustedProxies};
 pub use environment::unknown_variables;
 pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings};
@@ -101,6 +103,8 @@ pub struct Config {
     pub drain_period: Duration,
     /// Who may read and publish.
     pub access: Access,
+    /// Who may connect, and what one client may take.
+    pub clients: ClientRules,
     /// Which log lines are written.
     pub log: String,
     /// How they look.
@@ -146,7 +150,8 @@ impl fmt::Display for Config {
         line("DRAIN_DELAY", &format_duration(self.drain_delay))?;
         line("DRAIN_PERIOD", &format_duration(self.drain_period))?;
         line("LOG", &self.log)?;
-        line("LOG_FORMAT", &self.log_format)
+        line("LOG_FORMAT", &self.log_format)?;
+        write!(f, "{}", self.clients)
     }
 }
 

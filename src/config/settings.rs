@@ -9,7 +9,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::values::{duration, duration_range, list, size};
-use super::{Access, BusConfig, Config, RedisUrl};
+use super::{Access, BusConfig, ClientSettings, Config, RedisUrl};
 use crate::hub::SlowClientPolicy;
 use crate::protocol::{ChannelPattern, RetryRange};
 use crate::telemetry::LogFormat;
@@ -192,6 +192,10 @@ pub struct Settings {
     #[arg(long, env = "FANFARE_PUBLIC_CHANNELS", value_name = "PATTERNS")]
     pub public_channels: Option<String>,
 
+    /// Who may connect, and what one client may take.
+    #[command(flatten)]
+    pub clients: ClientSettings,
+
     /// Which log lines are written: error, warn, info, debug, or target=level directives
     #[arg(
         long,
@@ -237,10 +241,10 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 /// Takes values out of settings and keeps the faults.
-struct Reader(Vec<Fault>);
+pub(super) struct Reader(Vec<Fault>);
 
 impl Reader {
-    fn fault(&mut self, setting: &str, rule: impl Into<String>) {
+    pub(super) fn fault(&mut self, setting: &str, rule: impl Into<String>) {
         self.0.push(Fault {
             setting: format!("FANFARE_{setting}"),
             rule: rule.into(),
@@ -255,7 +259,7 @@ impl Reader {
         })
     }
 
-    fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
+    pub(super) fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
         text.parse().unwrap_or_else(|_| {
             self.fault(setting, "is IP:PORT, such as 0.0.0.0:8080 or [::1]:8080");
             SocketAddr::from(([127, 0, 0, 1], 0))
@@ -279,7 +283,7 @@ impl Reader {
         self.read(setting, value)
     }
 
-    fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
+    pub(super) fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
         let value = text
             .parse()
             .map_err(|_| "is a whole number".to_owned())
@@ -308,7 +312,17 @@ impl Settings {
         if listen == admin_listen && listen.port() != 0 {
             reader.fault("ADMIN_LISTEN", "is another address than FANFARE_LISTEN");
         }
-        let open = listen.ip().is_loopback();
+        let clients = self.clients.read(&mut reader);
+        if let Some(address) = clients.proxy_protocol_listen
+            && address.port() != 0
+            && (address == listen || address == admin_listen)
+        {
+            reader.fault("PROXY_PROTOCOL_LISTEN", "is an address of its own");
+        }
+        let open = [Some(listen), clients.proxy_protocol_listen]
+            .iter()
+            .flatten()
+            .all(|address| address.ip().is_loopback());
         let bus = self.read_bus(open, &mut reader);
         let access = self.read_access(open, &mut reader);
         let prefix_is_plain = !self.prefix.is_empty()
@@ -410,6 +424,7 @@ impl Settings {
             drain_delay: reader.duration("DRAIN_DELAY", &self.drain_delay, UP_TO_AN_HOUR),
             drain_period: reader.duration("DRAIN_PERIOD", &self.drain_period, UP_TO_AN_HOUR),
             access,
+            clients,
             log: self.log.clone(),
             log_format,
         };
@@ -599,11 +614,19 @@ mod tests {
             "--drain-delay=2d",
             "--drain-period=-1s",
             "--public-channels=$all,",
+            "--allow-origins=https://*.example.com",
+            "--trusted-proxies=everybody",
+            "--forwarded-header=via",
+            "--proxy-protocol-listen=8443",
+            "--max-connections-per-ip=0",
+            "--max-connections-per-subject=few",
+            "--connect-rate-per-ip=10",
+            "--publish-rate-per-subject=1/d",
             "--log=a=b=c",
             "--log-format=xml",
         ]);
         let settings: BTreeSet<_> = found.iter().collect();
-        assert_eq!(settings.len(), 21, "{found:?}");
+        assert_eq!(settings.len(), 29, "{found:?}");
     }
 
     #[test]
@@ -619,6 +642,24 @@ mod tests {
         assert_eq!(
             faults(&["--history-ttl=30s", "--max-replication-lag=30s"]),
             ["FANFARE_HISTORY_TTL"]
+        );
+        assert_eq!(
+            faults(&["--proxy-protocol-listen=127.0.0.1:8443"]),
+            ["FANFARE_PROXY_PROTOCOL_LISTEN"]
+        );
+        assert_eq!(
+            faults(&["--forwarded-header=forwarded"]),
+            ["FANFARE_FORWARDED_HEADER"]
+        );
+        let proxied = ["--trusted-proxies=10.0.0.1", "--proxy-protocol-listen"];
+        assert_eq!(
+            faults(&[&proxied[..], &["127.0.0.1:8080"]].concat()),
+            ["FANFARE_PROXY_PROTOCOL_LISTEN"]
+        );
+        // A listener for proxies is a data listener.
+        assert_eq!(
+            faults(&[&proxied[..], &["0.0.0.0:8443"]].concat()),
+            ["FANFARE_REDIS_URL", "FANFARE_PUBLIC_CHANNELS"]
         );
         let Faults(told) = read(&["--history-ttl=59s"]).unwrap_err();
         assert!(told[0].rule.contains("FANFARE_MAX_REPLICATION_LAG"));

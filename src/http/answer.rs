@@ -38,14 +38,19 @@ fn busy_retry() -> Duration {
 /// The answer to a stream that cannot be opened now. A browser gives up for good on any status
 /// but 200, so it gets a reconnection time and the end of the stream; without an `id`, so that
 /// its cursor stays.
-pub(super) fn busy(wants_503: bool, why: &'static str) -> Response {
+///
+/// `headers` are those the stream would have had: a browser shows neither answer to a page of
+/// another origin without them.
+pub(super) fn busy(wants_503: bool, why: &'static str, headers: HeaderMap) -> Response {
     let retry = busy_retry();
-    if wants_503 {
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
+    let mut response = if wants_503 {
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
             .retry_after(retry)
-            .into_response();
-    }
-    let mut response = Response::new(Body::from(retry_block(retry)));
-    stream_headers(response.headers_mut());
+            .into_response()
+    } else {
+        Response::new(Body::from(retry_block(retry)))
+    };
+    let own = std::mem::replace(response.headers_mut(), headers);
+    response.headers_mut().extend(own);
     response
 }

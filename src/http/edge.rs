@@ -1,5 +1,6 @@
 //! The service a shard's connections share: the router, and what becomes of its answers.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,12 +12,15 @@ use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, StatusCode, Version};
 use tower_service::Service;
 
-use super::admission::{ConnectionLimit, OpenStream};
+use super::admission::{Admission, Full, OpenStream};
 use super::answer::{BUSY_HEADER, busy};
+use super::client_address::ClientAddress;
 use super::cut_off;
 use super::error::Problem;
+use super::head_scan::HeadFault;
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
+use super::{host, origin};
 use crate::hub::{Hub, NotOpened, StreamRequest};
 use crate::protocol::Framing;
 
@@ -29,17 +33,34 @@ const DRAINING: &str = "this replica is being stopped";
 pub struct Edge {
     hub: Rc<Hub>,
     router: Router,
-    limit: Arc<ConnectionLimit>,
+    admission: Arc<Admission>,
+    /// Whoever asks may do everything, because nobody else can ask.
+    is_open: bool,
+}
+
+/// How a request came.
+pub(super) struct Asked {
+    /// Who is at the other end of the connection.
+    pub(super) peer: IpAddr,
+    /// What is wrong with the request's head, though hyper takes it.
+    pub(super) head_fault: Option<HeadFault>,
+    /// For HTTP/1: the way to take its connection over.
+    pub(super) handoff: Option<Rc<Handoff>>,
 }
 
 impl Edge {
     /// The edge of a shard.
-    pub fn new(hub: Rc<Hub>, router: Router, limit: Arc<ConnectionLimit>) -> Rc<Self> {
-        Rc::new(Self { hub, router, limit })
+    pub fn new(hub: Rc<Hub>, router: Router, admission: Arc<Admission>, is_open: bool) -> Rc<Self> {
+        Rc::new(Self {
+            hub,
+            router,
+            admission,
+            is_open,
+        })
     }
 
-    pub(super) fn limit(&self) -> &ConnectionLimit {
-        &self.limit
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     pub(super) fn hub(&self) -> &Hub {
@@ -50,25 +71,44 @@ impl Edge {
     /// is left in `handoff`, and this never returns: the connection is about to be taken over.
     pub(super) async fn answer<B>(
         self: Rc<Self>,
-        request: Request<B>,
-        handoff: Option<Rc<Handoff>>,
+        mut request: Request<B>,
+        asked: Asked,
     ) -> Response<EdgeBody>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
         let version = request.version();
+        // What ends its connection: nothing else could follow on it.
+        let close = |response: &mut Response| {
+            if version <= Version::HTTP_11 {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+        };
+        if let Err(problem) = self.check(&request, asked.head_fault) {
+            let mut response = problem.into_response();
+            close(&mut response);
+            return response.map(EdgeBody::Plain);
+        }
+        let rules = self.admission.rules();
+        let client = ClientAddress::of(asked.peer, request.headers(), rules);
+        request.extensions_mut().insert(client);
         let head_only = request.method() == Method::HEAD;
         let wants_503 = request
             .headers()
             .get(BUSY_HEADER)
             .is_some_and(|value| value == "503");
-        let handoff =
-            handoff.filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
+        let handoff = asked
+            .handoff
+            .filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
         let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
+            if response.status() == StatusCode::TOO_MANY_REQUESTS {
+                self.hub.stats().refused_publish_rate.add(1);
+            }
             return response.map(EdgeBody::Plain);
         };
         if has_body {
@@ -81,13 +121,6 @@ impl Edge {
         }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
-        // A stream ends its connection: nothing else could follow on it.
-        let close = |response: &mut Response| {
-            if version <= Version::HTTP_11 {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-            }
-        };
         close(&mut response);
         if head_only {
             return response.map(EdgeBody::Plain);
@@ -95,13 +128,9 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let opened = self.open(&stream, &head, handoff.is_some()).await;
+        let opened = self.open(&stream, client, &head, handoff.is_some()).await;
         match (opened, handoff) {
-            (Err(why), _) => {
-                let mut response = busy(wants_503, why);
-                close(&mut response);
-                response.map(EdgeBody::Plain)
-            }
+            (Err(why), _) => busy(wants_503, why, head.into_headers()).map(EdgeBody::Plain),
             (Ok(stream), Some(handoff)) => {
                 handoff.leave(stream);
                 std::future::pending().await
@@ -113,9 +142,42 @@ impl Edge {
         }
     }
 
+    /// Refuses what is no proper request, and what no page of a foreign site may ask.
+    fn check<B>(&self, request: &Request<B>, fault: Option<HeadFault>) -> Result<(), Problem> {
+        let stats = self.hub.stats();
+        let malformed = |problem| {
+            stats.refused_malformed.add(1);
+            problem
+        };
+        if let Some(fault) = fault {
+            return Err(malformed(Problem::new(
+                StatusCode::BAD_REQUEST,
+                fault.rule(),
+            )));
+        }
+        let host = host::of(request).map_err(malformed)?;
+        let allowed = &self.admission.rules().allow_origins;
+        if let Some(host) = &host
+            && self.is_open
+            && !host::is_local(host)
+            && !allowed.iter().any(|origin| origin.host() == host.host())
+        {
+            stats.refused_host.add(1);
+            return Err(host::not_here(host));
+        }
+        // The demo page may be linked to from anywhere: it is the same for everybody.
+        if request.uri().path() == "/" {
+            return Ok(());
+        }
+        origin::check(request.headers(), host.as_ref(), allowed).inspect_err(|_| {
+            stats.refused_origin.add(1);
+        })
+    }
+
     async fn open(
         &self,
         stream: &StreamRequest,
+        client: ClientAddress,
         head: &StreamHead,
         takeover: bool,
     ) -> Result<OpenStream, &'static str> {
@@ -124,10 +186,25 @@ impl Edge {
             stats.rejected_draining.add(1);
             return Err(DRAINING);
         }
-        let Some(permit) = self.limit.admit() else {
-            stats.rejected_limit.add(1);
-            return Err("this replica has all the streams it can hold");
-        };
+        let admitted = self.admission.admit(client, stream.session.as_deref());
+        let permit = admitted.map_err(|full| match full {
+            Full::Replica => {
+                stats.rejected_limit.add(1);
+                "this replica has all the streams it can hold"
+            }
+            Full::Address => {
+                stats.rejected_address.add(1);
+                "this address has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_IP)"
+            }
+            Full::Subject => {
+                stats.rejected_subject.add(1);
+                "this subject has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_SUBJECT)"
+            }
+            Full::Rate => {
+                stats.rejected_rate.add(1);
+                "this address asks for streams too often (FANFARE_CONNECT_RATE_PER_IP)"
+            }
+        })?;
         let framing = if takeover {
             Framing::Chunked
         } else {

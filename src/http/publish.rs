@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
+use axum::{Extension, Json};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
+use super::client_address::ClientAddress;
 use super::error::Problem;
 use super::state::RouterState;
 use crate::bus::{KeepOptions, PublishError};
@@ -43,6 +44,7 @@ pub(super) struct Published {
 
 pub(super) async fn publish(
     State(state): State<Arc<RouterState>>,
+    Extension(client): Extension<ClientAddress>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -54,6 +56,13 @@ pub(super) async fn publish(
             "publishing over HTTP is open on loopback listeners only; publish through Redis",
         ));
     }
+    state.admission.publish(client, None).map_err(|wait| {
+        Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many events in too short a time (FANFARE_PUBLISH_RATE_PER_SUBJECT)",
+        )
+        .retry_after(wait)
+    })?;
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
     let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;

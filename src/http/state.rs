@@ -1,5 +1,8 @@
 //! What the handlers of the router share.
 
+use std::sync::Arc;
+
+use super::admission::Admission;
 use crate::bus::Publisher;
 use crate::config::Access;
 
@@ -8,6 +11,8 @@ use crate::config::Access;
 pub struct RouterState {
     /// Who may read and publish.
     pub access: Access,
+    /// What clients may take.
+    pub admission: Arc<Admission>,
     /// The way to the bus.
     pub publisher: Publisher,
     /// Channels of one stream at the most.

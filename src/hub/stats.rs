@@ -70,6 +70,24 @@ pub struct ShardStats {
     /// Connections closed because a request's head was malformed, too large, or did not come in
     /// time.
     pub rejected_head: Counter,
+    /// Streams answered with retry-and-close, and connections closed, because their address has
+    /// all it may have.
+    pub rejected_address: Counter,
+    /// Streams answered with retry-and-close because their subject has all it may have.
+    pub rejected_subject: Counter,
+    /// Streams answered with retry-and-close because their address asks too often.
+    pub rejected_rate: Counter,
+    /// Connections closed because they had no header of the PROXY protocol, or came from nobody
+    /// who may send one.
+    pub rejected_proxy_header: Counter,
+    /// Requests refused because their head can be read in more than one way.
+    pub refused_malformed: Counter,
+    /// Requests refused because they were addressed to another host.
+    pub refused_host: Counter,
+    /// Requests refused because a page of a foreign site asked.
+    pub refused_origin: Counter,
+    /// Requests refused because their client publishes too often.
+    pub refused_publish_rate: Counter,
     /// Events written to clients, counted once a client.
     pub events_delivered: Counter,
     /// Events a slow client did not get under the `latest` policy, counted once a client.

@@ -166,13 +166,25 @@ const COUNTERS: [(&str, &str, Read); 4] = [
 ];
 
 /// Streams that were not opened, by reason.
-const REJECTED: [(&str, Read); 4] = [
+const REJECTED: [(&str, Read); 8] = [
     ("limit", |shard| shard.rejected_limit.get()),
     ("draining", |shard| shard.rejected_draining.get()),
     ("bus_unavailable", |shard| {
         shard.rejected_bus_unavailable.get()
     }),
     ("request_head", |shard| shard.rejected_head.get()),
+    ("address", |shard| shard.rejected_address.get()),
+    ("subject", |shard| shard.rejected_subject.get()),
+    ("rate", |shard| shard.rejected_rate.get()),
+    ("proxy_header", |shard| shard.rejected_proxy_header.get()),
+];
+
+/// Requests that were refused, by reason.
+const REFUSED: [(&str, Read); 4] = [
+    ("malformed", |shard| shard.refused_malformed.get()),
+    ("host", |shard| shard.refused_host.get()),
+    ("origin", |shard| shard.refused_origin.get()),
+    ("publish_rate", |shard| shard.refused_publish_rate.get()),
 ];
 
 impl Metrics {
@@ -287,17 +299,24 @@ impl Metrics {
                 .inc_by(self.sum(|shard| shard.closed(reason)));
         }
         families.extend(closed.collect());
-        let rejected = IntCounterVec::new(
-            Opts::new(
+        for (name, help, reasons) in [
+            (
                 "fanfare_connections_rejected_total",
-                "Streams answered with retry-and-close, and connections closed for their request's head.",
+                "Streams answered with retry-and-close, and connections closed before a request.",
+                REJECTED.as_slice(),
             ),
-            &["reason"],
-        )?;
-        for (reason, read) in REJECTED {
-            rejected.with_label_values(&[reason]).inc_by(self.sum(read));
+            (
+                "fanfare_requests_refused_total",
+                "Requests refused before anything was done for them.",
+                REFUSED.as_slice(),
+            ),
+        ] {
+            let counter = IntCounterVec::new(Opts::new(name, help), &["reason"])?;
+            for (reason, read) in reasons {
+                counter.with_label_values(&[*reason]).inc_by(self.sum(read));
+            }
+            families.extend(counter.collect());
         }
-        families.extend(rejected.collect());
         let gaps = IntCounterVec::new(
             Opts::new(
                 "fanfare_gaps_total",

@@ -4,7 +4,7 @@
 //! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
 //! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
-//! runs inside Redis, [`keeping`] what is known of it.
+//! runs inside Redis, [`keeping`] what is known of it. [`tally`] has replicas count together.
 
 mod backfill;
 mod connect;
@@ -20,6 +20,7 @@ mod publish;
 mod session;
 mod subscribe;
 mod subscriptions;
+mod tally;
 
 use std::sync::Arc;
 
@@ -33,13 +34,14 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Inputs, Publisher};
+use super::{BusHealth, Inputs, Publisher, Tally};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
+pub(super) use tally::RedisTally;
 
 /// Starts the bus. Redis need not be there yet.
 pub(super) fn start(
@@ -49,7 +51,7 @@ pub(super) fn start(
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
-) -> Result<(Publisher, watch::Receiver<BusHealth>), redis::RedisError> {
+) -> Result<(Publisher, watch::Receiver<BusHealth>, Tally), redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config));
@@ -84,6 +86,7 @@ pub(super) fn start(
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
+    let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
-    Ok((Publisher::Redis(publisher), health))
+    Ok((Publisher::Redis(publisher), health, tally))
 }
