@@ -8,14 +8,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{OptionFuture, join_all};
-use tokio::runtime::{Builder, LocalOptions, Runtime};
+use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, timeout_at};
 
 use crate::admin::{self, AdminState};
 use crate::bus::Bus;
-use crate::config::{BusConfig, Config};
+use crate::config::{Access, BusConfig, Config, JwksUrl};
+use crate::http::auth::{Authority, Jwks, KeyRing};
 use crate::http::{
     Admission, Edge, Listener, RouterState, accept, bind, only_this_machine, router,
 };
@@ -43,6 +44,9 @@ pub enum AppError {
     /// The Redis URL cannot be used.
     #[error("FANFARE_REDIS_URL cannot be used: {0}")]
     Redis(#[from] redis::RedisError),
+    /// No HTTP client can be had.
+    #[error("the JWK set cannot be fetched: {0}")]
+    Jwks(#[from] reqwest::Error),
     /// A runtime or a signal handler cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -149,8 +153,15 @@ impl App {
         if let Some(tally) = bus.tally {
             control.spawn(Arc::clone(&admission).share(tally));
         }
+        let ring = key_ring(&config.access, &metrics, control.handle())?;
+        let authority = Authority::new(
+            config.access.clone(),
+            ring.clone(),
+            bus.tickets,
+            metrics.auth.clone(),
+        );
         let router = router(RouterState {
-            access: config.access.clone(),
+            authority,
             admission: Arc::clone(&admission),
             publisher: bus.publisher,
             max_channels_per_connection: config.max_channels_per_connection,
@@ -173,7 +184,7 @@ impl App {
                 interest: bus.interest.clone(),
                 history: bus.history.clone(),
                 edge: (router.clone(), Arc::clone(&admission)),
-                is_open: config.access.may_publish(),
+                is_open: matches!(config.access, Access::Open),
                 settings: config.hub_settings(),
                 stats,
             };
@@ -194,6 +205,7 @@ impl App {
         let admin = Arc::new(AdminState {
             metrics,
             bus: bus.health,
+            keys: ring,
             stopping: AtomicBool::new(false),
         });
         let served = control.block_on(async {
@@ -225,6 +237,28 @@ impl App {
     }
 }
 
+/// The keys that tokens are verified with, where there are to be tokens.
+fn key_ring(
+    access: &Access,
+    metrics: &Metrics,
+    control: &Handle,
+) -> Result<Option<Arc<KeyRing>>, AppError> {
+    let Access::Rules(rules) = access else {
+        return Ok(None);
+    };
+    let Some(tokens) = &rules.tokens else {
+        return Ok(None);
+    };
+    let fetch = |url: &JwksUrl| {
+        let metrics = metrics.auth.clone();
+        Jwks::start(url.url().clone(), tokens.jwks_max_age, metrics, control)
+    };
+    let jwks = tokens.jwks_url.as_ref().map(fetch).transpose()?;
+    let rules = tokens.rules.clone();
+    let (fixed, files) = (tokens.fixed.clone(), tokens.files.clone());
+    Ok(Some(KeyRing::start(rules, fixed, files, jwks, control)))
+}
+
 fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admin: SocketAddr) {
     let bus = match &config.bus {
         BusConfig::Embedded => "memory:".to_owned(),
@@ -240,10 +274,14 @@ fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admi
         max_connections = config.max_connections,
         "listening"
     );
-    if config.access.may_publish() {
-        tracing::warn!(
+    match &config.access {
+        Access::Open => tracing::warn!(
             "open: whoever reaches the data listener, on loopback, may read and publish everything"
-        );
+        ),
+        Access::Rules(rules) if rules.tokens.is_none() => tracing::info!(
+            "no key is configured: public channels may be read, and nobody may publish over HTTP"
+        ),
+        Access::Rules(_) => {}
     }
     tracing::info!("the admin listener has no authentication: keep it inside your network");
     if data.ip().is_loopback() {

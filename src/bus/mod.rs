@@ -11,6 +11,7 @@ mod embedded;
 mod redis;
 mod routing;
 mod tally;
+mod tickets;
 
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use crate::telemetry::BusMetrics;
 
 pub use redis::{library, publish_once};
 pub use tally::{Tally, TallyAnswer, TallyReport};
+pub use tickets::{TicketStore, TicketsUnavailable};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
 /// what changes meanwhile, so this many shards never wait for one another.
@@ -144,10 +146,20 @@ pub struct Bus {
     pub history: mpsc::Sender<HistoryRequest>,
     /// Publishes for the HTTP edge.
     pub publisher: Publisher,
+    /// Keeps tickets for the HTTP edge.
+    pub tickets: TicketStore,
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
     /// What the replicas count together; `None` where there is one only.
     pub tally: Option<Tally>,
+}
+
+/// What a bus serves the HTTP edge with.
+struct Services {
+    publisher: Publisher,
+    tickets: TicketStore,
+    health: watch::Receiver<BusHealth>,
+    tally: Option<Tally>,
 }
 
 impl Bus {
@@ -165,24 +177,17 @@ impl Bus {
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
         let inputs = Inputs { updates, asked };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
-        let (publisher, health, tally) = match &config.bus {
-            BusConfig::Embedded => {
-                let (publisher, health) =
-                    embedded::start(config, control, routing, inputs, metrics);
-                (publisher, health, None)
-            }
-            BusConfig::Redis(url) => {
-                let (publisher, health, tally) =
-                    redis::start(config, url, control, routing, inputs, metrics)?;
-                (publisher, health, Some(tally))
-            }
+        let services = match &config.bus {
+            BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
+            BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
         };
         Ok(Self {
             interest,
             history,
-            publisher,
-            health,
-            tally,
+            publisher: services.publisher,
+            tickets: services.tickets,
+            health: services.health,
+            tally: services.tally,
         })
     }
 }

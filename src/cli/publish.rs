@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::{Failure, runtime};
 use crate::bus::{KeepOptions, publish_once};
-use crate::config::RedisUrl;
+use crate::config::{RedisUrl, secret};
 use crate::protocol::{ChannelName, Event, EventId};
 
 /// The limit that a gateway has unless told otherwise; Redis would take more, gateways drop it.
@@ -40,8 +41,13 @@ pub(super) struct Publish {
     #[arg(long, conflicts_with_all = ["history", "key"])]
     live: bool,
     /// Publish through this Redis
-    #[arg(long, env = "FANFARE_REDIS_URL", hide_env_values = true)]
-    redis_url: Option<String>,
+    #[arg(
+        long,
+        env = "FANFARE_REDIS_URL",
+        hide_env_values = true,
+        value_parser = secret
+    )]
+    redis_url: Option<SecretString>,
     /// What stands before the channel's name in Redis
     #[arg(long, env = "FANFARE_PREFIX", default_value = "sse:")]
     prefix: String,
@@ -68,7 +74,7 @@ impl Publish {
             traceparent: None,
         });
         let runtime = runtime()?;
-        let id = match self.redis_url.as_deref() {
+        let id = match self.redis_url.as_ref().map(ExposeSecret::expose_secret) {
             Some(url) if url != "memory:" => {
                 let url = RedisUrl::parse(url).map_err(|rule| format!("the Redis URL {rule}"))?;
                 let keep = keep.as_ref();

@@ -6,12 +6,14 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 
-use super::values::{duration, duration_range, list, size};
-use super::{Access, BusConfig, ClientSettings, Config, RedisUrl};
+use super::access::AccessSettings;
+use super::values::{duration, duration_range, secret, size};
+use super::{BusConfig, ClientSettings, Config, RedisUrl};
 use crate::hub::SlowClientPolicy;
-use crate::protocol::{ChannelPattern, RetryRange};
+use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
 
 /// Descriptors kept free for everything that is no client: Redis, the admin listener, files, and
@@ -47,9 +49,10 @@ pub struct Settings {
         long,
         env = "FANFARE_REDIS_URL",
         value_name = "URL",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = secret
     )]
-    pub redis_url: Option<String>,
+    pub redis_url: Option<SecretString>,
 
     /// A file that holds the Redis URL, for a URL with a password
     #[arg(long, env = "FANFARE_REDIS_URL_FILE", value_name = "FILE")]
@@ -187,10 +190,9 @@ pub struct Settings {
     )]
     pub drain_period: String,
 
-    /// Channels that anybody may read, exact or ending in *. [default: all on a loopback
-    /// listener; required on any other]
-    #[arg(long, env = "FANFARE_PUBLIC_CHANNELS", value_name = "PATTERNS")]
-    pub public_channels: Option<String>,
+    /// Who may read and publish
+    #[command(flatten)]
+    pub access: AccessSettings,
 
     /// Who may connect, and what one client may take.
     #[command(flatten)]
@@ -266,7 +268,12 @@ impl Reader {
         })
     }
 
-    fn duration(&mut self, setting: &str, text: &str, within: (Duration, Duration)) -> Duration {
+    pub(super) fn duration(
+        &mut self,
+        setting: &str,
+        text: &str,
+        within: (Duration, Duration),
+    ) -> Duration {
         let value = duration(text).and_then(|value| {
             let (least, most) = within;
             if (least..=most).contains(&value) {
@@ -324,7 +331,13 @@ impl Settings {
             .flatten()
             .all(|address| address.ip().is_loopback());
         let bus = self.read_bus(open, &mut reader);
-        let access = self.read_access(open, &mut reader);
+        let access = self.access.read(open, &mut reader);
+        if clients.max_connections_per_subject.is_some() && !access.has_tokens() {
+            reader.fault(
+                "MAX_CONNECTIONS_PER_SUBJECT",
+                "needs a key to verify tokens with: without tokens there are no subjects",
+            );
+        }
         let prefix_is_plain = !self.prefix.is_empty()
             && self.prefix.len() <= 64
             && self.prefix.bytes().all(|byte| {
@@ -441,7 +454,7 @@ impl Settings {
                 reader.fault("REDIS_URL_FILE", "and FANFARE_REDIS_URL exclude each other");
                 return BusConfig::Embedded;
             }
-            (Some(url), None) => Some(url.clone()),
+            (Some(url), None) => Some(url.expose_secret().to_owned()),
             (None, Some(file)) => match std::fs::read_to_string(file) {
                 Ok(url) => Some(url.trim_end().to_owned()),
                 Err(error) => {
@@ -471,30 +484,6 @@ impl Settings {
                 BusConfig::Embedded
             }
         }
-    }
-
-    fn read_access(&self, open: bool, reader: &mut Reader) -> Access {
-        let Some(patterns) = &self.public_channels else {
-            if !open {
-                reader.fault(
-                    "PUBLIC_CHANNELS",
-                    "is required when FANFARE_LISTEN is not a loopback address: \
-                     which channels anybody may read",
-                );
-            }
-            return Access::Open;
-        };
-        let mut parsed = Vec::new();
-        for pattern in list(patterns) {
-            match ChannelPattern::parse(pattern) {
-                Ok(pattern) => parsed.push(pattern),
-                Err(rule) => reader.fault("PUBLIC_CHANNELS", format!("has {pattern:?}: {rule}")),
-            }
-        }
-        if parsed.is_empty() {
-            reader.fault("PUBLIC_CHANNELS", "names no channel");
-        }
-        Access::Public(parsed)
     }
 
     fn read_max_connections(&self, reader: &mut Reader) -> usize {
@@ -535,6 +524,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::config::Access;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -560,7 +550,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
         assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9080");
         assert!(matches!(config.bus, BusConfig::Embedded));
-        assert!(config.access.may_publish());
+        assert!(matches!(config.access, Access::Open));
         assert_eq!(config.heartbeat, Duration::from_secs(15));
         assert_eq!(config.max_event_bytes, 1 << 20);
         assert_eq!(config.history_length, 1000);
@@ -585,10 +575,12 @@ mod tests {
             ],
         ]
         .concat();
-        let access = read(&told).unwrap().access;
-        let name = |name| crate::protocol::ChannelName::parse(name).unwrap();
-        assert!(access.may_read(&name("news.eu")) && access.may_read(&name("alerts")));
-        assert!(!access.may_read(&name("orders")) && !access.may_publish());
+        let Access::Rules(rules) = read(&told).unwrap().access else {
+            panic!("it is open");
+        };
+        let public: Vec<_> = rules.public.iter().map(ToString::to_string).collect();
+        assert_eq!(public, ["news.*", "alerts"]);
+        assert!(rules.tokens.is_none());
     }
 
     /// Every setting wrong once; all are reported together.
@@ -650,6 +642,10 @@ mod tests {
         assert_eq!(
             faults(&["--forwarded-header=forwarded"]),
             ["FANFARE_FORWARDED_HEADER"]
+        );
+        assert_eq!(
+            faults(&["--max-connections-per-subject=5"]),
+            ["FANFARE_MAX_CONNECTIONS_PER_SUBJECT"]
         );
         let proxied = ["--trusted-proxies=10.0.0.1", "--proxy-protocol-listen"];
         assert_eq!(

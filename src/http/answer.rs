@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::error::Problem;
@@ -38,19 +38,25 @@ fn busy_retry() -> Duration {
 /// The answer to a stream that cannot be opened now. A browser gives up for good on any status
 /// but 200, so it gets a reconnection time and the end of the stream; without an `id`, so that
 /// its cursor stays.
-///
-/// `headers` are those the stream would have had: a browser shows neither answer to a page of
-/// another origin without them.
-pub(super) fn busy(wants_503: bool, why: &'static str, headers: HeaderMap) -> Response {
+pub(super) fn busy(wants_503: bool, why: &'static str) -> Response {
     let retry = busy_retry();
-    let mut response = if wants_503 {
-        Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
+    if wants_503 {
+        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
             .retry_after(retry)
-            .into_response()
-    } else {
-        Response::new(Body::from(retry_block(retry)))
-    };
-    let own = std::mem::replace(response.headers_mut(), headers);
-    response.headers_mut().extend(own);
+            .into_response();
+    }
+    let mut response = Response::new(Body::from(retry_block(retry)));
+    stream_headers(response.headers_mut());
     response
+}
+
+/// Those of the router's headers without which a browser shows no answer to a page of another
+/// origin: an `EventSource` would give up instead of coming back.
+pub(super) fn cors_headers(headers: &HeaderMap) -> HeaderMap {
+    let is_one = |name: &HeaderName| *name == VARY || name.as_str().starts_with("access-control-");
+    headers
+        .iter()
+        .filter(|(name, _)| is_one(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }

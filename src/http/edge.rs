@@ -13,7 +13,8 @@ use http::{HeaderValue, Method, Request, StatusCode, Version};
 use tower_service::Service;
 
 use super::admission::{Admission, Full, OpenStream};
-use super::answer::{BUSY_HEADER, busy};
+use super::answer::{BUSY_HEADER, busy, cors_headers};
+use super::auth::{HeldTicket, NotSpent, Undecided, wrong_ticket};
 use super::client_address::ClientAddress;
 use super::cut_off;
 use super::error::Problem;
@@ -46,6 +47,11 @@ pub(super) struct Asked {
     pub(super) head_fault: Option<HeadFault>,
     /// For HTTP/1: the way to take its connection over.
     pub(super) handoff: Option<Rc<Handoff>>,
+}
+
+/// Whether an answer says who asks may not.
+fn is_denied(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 impl Edge {
@@ -95,6 +101,7 @@ impl Edge {
         let client = ClientAddress::of(asked.peer, request.headers(), rules);
         request.extensions_mut().insert(client);
         let head_only = request.method() == Method::HEAD;
+        let is_stream = head_only || request.method() == Method::GET;
         let wants_503 = request
             .headers()
             .get(BUSY_HEADER)
@@ -105,19 +112,34 @@ impl Edge {
         let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
+        let cors = cors_headers(response.headers());
+        // What is answered here, instead of what the router has answered.
+        let instead = |mut answer: Response| {
+            answer.headers_mut().extend(cors.clone());
+            close(&mut answer);
+            answer.map(EdgeBody::Plain)
+        };
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
-            if response.status() == StatusCode::TOO_MANY_REQUESTS {
+            let undecided = response.extensions_mut().remove::<Undecided>();
+            if let (true, Some(Undecided(why))) = (is_stream, undecided) {
+                self.hub.stats().rejected_undecided.add(1);
+                return instead(busy(wants_503, why));
+            }
+            if is_stream && is_denied(response.status()) {
+                self.hub.stats().rejected_denied.add(1);
+            } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
                 self.hub.stats().refused_publish_rate.add(1);
             }
             return response.map(EdgeBody::Plain);
         };
+        let ticket = response.extensions_mut().remove::<HeldTicket>();
         if has_body {
             // Unread bytes would hide from hyper that the client is gone.
             let problem = Problem::new(
                 StatusCode::BAD_REQUEST,
                 "a stream is asked for without a body",
             );
-            return problem.into_response().map(EdgeBody::Plain);
+            return instead(problem.into_response());
         }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
@@ -128,9 +150,20 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let opened = self.open(&stream, client, &head, handoff.is_some()).await;
+        let mut opened = self.open(&stream, client, &head, handoff.is_some()).await;
+        if let (Ok(_), Some(ticket)) = (&opened, &ticket) {
+            // Only now, so that a client that is told to come back can.
+            match ticket.spend().await {
+                Ok(()) => {}
+                Err(NotSpent::NotNow) => opened = Err("the ticket could not be spent"),
+                Err(NotSpent::Gone) => {
+                    self.hub.stats().rejected_denied.add(1);
+                    return instead(wrong_ticket().into_response());
+                }
+            }
+        }
         match (opened, handoff) {
-            (Err(why), _) => busy(wants_503, why, head.into_headers()).map(EdgeBody::Plain),
+            (Err(why), _) => instead(busy(wants_503, why)),
             (Ok(stream), Some(handoff)) => {
                 handoff.leave(stream);
                 std::future::pending().await

@@ -13,6 +13,7 @@
 
 mod admission;
 mod answer;
+pub mod auth;
 mod client_address;
 mod connection;
 mod cut_off;

@@ -12,9 +12,11 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
+use super::auth::Refusal;
 use super::client_address::ClientAddress;
 use super::error::Problem;
 use super::state::RouterState;
+use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
 use crate::protocol::{ChannelName, Event, EventId};
 
@@ -49,22 +51,22 @@ pub(super) async fn publish(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Published>, Problem> {
-    if !state.access.may_publish() {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "publishing over HTTP is open on loopback listeners only; publish through Redis",
-        ));
-    }
-    state.admission.publish(client, None).map_err(|wait| {
+) -> Result<Json<Published>, Refusal> {
+    let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
+    let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
+    let caller = state.authority.caller(&headers, None).await?;
+    state.authority.check_publish(&caller, &channel)?;
+    let subject = caller
+        .session
+        .as_ref()
+        .and_then(|session| session.subject.as_ref());
+    state.admission.publish(client, subject).map_err(|wait| {
         Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
             "too many events in too short a time (FANFARE_PUBLISH_RATE_PER_SUBJECT)",
         )
         .retry_after(wait)
     })?;
-    let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
-    let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
     let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
     let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
         .await
@@ -91,7 +93,7 @@ pub(super) async fn publish(
         Ok(id) => Ok(Json(Published {
             id: id.as_ref().map(EventId::to_string),
         })),
-        Err(error) => Err(refused(&channel, error)),
+        Err(error) => Err(refused(&channel, error).into()),
     }
 }
 
@@ -175,6 +177,7 @@ impl Fields {
                         return Err(Problem::field("history", rule));
                     }
                 }
+                "token" | "jwt" => return Err(token_in_query()),
                 _ => {
                     let rule = format!(
                         "{key:?} is unknown; there are event, retry, to, key, history and keep"

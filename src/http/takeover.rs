@@ -94,11 +94,6 @@ impl StreamHead {
         bytes
     }
 
-    /// The headers alone.
-    pub(super) fn into_headers(self) -> HeaderMap {
-        self.0
-    }
-
     /// The head for hyper to write.
     pub(super) fn into_response(self, body: EdgeBody) -> Response<EdgeBody> {
         let mut response = Response::new(body);

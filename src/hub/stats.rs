@@ -70,6 +70,11 @@ pub struct ShardStats {
     /// Connections closed because a request's head was malformed, too large, or did not come in
     /// time.
     pub rejected_head: Counter,
+    /// Streams refused because who asks may not read them: no token, a wrong one, another's.
+    pub rejected_denied: Counter,
+    /// Streams answered with retry-and-close because nobody could tell: keys or tickets were not
+    /// to be had.
+    pub rejected_undecided: Counter,
     /// Streams answered with retry-and-close, and connections closed, because their address has
     /// all it may have.
     pub rejected_address: Counter,

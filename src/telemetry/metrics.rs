@@ -14,6 +14,7 @@ use prometheus::{
     Registry, TextEncoder,
 };
 
+use super::AuthMetrics;
 use crate::hub::{CloseReason, ResumeOutcome, ResumeSource, ShardStats};
 use crate::protocol::{EnvelopeFault, EventFault, GapReason};
 
@@ -110,6 +111,8 @@ pub struct Metrics {
     shards: Vec<Arc<ShardStats>>,
     /// What the bus counts.
     pub bus: BusMetrics,
+    /// What is counted about tokens and keys.
+    pub auth: AuthMetrics,
 }
 
 fn dropped_events() -> prometheus::Result<IntCounterVec> {
@@ -166,13 +169,15 @@ const COUNTERS: [(&str, &str, Read); 4] = [
 ];
 
 /// Streams that were not opened, by reason.
-const REJECTED: [(&str, Read); 8] = [
+const REJECTED: [(&str, Read); 10] = [
     ("limit", |shard| shard.rejected_limit.get()),
     ("draining", |shard| shard.rejected_draining.get()),
     ("bus_unavailable", |shard| {
         shard.rejected_bus_unavailable.get()
     }),
     ("request_head", |shard| shard.rejected_head.get()),
+    ("denied", |shard| shard.rejected_denied.get()),
+    ("undecided", |shard| shard.rejected_undecided.get()),
     ("address", |shard| shard.rejected_address.get()),
     ("subject", |shard| shard.rejected_subject.get()),
     ("rate", |shard| shard.rejected_rate.get()),
@@ -245,10 +250,12 @@ impl Metrics {
         registry.register(Box::new(bus.probe_seconds.clone()))?;
         registry.register(Box::new(build))?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
+        let auth = AuthMetrics::new(&registry)?;
         let metrics = Self {
             registry,
             shards,
             bus,
+            auth,
         };
         metrics.render()?;
         Ok(metrics)

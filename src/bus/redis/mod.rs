@@ -21,6 +21,7 @@ mod session;
 mod subscribe;
 mod subscriptions;
 mod tally;
+mod tickets;
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Inputs, Publisher, Tally};
+use super::{BusHealth, Inputs, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
@@ -42,6 +43,7 @@ use crate::telemetry::BusMetrics;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
 pub(super) use tally::RedisTally;
+pub(super) use tickets::RedisTickets;
 
 /// Starts the bus. Redis need not be there yet.
 pub(super) fn start(
@@ -51,7 +53,7 @@ pub(super) fn start(
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
-) -> Result<(Publisher, watch::Receiver<BusHealth>, Tally), redis::RedisError> {
+) -> Result<Services, redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config));
@@ -88,5 +90,10 @@ pub(super) fn start(
     control.spawn(histories.run(inputs.asked));
     let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
-    Ok((Publisher::Redis(publisher), health, tally))
+    Ok(Services {
+        tickets: TicketStore::Redis(RedisTickets::new(publisher.clone(), &config.prefix)),
+        publisher: Publisher::Redis(publisher),
+        health,
+        tally: Some(tally),
+    })
 }
