@@ -14,6 +14,7 @@
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
 //! - [`http`]: the data listener, from an accepted connection to a stream.
 //! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted.
+//! - [`fuzzing`]: what must hold for any bytes from outside.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together.
 //!
 //! What holds everywhere:
@@ -37,6 +38,7 @@ pub mod cli;
 pub mod config;
 #[cfg(test)]
 mod exploration;
+pub mod fuzzing;
 pub mod http;
 pub mod hub;
 pub mod protocol;

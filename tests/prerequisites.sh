@@ -14,6 +14,7 @@ needed=(
   chromedriver:chromium-driver
   curl:curl
   openssl:openssl
+  slowhttptest:slowhttptest
   cc:gcc
 )
 

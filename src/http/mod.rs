@@ -34,8 +34,11 @@ mod subscribe;
 mod takeover;
 
 pub use admission::Admission;
+pub(crate) use auth::{VerifiedClaims, read_token_header};
 pub use edge::Edge;
 pub use host::only_this_machine;
 pub use listener::{Listener, accept, bind};
+pub(crate) use publish::Fields as PublishFields;
 pub use router::router;
 pub use state::RouterState;
+pub(crate) use subscribe::StreamQuery;

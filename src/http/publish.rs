@@ -137,7 +137,7 @@ async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
 
 /// The fields of the query and the headers.
 #[derive(Default)]
-struct Fields {
+pub(crate) struct Fields {
     event: String,
     retry: Option<Duration>,
     to: Option<String>,
@@ -148,7 +148,7 @@ struct Fields {
 impl Fields {
     /// Unlike a stream's, a publisher's parameters are all known: a mistyped one would change
     /// what clients get without a word.
-    fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
         let mut fields = Self::default();
         let mut seen = Vec::new();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -234,7 +234,7 @@ impl Fields {
         (!self.live).then(|| self.options.clone())
     }
 
-    fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
+    pub(crate) fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
         let mut event =
             Event::new(data, max_event_bytes).map_err(|rule| Problem::field("body", rule))?;
         event = event
