@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use reqwest::header::{AUTHORIZATION, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use super::token::Token;
 use super::{Failure, runtime};
 use crate::bus::{KeepOptions, publish_once};
 use crate::config::{RedisUrl, secret};
@@ -54,6 +56,8 @@ pub(super) struct Publish {
     /// Publish over HTTP to this gateway, when no Redis is named
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
+    #[command(flatten)]
+    token: Token,
 }
 
 impl Publish {
@@ -81,7 +85,17 @@ impl Publish {
                 let publish = publish_once(&url, &self.prefix, &self.channel, &event, keep);
                 runtime.block_on(publish)?
             }
-            _ => runtime.block_on(post(&self.url, &self.channel, &event, keep.as_ref()))?,
+            _ => {
+                let authorization = self.token.authorization()?;
+                let post = post(
+                    &self.url,
+                    authorization,
+                    &self.channel,
+                    &event,
+                    keep.as_ref(),
+                );
+                runtime.block_on(post)?
+            }
         };
         if let Some(id) = id {
             writeln!(std::io::stdout(), "{id}")?;
@@ -98,6 +112,7 @@ struct Published {
 
 async fn post(
     url: &str,
+    authorization: Option<HeaderValue>,
     channel: &ChannelName,
     event: &Event,
     keep: Option<&KeepOptions>,
@@ -118,13 +133,14 @@ async fn post(
             url.query_pairs_mut().append_pair(name, value);
         }
     }
-    let response = reqwest::Client::builder()
+    let client = reqwest::Client::builder()
         .timeout(Duration::from_secs(10))
-        .build()?
-        .post(url)
-        .body(event.data().clone())
-        .send()
-        .await?;
+        .build()?;
+    let mut request = client.post(url).body(event.data().clone());
+    if let Some(authorization) = authorization {
+        request = request.header(AUTHORIZATION, authorization);
+    }
+    let response = request.send().await?;
     let status = response.status();
     let answer = response.text().await?;
     if !status.is_success() {

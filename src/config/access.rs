@@ -68,7 +68,7 @@ pub enum Access {
     /// Everybody everything: a listener on loopback without rules.
     Open,
     /// What the rules say.
-    Rules(AccessRules),
+    Rules(Box<AccessRules>),
 }
 
 /// Rules of who may read and publish.
@@ -225,10 +225,10 @@ impl AccessSettings {
             }
             return Access::Open;
         }
-        Access::Rules(AccessRules {
+        Access::Rules(Box::new(AccessRules {
             public: public.unwrap_or_default(),
             tokens,
-        })
+        }))
     }
 
     fn names_a_key(&self) -> bool {

@@ -6,6 +6,7 @@
 mod access;
 mod clients;
 mod environment;
+mod exposed;
 mod redis_url;
 mod settings;
 mod values;
@@ -24,6 +25,7 @@ use crate::telemetry::LogFormat;
 pub use access::{Access, AccessRules, AccessSettings, JwksUrl, TokenConfig};
 pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate, TrustedProxies};
 pub use environment::unknown_variables;
+pub use exposed::exposed_secrets;
 pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings};
 pub use values::secret;

@@ -614,15 +614,95 @@ mod tests {
             "--max-connections-per-subject=few",
             "--connect-rate-per-ip=10",
             "--publish-rate-per-subject=1/d",
+            "--token-channels=user.{sub}*",
+            "--jwt-secret=short",
+            "--jwt-secret-file=/nowhere",
+            "--jwt-public-key-file=/dev/null",
+            "--jwks-url=http://id.example/keys",
+            "--jwks-max-age=0s",
+            "--jwt-issuer=,",
+            "--jwt-audience=",
             "--log=a=b=c",
             "--log-format=xml",
         ]);
         let settings: BTreeSet<_> = found.iter().collect();
-        assert_eq!(settings.len(), 29, "{found:?}");
+        assert_eq!(settings.len(), 37, "{found:?}");
+    }
+
+    #[test]
+    fn keys_say_who_may_read() {
+        let secret = "--jwt-secret=0123456789abcdefghijklmnopqrstuv";
+        let outside = ["--listen=0.0.0.0:8080", "--redis-url=memory:", secret];
+        let config = read(&outside).unwrap();
+        let printed = format!("{config}{config:?}");
+        assert!(
+            printed.contains("FANFARE_JWT_SECRET=… (HS256)"),
+            "{printed}"
+        );
+        assert!(!printed.contains("0123"), "{printed}");
+        let Access::Rules(rules) = config.access else {
+            panic!("it is open");
+        };
+        assert!(rules.public.is_empty() && rules.tokens.is_some());
+        // Loopback is not open either, once there is a key.
+        assert!(matches!(read(&[secret]).unwrap().access, Access::Rules(_)));
+    }
+
+    #[test]
+    fn settings_do_not_print_secrets() {
+        let command = Command::parse_from([
+            "fanfare",
+            "--jwt-secret=canary-canary-canary-canary-canary",
+            "--redis-url=redis://user:canary@127.0.0.1",
+        ]);
+        let printed = format!("{:?}", command.settings);
+        assert!(!printed.contains("canary"), "{printed}");
+    }
+
+    #[test]
+    fn what_needs_a_key_is_a_fault_without_one() {
+        let found = faults(&[
+            "--token-channels=a",
+            "--jwt-issuer=me",
+            "--jwt-audience=me",
+            "--jwks-max-age=1h",
+        ]);
+        let expected = [
+            "TOKEN_CHANNELS",
+            "JWT_ISSUER",
+            "JWT_AUDIENCE",
+            "JWKS_MAX_AGE",
+        ];
+        assert_eq!(found, expected.map(|name| format!("FANFARE_{name}")));
+        for url in [
+            "http://10.0.0.1/jwks",
+            "https://user:canary@id.example/jwks",
+            "ftp://127.0.0.1/jwks",
+            "file:///etc/jwks",
+            "jwks",
+        ] {
+            let Faults(told) = read(&[&format!("--jwks-url={url}")]).unwrap_err();
+            assert_eq!(told[0].setting, "FANFARE_JWKS_URL");
+            assert!(!told[0].rule.contains("canary"), "{}", told[0].rule);
+        }
+        for url in [
+            "https://id.example/jwks?x=1",
+            "http://127.0.0.1:1/jwks",
+            "http://[::1]/jwks",
+        ] {
+            assert!(read(&[&format!("--jwks-url={url}")]).is_ok(), "{url}");
+        }
     }
 
     #[test]
     fn contradictions_are_faults() {
+        assert_eq!(
+            faults(&[
+                "--jwt-secret=0123456789abcdefghijklmnopqrstuv",
+                "--jwt-secret-file=/dev/null"
+            ]),
+            ["FANFARE_JWT_SECRET_FILE", "FANFARE_JWT_SECRET_FILE"]
+        );
         assert_eq!(
             faults(&["--listen=127.0.0.1:9080"]),
             ["FANFARE_ADMIN_LISTEN"]

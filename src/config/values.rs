@@ -37,7 +37,6 @@ pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
 ///
 /// # Errors
 /// None; clap takes only parsers that may fail.
-#[expect(clippy::unnecessary_wraps, reason = "what clap takes")]
 pub fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
     Ok(text.into())
 }

@@ -45,13 +45,11 @@ impl EmbeddedTickets {
         value: String,
         life: Duration,
     ) -> Result<(), TicketsUnavailable> {
-        self.lock().keep(key, value, Instant::now() + life)
+        self.lock().keep(key, value, life, Instant::now())
     }
 
     pub(crate) fn look(&self, key: &str) -> Option<String> {
-        let tickets = self.lock();
-        let kept = tickets.kept.get(key)?;
-        (kept.expires > Instant::now()).then(|| kept.value.clone())
+        self.lock().look(key, Instant::now())
     }
 
     pub(crate) fn spend(&self, key: &str) -> bool {
@@ -64,33 +62,38 @@ impl Tickets {
         &mut self,
         key: &str,
         value: String,
-        expires: Instant,
+        life: Duration,
+        now: Instant,
     ) -> Result<(), TicketsUnavailable> {
-        self.forget_expired();
+        self.forget_expired(now);
         let bytes = cost_bytes(key, &value);
         if self.bytes + bytes > MOST_BYTES {
             return Err(TicketsUnavailable("there are too many".into()));
         }
+        let expires = now + life;
         self.bytes += bytes;
         self.expiry.push_back((expires, key.into()));
         self.kept.insert(key.into(), Kept { value, expires });
         Ok(())
     }
 
+    fn look(&self, key: &str, now: Instant) -> Option<String> {
+        let kept = self.kept.get(key)?;
+        (kept.expires > now).then(|| kept.value.clone())
+    }
+
+    /// What is left of a spent one is its place in the order, until its time is over.
     fn spend(&mut self, key: &str, now: Instant) -> bool {
         let Some(kept) = self.kept.remove(key) else {
             return false;
         };
-        // Its place in the order stays until its time is over.
-        self.bytes -= cost_bytes(key, &kept.value);
-        self.bytes += cost_bytes(key, "");
+        self.bytes -= kept.value.len();
         kept.expires > now
     }
 
     /// Tickets live about equally long, so the oldest go first; one that lives shorter than those
     /// before it takes room a little longer.
-    fn forget_expired(&mut self) {
-        let now = Instant::now();
+    fn forget_expired(&mut self, now: Instant) {
         while self.expiry.front().is_some_and(|(at, _)| *at <= now)
             && let Some((_, key)) = self.expiry.pop_front()
         {
@@ -110,34 +113,37 @@ mod tests {
 
     const LIFE: Duration = Duration::from_secs(30);
 
-    #[tokio::test(start_paused = true)]
-    async fn a_ticket_is_spent_once_and_expires() {
-        let tickets = EmbeddedTickets::default();
-        tickets.keep("a", "A".into(), LIFE).unwrap();
-        tickets.keep("b", "B".into(), LIFE).unwrap();
-        assert_eq!(tickets.look("a").as_deref(), Some("A"));
-        assert!(tickets.spend("a") && !tickets.spend("a"));
-        assert_eq!(tickets.look("a"), None);
-        tokio::time::advance(LIFE).await;
-        assert_eq!(tickets.look("b"), None);
-        assert!(!tickets.spend("b"));
+    #[test]
+    fn a_ticket_is_spent_once_and_expires() {
+        let mut tickets = Tickets::default();
+        let now = Instant::now();
+        tickets.keep("a", "A".into(), LIFE, now).unwrap();
+        tickets.keep("b", "B".into(), LIFE, now).unwrap();
+        assert_eq!(tickets.look("a", now).as_deref(), Some("A"));
+        assert!(tickets.spend("a", now) && !tickets.spend("a", now));
+        assert_eq!(tickets.look("a", now), None);
+        assert_eq!(tickets.look("b", now + LIFE), None);
+        assert!(!tickets.spend("b", now + LIFE));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn they_are_bounded_and_what_is_over_takes_no_room() {
-        let tickets = EmbeddedTickets::default();
+    #[test]
+    fn they_are_bounded_and_what_is_over_takes_no_room() {
+        let mut tickets = Tickets::default();
+        let now = Instant::now();
         let value = "x".repeat(1 << 20);
         let mut kept = 0;
-        while tickets.keep(&kept.to_string(), value.clone(), LIFE).is_ok() {
+        while tickets
+            .keep(&kept.to_string(), value.clone(), LIFE, now)
+            .is_ok()
+        {
             kept += 1;
         }
         assert_eq!(kept, 31);
-        assert!(tickets.spend("0"));
-        assert!(tickets.keep("new", value.clone(), LIFE).is_ok());
-        tokio::time::advance(LIFE).await;
-        assert!(tickets.keep("last", String::new(), LIFE).is_ok());
-        let left = tickets.lock();
-        assert_eq!((left.kept.len(), left.expiry.len()), (1, 1));
-        assert_eq!(left.bytes, cost_bytes("last", ""));
+        assert!(tickets.spend("0", now));
+        assert!(tickets.keep("new", value, LIFE, now).is_ok());
+        let later = now + LIFE;
+        assert!(tickets.keep("last", String::new(), LIFE, later).is_ok());
+        assert_eq!((tickets.kept.len(), tickets.expiry.len()), (1, 1));
+        assert_eq!(tickets.bytes, cost_bytes("last", ""));
     }
 }

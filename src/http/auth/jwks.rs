@@ -17,7 +17,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::keys::{self, Key};
 use crate::telemetry::{AuthMetrics, JwksOutcome};
 
-/// How often the set is fetched: a key that was taken back is out of force after this time.
+/// How often the set is fetched, at least three times within its greatest age: a key that was
+/// taken back is out of force after this time.
 const REFRESH: Duration = Duration::from_secs(300);
 
 /// Between two fetches that unknown keys ask for: whoever invents keys causes no more.
@@ -85,6 +86,7 @@ impl Jwks {
         let fetcher = Fetcher {
             client,
             url,
+            max_age,
             state: Arc::clone(&state),
             questions,
             metrics,
@@ -152,6 +154,7 @@ impl Jwks {
 struct Fetcher {
     client: reqwest::Client,
     url: reqwest::Url,
+    max_age: Duration,
     state: Arc<ArcSwap<State>>,
     questions: mpsc::Receiver<oneshot::Sender<()>>,
     metrics: AuthMetrics,
@@ -170,7 +173,7 @@ impl Fetcher {
                     // Whoever has given up needs no answer.
                     let _ = oneshot::Sender::<()>::send(reply, ());
                 }
-                REFRESH
+                REFRESH.min(self.max_age / 3)
             } else {
                 // Dropped: the answer is that there is none.
                 waiting.clear();

@@ -10,9 +10,7 @@ use aws_lc_rs::signature::{
     ECDSA_P256_SHA256_FIXED, ECDSA_P384_SHA384_FIXED, ED25519, ParsedPublicKey,
     VerificationAlgorithm,
 };
-use jsonwebtoken::jwk::{
-    AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse, RSAKeyParameters,
-};
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
 use serde_json::Value;
@@ -122,8 +120,8 @@ impl Key {
         }
         let key = DecodingKey::from_jwk(jwk).map_err(|error| error.to_string())?;
         let algorithms: &[Algorithm] = match &jwk.algorithm {
-            AlgorithmParameters::RSA(parameters) => {
-                check_rsa(parameters, &key)?;
+            AlgorithmParameters::RSA(_) => {
+                check_rsa(&key)?;
                 AlgorithmFamily::Rsa.algorithms()
             }
             AlgorithmParameters::EllipticCurve(parameters) => match parameters.curve {
@@ -154,31 +152,31 @@ impl Key {
     }
 }
 
-fn check_rsa(parameters: &RSAKeyParameters, key: &DecodingKey) -> Result<(), String> {
-    let DecodingKeyKind::RsaModulusExponent { n, .. } = key.kind() else {
+fn check_rsa(key: &DecodingKey) -> Result<(), String> {
+    let DecodingKeyKind::RsaModulusExponent { n, e } = key.kind() else {
         return Err("is no RSA key".into());
     };
-    let modulus = n.iter().skip_while(|byte| **byte == 0);
-    let leading = modulus
-        .clone()
-        .next()
-        .map_or(0, |byte| byte.leading_zeros());
-    let bits = (modulus.count() * 8).saturating_sub(leading as usize);
+    let modulus = without_leading_zeros(n);
+    let unused = modulus.first().map_or(0, |byte| byte.leading_zeros());
+    let bits = (modulus.len() * 8).saturating_sub(unused as usize);
     if !RSA_BITS.contains(&bits) {
         let (least, most) = (RSA_BITS.start(), RSA_BITS.end());
         return Err(format!(
             "is an RSA key of {bits} bits, not of {least} to {most}"
         ));
     }
-    // 65537 is what everybody uses; 1 or an even one would verify anything or nothing.
-    let is_odd = |exponent: &Vec<u8>| exponent.last().is_some_and(|last| last % 2 == 1);
-    let DecodingKeyKind::RsaModulusExponent { e, .. } = key.kind() else {
-        return Err("is no RSA key".into());
-    };
-    if !is_odd(e) || parameters.e == "AQ" {
-        return Err("has an exponent that signs nothing".into());
+    // 65537 is what everybody uses; with 1 everything would be its own signature.
+    let exponent = without_leading_zeros(e);
+    let is_odd = exponent.last().is_some_and(|last| last % 2 == 1);
+    if !is_odd || exponent == [1] {
+        return Err("has an RSA exponent that signs nothing".into());
     }
     Ok(())
+}
+
+fn without_leading_zeros(number: &[u8]) -> &[u8] {
+    let zeros = number.iter().take_while(|byte| **byte == 0).count();
+    number.get(zeros..).unwrap_or_default()
 }
 
 /// `algorithms`, when `key` is a point of the curve.
@@ -201,6 +199,10 @@ fn checked<'a>(
 /// With what is wrong, of the first block that cannot be used.
 pub(super) fn from_pem(text: &[u8]) -> Result<Vec<Key>, String> {
     let blocks = pem::parse_many(text).map_err(|_| "is no PEM file".to_owned())?;
+    let begun = memchr::memmem::find_iter(text, b"-----BEGIN ").count();
+    if begun > blocks.len() {
+        return Err("holds a block that does not end".into());
+    }
     if blocks.is_empty() {
         return Err("holds no block -----BEGIN PUBLIC KEY-----".into());
     }

@@ -12,6 +12,8 @@ mod grants;
 mod jwks;
 mod keys;
 mod ring;
+#[cfg(test)]
+mod tests;
 mod tickets;
 mod token;
 
