@@ -27,7 +27,8 @@
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
 //! - `protocol` imports nothing of this crate, `hub` only `protocol`; `bus` and `http` know the
-//!   hub and not each other, but for the [`bus::Publisher`] and the [`bus::TicketStore`].
+//!   hub and not each other, but for the [`bus::Publisher`], the [`bus::TicketStore`] and the
+//!   [`bus::Tally`].
 //!
 //! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
 //! it better), and a protocol beside Server-Sent Events.

@@ -3,6 +3,9 @@
 
 mod support;
 
+#[path = "support/tokens.rs"]
+mod tokens;
+
 use std::process::Command;
 use std::time::Duration;
 
@@ -271,12 +274,14 @@ async fn who_publishes_too_often_gets_429_and_is_told_when_to_try_again() {
 #[tokio::test]
 async fn limits_hold_for_all_replicas_together() {
     let mut redis = Redis::start().await;
+    let url = documented_user(&redis).await;
     let settings = [
         ("FANFARE_MAX_CONNECTIONS_PER_IP", "2"),
         ("FANFARE_TRUSTED_PROXIES", "127.0.0.1"),
+        ("FANFARE_REDIS_URL", &url),
     ];
-    let mut one = Gateway::behind(&redis, &settings).await;
-    let two = Gateway::behind(&redis, &settings).await;
+    let mut one = Gateway::start(&settings).await;
+    let two = Gateway::start(&settings).await;
     let first = opened(&one, "192.0.2.1").await;
     let second = opened(&one, "192.0.2.1").await;
     // The other replica does not know yet, or does already: then it opens none.
@@ -311,6 +316,7 @@ async fn limits_hold_for_all_replicas_together() {
     })
     .await;
     redis.restart().await;
+    documented_user(&redis).await;
     two.ready().await;
     let _fifth = opened(&two, "192.0.2.4").await;
     let _sixth = opened(&two, "192.0.2.4").await;
@@ -321,8 +327,58 @@ async fn limits_hold_for_all_replicas_together() {
             .any(|line| line.contains("for all replicas together again"))
     })
     .await;
-    let three = Gateway::behind(&redis, &settings).await;
+    let three = Gateway::start(&settings).await;
     refused_in_the_end(&three, "192.0.2.4").await;
+}
+
+/// Gives a gateway the rights that the README names, and returns its URL.
+async fn documented_user(redis: &Redis) -> String {
+    let readme = include_str!("../README.md");
+    let rights = readme
+        .lines()
+        .find_map(|line| line.strip_prefix("ACL SETUSER gateway "))
+        .unwrap();
+    let mut command = vec!["ACL", "SETUSER", "gateway"];
+    command.extend(rights.split_whitespace());
+    redis.command::<()>(&command).await;
+    format!("redis://gateway:password@127.0.0.1:{}", redis.port())
+}
+
+#[tokio::test]
+async fn a_subject_has_so_many_streams_and_publishes_so_often_wherever_it_is() {
+    let gateway = Gateway::start(&[
+        ("FANFARE_JWT_SECRET", tokens::SECRET),
+        ("FANFARE_MAX_CONNECTIONS_PER_SUBJECT", "1"),
+        ("FANFARE_PUBLISH_RATE_PER_SUBJECT", "1/h"),
+        ("FANFARE_TRUSTED_PROXIES", "127.0.0.1"),
+    ])
+    .await;
+    let ask = async |method: &str, subject: &str, address: &str| {
+        let token = tokens::token(serde_json::json!({ "sub": subject,
+            "fanfare": { "subscribe": ["a"], "publish": ["a"] } }));
+        let request = format!(
+            "{method} /events/a HTTP/1.1\r\nhost: x\r\nx-forwarded-for: {address}\r\n\
+             authorization: Bearer {token}\r\ncontent-length: 0\r\n\r\n"
+        );
+        Raw::send(gateway.data, &request).await
+    };
+    let mut first = ask("GET", "alice", "192.0.2.1").await;
+    first.until("\nid: ").await;
+    let mut second = ask("GET", "alice", "192.0.2.2").await;
+    assert!(!second.rest().await.contains("\nid: "));
+    ask("GET", "bob", "192.0.2.1").await.until("\nid: ").await;
+    assert_eq!(rejected(&gateway, "subject").await, 1.0);
+    for (subject, address, status) in [
+        ("alice", "192.0.2.1", "200"),
+        ("alice", "192.0.2.2", "429"),
+        ("bob", "192.0.2.1", "200"),
+    ] {
+        let answer = ask("POST", subject, address).await.until("\r\n\r\n").await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{subject}: {answer}"
+        );
+    }
 }
 
 /// Holds a stream for an exchange, until it is refused. Each try frees its place again.
