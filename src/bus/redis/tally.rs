@@ -108,9 +108,11 @@ impl RedisTally {
         let (left, held): (Vec<_>, Vec<_>) =
             report.counts.iter().partition(|(_, count)| *count == 0);
         if !held.is_empty() {
-            pipeline
-                .hset_multiple(&own, &held.into_iter().cloned().collect::<Vec<_>>())
-                .ignore();
+            let telling = pipeline.cmd("HSET").arg(&own);
+            for (client, count) in held {
+                telling.arg(client).arg(count);
+            }
+            telling.ignore();
         }
         if !left.is_empty() {
             let left: Vec<_> = left.into_iter().map(|(client, _)| client).collect();
