@@ -22,6 +22,7 @@ use super::edge::{Asked, Edge};
 use super::proxy_protocol::{ProxyHeader, read_header};
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
+use crate::hub::RejectReason;
 
 /// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -86,7 +87,7 @@ pub(super) async fn serve_proxied(edge: Rc<Edge>, accepted: Accepted) {
         .trusted_proxies
         .contains(peer.to_canonical())
     {
-        stats.rejected_proxy_header.add(1);
+        stats.count_rejected(RejectReason::ProxyHeader);
         return;
     }
     match timeout_at(deadline, read_header(&mut socket)).await {
@@ -100,10 +101,10 @@ pub(super) async fn serve_proxied(edge: Rc<Edge>, accepted: Accepted) {
             serve_until(Rc::clone(&edge), accepted, rest, deadline).await;
         }
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
-            stats.rejected_proxy_header.add(1);
+            stats.count_rejected(RejectReason::ProxyHeader);
         }
         Ok(Err(_)) => {}
-        Err(_) => stats.rejected_head.add(1),
+        Err(_) => stats.count_rejected(RejectReason::RequestHead),
     }
 }
 
@@ -121,7 +122,7 @@ async fn serve_until(edge: Rc<Edge>, accepted: Accepted, read: Vec<u8>, deadline
     } = accepted;
     let stats = edge.hub().stats();
     let Some(place) = edge.admission().seat(place, peer) else {
-        stats.rejected_address.add(1);
+        stats.count_rejected(RejectReason::Address);
         return;
     };
     match timeout_at(deadline, read_preface(&mut socket, read)).await {
@@ -140,7 +141,7 @@ async fn serve_until(edge: Rc<Edge>, accepted: Accepted, read: Vec<u8>, deadline
             serve_http1(Rc::clone(&edge), accepted, already_read, left).await;
         }
         Ok(Err(_)) => {}
-        Err(_) => stats.rejected_head.add(1),
+        Err(_) => stats.count_rejected(RejectReason::RequestHead),
     }
 }
 
@@ -210,7 +211,7 @@ async fn serve_http1(
                     error.is_parse() || (error.is_timeout() && !handoff.has_been_asked())
                 });
                 if refused {
-                    edge.hub().stats().rejected_head.add(1);
+                    edge.hub().stats().count_rejected(RejectReason::RequestHead);
                 }
                 Becomes::Closed
             })

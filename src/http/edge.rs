@@ -22,7 +22,7 @@ use super::head_scan::HeadFault;
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
 use super::{host, origin};
-use crate::hub::{Hub, NotOpened, StreamRequest};
+use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
 use crate::protocol::Framing;
 
 /// How long a stream waits for its channels while the bus is away.
@@ -122,13 +122,13 @@ impl Edge {
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
             let undecided = response.extensions_mut().remove::<Undecided>();
             if let (true, Some(Undecided(why))) = (is_stream, undecided) {
-                self.hub.stats().rejected_undecided.add(1);
+                self.hub.stats().count_rejected(RejectReason::Undecided);
                 return instead(busy(wants_503, why));
             }
             if is_stream && is_denied(response.status()) {
-                self.hub.stats().rejected_denied.add(1);
+                self.hub.stats().count_rejected(RejectReason::Denied);
             } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
-                self.hub.stats().refused_publish_rate.add(1);
+                self.hub.stats().count_refused(RefuseReason::PublishRate);
             }
             return response.map(EdgeBody::Plain);
         };
@@ -157,7 +157,7 @@ impl Edge {
                 Ok(()) => {}
                 Err(NotSpent::NotNow) => opened = Err("the ticket could not be spent"),
                 Err(NotSpent::Gone) => {
-                    self.hub.stats().rejected_denied.add(1);
+                    self.hub.stats().count_rejected(RejectReason::Denied);
                     return instead(wrong_ticket().into_response());
                 }
             }
@@ -179,7 +179,7 @@ impl Edge {
     fn check<B>(&self, request: &Request<B>, fault: Option<HeadFault>) -> Result<(), Problem> {
         let stats = self.hub.stats();
         let malformed = |problem| {
-            stats.refused_malformed.add(1);
+            stats.count_refused(RefuseReason::Malformed);
             problem
         };
         if let Some(fault) = fault {
@@ -195,7 +195,7 @@ impl Edge {
             && !host::is_local(host)
             && !allowed.iter().any(|origin| origin.host() == host.host())
         {
-            stats.refused_host.add(1);
+            stats.count_refused(RefuseReason::Host);
             return Err(host::not_here(host));
         }
         // The demo page may be linked to from anywhere: it is the same for everybody.
@@ -203,7 +203,7 @@ impl Edge {
             return Ok(());
         }
         origin::check(request.headers(), host.as_ref(), allowed).inspect_err(|_| {
-            stats.refused_origin.add(1);
+            stats.count_refused(RefuseReason::Origin);
         })
     }
 
@@ -216,27 +216,31 @@ impl Edge {
     ) -> Result<OpenStream, &'static str> {
         let stats = self.hub.stats();
         if self.hub.is_draining() {
-            stats.rejected_draining.add(1);
+            stats.count_rejected(RejectReason::Draining);
             return Err(DRAINING);
         }
         let admitted = self.admission.admit(client, stream.session.as_deref());
-        let permit = admitted.map_err(|full| match full {
-            Full::Replica => {
-                stats.rejected_limit.add(1);
-                "this replica has all the streams it can hold"
-            }
-            Full::Address => {
-                stats.rejected_address.add(1);
-                "this address has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_IP)"
-            }
-            Full::Subject => {
-                stats.rejected_subject.add(1);
-                "this subject has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_SUBJECT)"
-            }
-            Full::Rate => {
-                stats.rejected_rate.add(1);
-                "this address asks for streams too often (FANFARE_CONNECT_RATE_PER_IP)"
-            }
+        let permit = admitted.map_err(|full| {
+            let (reason, why) = match full {
+                Full::Replica => (
+                    RejectReason::Limit,
+                    "this replica has all the streams it can hold",
+                ),
+                Full::Address => (
+                    RejectReason::Address,
+                    "this address has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_IP)",
+                ),
+                Full::Subject => (
+                    RejectReason::Subject,
+                    "this subject has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_SUBJECT)",
+                ),
+                Full::Rate => (
+                    RejectReason::Rate,
+                    "this address asks for streams too often (FANFARE_CONNECT_RATE_PER_IP)",
+                ),
+            };
+            stats.count_rejected(reason);
+            why
         })?;
         let framing = if takeover {
             Framing::Chunked
@@ -257,11 +261,11 @@ impl Edge {
         match subscription {
             Ok(subscription) => Ok(OpenStream::new(subscription, permit)),
             Err(NotOpened::Draining) => {
-                stats.rejected_draining.add(1);
+                stats.count_rejected(RejectReason::Draining);
                 Err(DRAINING)
             }
             Err(NotOpened::NotActive) => {
-                stats.rejected_bus_unavailable.add(1);
+                stats.count_rejected(RejectReason::BusUnavailable);
                 Err("the channels could not be subscribed: the bus is not available")
             }
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::admission::Admission;
 use super::auth::Authority;
 use crate::bus::Publisher;
+use crate::telemetry::BusMetrics;
 
 /// What the handlers need. Shared by all shards: nothing here is touched by an event.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct RouterState {
     pub admission: Arc<Admission>,
     /// The way to the bus.
     pub publisher: Publisher,
+    /// Where publishing is counted.
+    pub metrics: BusMetrics,
     /// Channels of one stream at the most.
     pub max_channels_per_connection: usize,
     /// Data of one event at the most.
