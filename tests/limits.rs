@@ -1,6 +1,14 @@
 //! What one client may take: streams at a time, here and on all replicas, and how often; and who
 //! a client is behind a proxy.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
 mod support;
 
 #[path = "support/tokens.rs"]
