@@ -1,7 +1,6 @@
 //! The admin listener: health and metrics, for the inside of the network. No authentication.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -25,8 +24,6 @@ pub struct AdminState {
     pub bus: watch::Receiver<BusHealth>,
     /// The keys that tokens are verified with.
     pub keys: Option<Arc<KeyRing>>,
-    /// Whether the replica is being stopped.
-    pub stopping: AtomicBool,
 }
 
 /// The answer of `/readyz`.
@@ -43,7 +40,7 @@ struct Readiness {
 impl AdminState {
     fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.metrics.draining.get() == 1 {
             reasons.push("stopping".to_owned());
         }
         if let BusHealth::Down(reason) = &*self.bus.borrow() {

@@ -1,14 +1,16 @@
 //! The command line: `fanfare` serves; its subcommands publish, read, check and load.
 
 mod functions;
+mod nginx;
 mod publish;
 mod tail;
 mod token;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::App;
 use crate::config::{Config, Faults, Settings, exposed_secrets, unknown_variables};
@@ -31,10 +33,19 @@ enum Command {
     /// Print the events of channels as they arrive, one line each
     Tail(tail::Tail),
     /// Check the configuration, print what it comes to, and exit
-    Check(Box<Settings>),
+    Check(Box<Check>),
     /// The Redis functions through which events are kept
     #[command(subcommand)]
     Functions(functions::Functions),
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    settings: Settings,
+    /// An nginx configuration, with all that it includes, that has to agree with the gateway's
+    #[arg(long, value_name = "FILE")]
+    nginx: Option<PathBuf>,
 }
 
 /// Why a command failed, for people.
@@ -64,7 +75,7 @@ fn run() -> Result<(), Failure> {
         None => serve(&cli.settings),
         Some(Command::Publish(command)) => command.run(),
         Some(Command::Tail(command)) => command.run(),
-        Some(Command::Check(settings)) => check(&settings),
+        Some(Command::Check(command)) => check(&command),
         Some(Command::Functions(command)) => command.run(),
     }
 }
@@ -75,8 +86,14 @@ fn serve(settings: &Settings) -> Result<(), Failure> {
     Ok(App::bind(config)?.run()?)
 }
 
-fn check(settings: &Settings) -> Result<(), Failure> {
-    let config = configuration(settings)?;
+fn check(command: &Check) -> Result<(), Failure> {
+    let config = configuration(&command.settings)?;
+    if let Some(file) = &command.nginx {
+        let faults = nginx::faults(file, &config);
+        if !faults.is_empty() {
+            return Err(Faults(faults).into());
+        }
+    }
     writeln!(std::io::stdout(), "{config}the configuration is valid")?;
     Ok(())
 }

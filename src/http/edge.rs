@@ -130,6 +130,10 @@ impl Edge {
             } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
                 self.hub.stats().count_refused(RefuseReason::PublishRate);
             }
+            // A proxy must not keep a connection for a request that would meet the end.
+            if self.hub.is_draining() {
+                close(&mut response);
+            }
             return response.map(EdgeBody::Plain);
         };
         let ticket = response.extensions_mut().remove::<HeldTicket>();
@@ -143,6 +147,7 @@ impl Edge {
         }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
+        // A stream ends its connection: nothing else could follow on it.
         close(&mut response);
         if head_only {
             return response.map(EdgeBody::Plain);

@@ -35,6 +35,7 @@ mod takeover;
 
 pub use admission::Admission;
 pub(crate) use auth::{VerifiedClaims, read_token_header};
+pub(crate) use connection::{HEAD_DEADLINE, MAX_HEAD_BYTES};
 pub use edge::Edge;
 pub use host::only_this_machine;
 pub use listener::{Listener, accept, bind};

@@ -17,6 +17,8 @@ labels! { "reason":
         Unresponsive = "unresponsive",
         /// The replica is being stopped.
         Drain = "drain",
+        /// It was open for long enough.
+        Age = "age",
     }
 }
 

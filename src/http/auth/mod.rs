@@ -2,7 +2,7 @@
 //!
 //! A request's credential ([`credentials`]) is a token, or a [ticket](tickets) that was drawn with
 //! one. A token is [verified](token) with the [keys] of the [`ring`], which reads files and the
-//! [JWK set](jwks) anew on the control runtime. What it [grants](grants) and the rules of the
+//! [JWK set](jwks) anew on the control runtime. What it [grants] and the rules of the
 //! configuration are a [`Caller`]'s; the hub gets its [`Session`].
 //!
 //! [`token`], [`keys`], [`credentials`] and [`grants`] are pure.

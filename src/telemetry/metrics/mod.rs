@@ -14,12 +14,12 @@ mod shards;
 use std::sync::Arc;
 
 use prometheus::proto::MetricFamily;
-use prometheus::{Encoder, Registry, TextEncoder};
+use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 
 use self::family::{float, gauge, gauges, label};
 use self::shards::Shards;
-use super::AuthMetrics;
 use crate::hub::{LatencyTotal, ShardStats};
+use crate::telemetry::AuthMetrics;
 
 pub use bus::{BusMetrics, DropReason, EventKind, PublishOutcome};
 
@@ -34,6 +34,8 @@ pub struct Metrics {
     pub bus: BusMetrics,
     /// What is counted about tokens and keys.
     pub auth: AuthMetrics,
+    /// 1 from the signal that stops the replica.
+    pub draining: IntGauge,
 }
 
 impl Metrics {
@@ -43,13 +45,20 @@ impl Metrics {
     /// When a name is not valid or stands twice: a mistake in this module.
     pub fn new(shards: Vec<Arc<ShardStats>>, connections_limit: usize) -> prometheus::Result<Self> {
         let registry = Registry::new();
+        let draining = IntGauge::new(
+            "fanfare_draining",
+            "1 from the signal that stops the replica to its end; fanfare_connections are left.",
+        )?;
+        registry.register(Box::new(draining.clone()))?;
+        let auth = AuthMetrics::new(&registry)?;
         let metrics = Self {
             bus: BusMetrics::register(&registry)?,
-            auth: AuthMetrics::new(&registry)?,
             registry,
             shard_count: shards.len(),
             shards: Shards::new(shards),
             connections_limit,
+            auth,
+            draining,
         };
         metrics.render(false)?;
         Ok(metrics)

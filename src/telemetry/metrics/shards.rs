@@ -118,7 +118,7 @@ impl Shards {
             ),
             counters_by(
                 "fanfare_connections_rejected_total",
-                "Streams answered with retry-and-close, and connections closed before a request.",
+                "Streams that were refused or answered with retry-and-close, and connections closed before a request.",
                 |reason: RejectReason| self.sum(|shard| shard.rejected(reason)),
             ),
             counters_by(
