@@ -96,10 +96,9 @@ async fn an_address_has_so_many_streams_and_is_told_to_come_back_beyond() {
 #[tokio::test]
 async fn an_address_has_so_many_connections() {
     let gateway = Gateway::start(&[("FANFARE_MAX_CONNECTIONS_PER_IP", "2")]).await;
-    let mut idle = Vec::new();
     eventually("the address has all it may have", async || {
         // Anew each time: those that ask for nothing are closed after ten seconds.
-        idle.clear();
+        let mut idle = Vec::new();
         for _ in 0..18 {
             idle.push(Raw::connect(gateway.data).await);
         }
@@ -110,7 +109,6 @@ async fn an_address_has_so_many_connections() {
     })
     .await;
     assert!(rejected(&gateway, "address").await >= 1.0);
-    drop(idle);
     eventually("others are served again", async || {
         let mut raw = Raw::get(gateway.data, "/nothing").await;
         let mut received = Vec::new();
