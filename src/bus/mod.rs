@@ -10,6 +10,7 @@ pub(crate) mod chain;
 mod embedded;
 mod redis;
 mod routing;
+mod tally;
 mod tickets;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::protocol::{
 use crate::telemetry::BusMetrics;
 
 pub use redis::{library, publish_once};
+pub use tally::{Tally, TallyAnswer, TallyReport};
 pub use tickets::{TicketStore, TicketsUnavailable};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
@@ -153,6 +155,8 @@ pub struct Bus {
     pub tickets: TicketStore,
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
+    /// What the replicas count together; `None` where there is one only.
+    pub tally: Option<Tally>,
 }
 
 /// What a bus serves the HTTP edge with.
@@ -160,6 +164,7 @@ struct Services {
     publisher: Publisher,
     tickets: TicketStore,
     health: watch::Receiver<BusHealth>,
+    tally: Option<Tally>,
 }
 
 impl Bus {
@@ -192,6 +197,7 @@ impl Bus {
             publisher: services.publisher,
             tickets: services.tickets,
             health: services.health,
+            tally: services.tally,
         })
     }
 }

@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 
 use super::error::Problem;
 use super::state::RouterState;
-use super::{auth, demo, publish, revoke, subscribe};
+use super::{auth, demo, origin, publish, revoke, subscribe};
 
 /// The router of the data listener.
 pub fn router(state: RouterState) -> Router {
@@ -28,10 +28,16 @@ pub fn router(state: RouterState) -> Router {
     if demo {
         router = router.route("/", get(demo::page));
     }
-    router
+    let router = router
         .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .with_state(Arc::new(state))
+        .method_not_allowed_fallback(method_not_allowed);
+    let allowed = &state.admission.rules().allow_origins;
+    let router = if allowed.is_empty() {
+        router
+    } else {
+        router.layer(origin::cors(allowed))
+    };
+    router.with_state(Arc::new(state))
 }
 
 async fn not_found(OriginalUri(uri): OriginalUri) -> Problem {

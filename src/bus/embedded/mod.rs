@@ -148,6 +148,7 @@ pub(super) fn start(
         publisher: Publisher::Embedded(EmbeddedPublisher(publisher)),
         tickets: TicketStore::Embedded(EmbeddedTickets::default()),
         health,
+        tally: None,
     }
 }
 

@@ -4,7 +4,7 @@
 //! [subscribed](subscriptions), hears of revocations ([`control`]), sends [`probe`]s, takes what arrives from its [queue](ingest),
 //! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
-//! runs inside Redis, [`keeping`] what is known of it.
+//! runs inside Redis, [`keeping`] what is known of it. [`tally`] has replicas count together.
 
 mod backfill;
 mod connect;
@@ -21,6 +21,7 @@ mod publish;
 mod session;
 mod subscribe;
 mod subscriptions;
+mod tally;
 mod tickets;
 
 use std::sync::Arc;
@@ -36,13 +37,14 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Inputs, Publisher, Services, TicketStore};
+use super::{BusHealth, Inputs, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
+pub(super) use tally::RedisTally;
 pub(super) use tickets::RedisTickets;
 
 /// Starts the bus. Redis need not be there yet.
@@ -89,10 +91,12 @@ pub(super) fn start(
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
+    let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
     Ok(Services {
         tickets: TicketStore::Redis(RedisTickets::new(publisher.clone(), &config.prefix)),
         publisher: Publisher::Redis(publisher),
         health,
+        tally: Some(tally),
     })
 }

@@ -32,7 +32,7 @@ use crate::telemetry::AuthMetrics;
 use self::credentials::{Credential, credential};
 use self::grants::any_matches;
 use self::ring::NotVerified;
-use self::token::VerifiedClaims;
+pub(crate) use self::token::{VerifiedClaims, read_header as read_token_header};
 
 pub use self::credentials::CredentialSource;
 pub use self::grants::{Grants, TokenChannels};

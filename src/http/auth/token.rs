@@ -234,7 +234,11 @@ pub(super) fn verify<'a>(
     })
 }
 
-fn read_header(token: &str) -> Result<Header, TokenFault> {
+/// Reads a token's header.
+///
+/// # Errors
+/// When it is none, or one that must be understood and is not.
+pub(crate) fn read_header(token: &str) -> Result<Header, TokenFault> {
     let header = decode_header(token).map_err(|error| match error.kind() {
         // `none`, and whatever else there is no verifier for.
         ErrorKind::Json(error) if error.to_string().starts_with("unknown variant") => {
