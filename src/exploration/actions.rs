@@ -4,7 +4,8 @@ use super::client::{Client, Stage};
 use super::primary::LAG;
 use super::setup::Setup;
 use super::world::World;
-use crate::protocol::Cursor;
+use crate::hub::positions::heartbeat_cursor;
+use crate::protocol::{Cursor, EventId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
@@ -239,18 +240,12 @@ impl World {
             return None;
         };
         let replica = &self.replicas[client.replica];
-        let newest = client
-            .channels
-            .iter()
-            .map(|channel| replica.newest[*channel]);
-        let newest = newest.max().unwrap();
-        let event = if newest > *skip_through {
-            newest
-        } else {
-            told.event()
+        let newest_of = |ids: &[EventId; 2]| {
+            let ids = client.channels.iter().map(|channel| ids[*channel]);
+            ids.max().unwrap()
         };
-        let settled = replica.settled()?;
-        (settled > event && settled > told.position()).then(|| Cursor::new(event, settled))
+        let (newest, gap) = (newest_of(&replica.newest), newest_of(&replica.gaps));
+        heartbeat_cursor(*told, *skip_through, newest, gap, replica.settled()?)
     }
 }
 

@@ -126,6 +126,10 @@ worlds! {
         { ticks: 3, publishes: 2, probes: 2, connects: 2, failovers: 1, tells: 1 }
     flush: {}
         { ticks: 1, publishes: 3, connects: 2, flushes: 1, losses: 1 }
+    flush_and_heartbeats: {}
+        { ticks: 3, publishes: 2, probes: 2, connects: 2, flushes: 1, losses: 1, tells: 2 }
+    flush_and_heartbeats_on_two_channels: { channels: vec![0, 1], clients: vec![vec![0, 1]] }
+        { ticks: 1, publishes: 2, probes: 2, connects: 1, flushes: 1, losses: 1, tells: 1 }
     eviction: { evictable: true, before: 1 }
         { ticks: 2, publishes: 2, probes: 1, connects: 2, evictions: 1, losses: 1 }
     a_raised_ttl: { ttl: 3, before: 1 }

@@ -236,7 +236,7 @@ impl Hub {
             What::Live => {}
             What::Gap { complete_after, .. } => {
                 if let Some(position) = complete_after {
-                    channels.restart_tail(lot.key, *position);
+                    channels.note_gap(lot.key, *position);
                 }
             }
             What::Kept { link, .. } => {
