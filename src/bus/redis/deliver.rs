@@ -20,16 +20,13 @@ use crate::protocol::{
     ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Link,
     Linked, Retention, decode, decode_frame, is_frame,
 };
-use crate::telemetry::{BusMetrics, DropReason};
+use crate::telemetry::{BusMetrics, DropReason, LogLimit};
 
-/// An id further ahead of the newest known one than so many lag bounds, and the time that has
-/// passed since that was new, is believed only once Redis says that it has issued it: a forged one
-/// would move every cursor to where no event follows for long. A failover moves ids by one bound,
-/// and probes, which are ours alone, tell every few seconds where ids are.
-const MOST_AHEAD_LAG_BOUNDS: u32 = 10;
-
-/// Broken messages are logged this often at the most.
-const DROP_LOG_INTERVAL: Duration = Duration::from_secs(1);
+/// An id further ahead of the newest known one than this, and the time that has passed since that
+/// was new, is believed only once Redis says that it has issued it: a forged one would move every
+/// cursor to where no event follows for long, and hide the events before it. Probes, which are ours
+/// alone, tell every few seconds where ids are; that ids jump costs one read.
+const MOST_AHEAD: Duration = Duration::from_secs(5);
 
 /// An event that history must be read for first.
 #[derive(Debug)]
@@ -66,7 +63,7 @@ pub(super) struct Delivery {
     pub(super) routing: Routing,
     pub(super) metrics: BusMetrics,
     pub(super) retention: Retention,
-    drop_log: DropLog,
+    drop_log: LogLimit,
     /// Everything up to this id was routed, or told as missing. `None`: there are no ids here,
     /// and kept events are live ones.
     position: Option<EventId>,
@@ -83,13 +80,6 @@ pub(super) struct Delivery {
     epoch: Option<EventId>,
     /// What is not newer was read when this connection began.
     settled: EventId,
-}
-
-/// Until when broken messages are counted without being logged, and how many were.
-#[derive(Default)]
-struct DropLog {
-    quiet_until: Option<Instant>,
-    dropped_quietly: u64,
 }
 
 /// Ids of a primary only grow.
@@ -116,7 +106,7 @@ impl Delivery {
             routing,
             metrics,
             retention,
-            drop_log: DropLog::default(),
+            drop_log: LogLimit::default(),
             position: None,
             positions: Positions::new(lag_bound),
             moved_at: Instant::now(),
@@ -367,10 +357,7 @@ impl Delivery {
     }
 
     fn is_far_ahead(&self, id: EventId) -> bool {
-        let most = self
-            .lag_bound
-            .saturating_mul(MOST_AHEAD_LAG_BOUNDS)
-            .saturating_add(self.moved_at.elapsed());
+        let most = MOST_AHEAD.saturating_add(self.moved_at.elapsed());
         self.position.is_some_and(|newest| id.since(newest) > most)
     }
 
@@ -552,18 +539,12 @@ impl Delivery {
         self.routing.channel(name).cloned()
     }
 
-    /// Counts a broken message, and logs at most one a second: a broken publisher must not fill
-    /// the log.
+    /// Counts a broken message, and logs it.
     fn note_dropped(&mut self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
         self.metrics.dropped(reason).inc();
-        let now = Instant::now();
-        if self.drop_log.quiet_until.is_some_and(|until| now < until) {
-            self.drop_log.dropped_quietly += 1;
-            return;
+        if let Some(before) = self.drop_log.pass() {
+            tracing::warn!(%channel, %fault, before, "a message from Redis was dropped");
         }
-        self.drop_log.quiet_until = Some(now + DROP_LOG_INTERVAL);
-        let before = std::mem::take(&mut self.drop_log.dropped_quietly);
-        tracing::warn!(%channel, %fault, before, "a message from Redis was dropped");
     }
 }
 
@@ -923,7 +904,7 @@ mod tests {
     async fn ids_far_ahead_are_looked_up_unless_time_has_passed() {
         let mut world = World::new(Some(100)).await;
         world.told().await;
-        let ahead = 100 + 10 * 60_000 + 1;
+        let ahead = 100 + 60_000;
         for (issued, told) in [(ahead - 1, ""), (ahead, &*format!("a:{ahead}"))] {
             let interrupted = world.delivery.message(kept_message("a", ahead, 0)).await;
             let interrupted = interrupted.unwrap();
@@ -948,8 +929,8 @@ mod tests {
         }
         let dropped = world.delivery.metrics.dropped(DropReason::IdAhead);
         assert_eq!(dropped.get(), 1);
-        let later = 2 * ahead + 1;
-        world.delivery.moved_at -= Duration::from_secs(601);
+        let later = 2 * ahead;
+        world.delivery.moved_at -= Duration::from_secs(60);
         let interrupted = world
             .delivery
             .message(kept_message("a", later, ahead))
