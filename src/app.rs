@@ -214,6 +214,9 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
         max_connections = config.max_connections,
         "listening"
     );
+    if let Some(warning) = config.warning() {
+        tracing::warn!("{warning}");
+    }
     if config.access.may_publish() {
         tracing::warn!(
             "open: whoever reaches the data listener, on loopback, may read and publish everything"

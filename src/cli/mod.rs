@@ -69,6 +69,9 @@ fn serve(settings: &Settings) -> Result<(), Failure> {
 fn check(settings: &Settings) -> Result<(), Failure> {
     let config = configuration(settings)?;
     writeln!(std::io::stdout(), "{config}the configuration is valid")?;
+    if let Some(warning) = config.warning() {
+        writeln!(std::io::stderr(), "fanfare: {warning}")?;
+    }
     Ok(())
 }
 
