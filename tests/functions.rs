@@ -472,7 +472,7 @@ async fn a_probe_comes_back_on_its_own_channel() {
         Ok(Frame::Probe {
             id,
             epoch: first,
-            library_version: 1,
+            library_version: LIBRARY_VERSION,
             number: 7
         })
     );
@@ -831,7 +831,7 @@ async fn history(connection: &mut MultiplexedConnection, arguments: &[&str]) -> 
     let (last, epoch) = (text(), text());
     let _now_ms: u64 = text().parse().unwrap();
     let (ttl_ms, old_ttl_ms) = (text().parse().unwrap(), text().parse().unwrap());
-    let (ttl_since, evictable) = (text(), text() == "1");
+    let (ttl_since, evictable) = (text(), text() != "0");
     let (oldest, oldest_prev, start, complete) = (text(), text(), text(), text() == "1");
     let data = values
         .map(|frame| {
@@ -1056,16 +1056,17 @@ async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
     let mut connection = redis.connection().await;
     let settings = settings();
     let prefixes = ["sse:".to_owned()];
+    let current = LIBRARY_VERSION.to_string();
     let versioned = |version: &str, prefixes: &[String]| {
         render(&settings, prefixes).replace(
-            "local VERSION = 1\n",
+            &format!("local VERSION = {LIBRARY_VERSION}\n"),
             &format!("local VERSION = {version}\n"),
         )
     };
     let (installed, config) = load(&mut connection, &settings).await.unwrap();
     assert_eq!(installed, Installed::Loaded);
     assert_eq!(config.differs_from(&settings), None);
-    assert_eq!(library(&redis).await, ["1", "sse:"]);
+    assert_eq!(library(&redis).await, [&*current, "sse:"]);
     // There already: nothing is replaced, so no ids are jumped over.
     let first = publish(&mut connection, "a", &["x"]).await;
     let (installed, _) = load(&mut connection, &settings).await.unwrap();
@@ -1078,13 +1079,13 @@ async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
     };
     let (installed, _) = load(&mut connection, &other).await.unwrap();
     assert_eq!(installed, Installed::Replaced);
-    assert_eq!(library(&redis).await, ["1", "app:", "sse:"]);
+    assert_eq!(library(&redis).await, [&*current, "app:", "sse:"]);
     let old = versioned("0", &["app:".to_owned(), "third:".to_owned()]);
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", &old])
         .await
         .unwrap();
     ready(&mut connection, &settings).await;
-    assert_eq!(library(&redis).await, ["1", "sse:", "app:", "third:"]);
+    assert_eq!(library(&redis).await, [&*current, "sse:", "app:", "third:"]);
     // Both go on by themselves, in sequences of their own.
     let id: String = run(
         &mut connection,
@@ -1104,19 +1105,21 @@ async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
         assert!(reason.contains("sse:"), "{reason}");
     }
     // A newer one stays.
-    let newer = versioned("2", &prefixes);
+    let next = (LIBRARY_VERSION + 1).to_string();
+    let newer = versioned(&next, &prefixes);
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", &newer])
         .await
         .unwrap();
     let (installed, _) = load(&mut connection, &settings).await.unwrap();
-    assert_eq!(installed, Installed::Newer { version: 2 });
+    let version = LIBRARY_VERSION + 1;
+    assert_eq!(installed, Installed::Newer { version });
     ready(&mut connection, &settings).await;
     let reason = unavailable(&mut connection, &other).await;
     assert!(
         reason.contains("newer") && reason.contains("app:"),
         "{reason}"
     );
-    assert_eq!(library(&redis).await, ["2", "sse:"]);
+    assert_eq!(library(&redis).await, [&*next, "sse:"]);
     // So does one that is not ours.
     let foreign = "#!lua name=fanfare\nredis.register_function('f', function() return 1 end)";
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", foreign])
@@ -1144,7 +1147,12 @@ async fn many_gateways_that_start_together_agree() {
         join_all(starts).await;
         let mut known = library(&redis).await;
         known.sort();
-        assert_eq!(known, ["1", "p0:", "p1:", "p2:", "p3:"], "round {round}");
+        let current = LIBRARY_VERSION.to_string();
+        assert_eq!(
+            known,
+            [&*current, "p0:", "p1:", "p2:", "p3:"],
+            "round {round}"
+        );
         let () = run(&mut redis.connection().await, &["FUNCTION", "FLUSH"])
             .await
             .unwrap();

@@ -348,7 +348,7 @@ async fn a_key_of_another_type_harms_its_own_channel_alone() {
     assert_eq!(newest.data().await, "second");
     let log = other.log().join("\n");
     assert!(
-        log.contains("no history (WRONGTYPE)") && log.contains("channel=a"),
+        log.contains("no history (WRONGTYPE)") && log.contains(r#""channel":"a""#),
         "{log}"
     );
 }
@@ -646,7 +646,8 @@ async fn a_hole_is_filled_before_the_event_that_shows_it() {
     let last = redis.keep("a", "last", &[]).await;
     assert_eq!(next_kept(&mut events).await, (missed, "missed".into()));
     assert_eq!(next_kept(&mut events).await, (last, "last".into()));
-    assert_eq!(gateway.metric("fanfare_history_reads_total").await, 1.0);
+    // One more asks whether an id so far ahead was issued: the function has jumped over the entry.
+    assert_eq!(gateway.metric("fanfare_history_reads_total").await, 2.0);
     assert_eq!(gateway.metric("fanfare_backfilled_events_total").await, 1.0);
     // A history that begins anew does not continue what was seen.
     let _: i64 = redis.command(&["DEL", "sse:a"]).await;

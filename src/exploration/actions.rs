@@ -227,7 +227,7 @@ impl World {
             }
             Stage::Live { .. } => {
                 actions.push(Action::Disconnect { client: number });
-                if self.budget.tells > 0 && self.moved_cursor(client).is_some() {
+                if self.budget.tells > 0 && self.moved_cursor(setup, client).is_some() {
                     actions.push(Action::Tell { client: number });
                 }
             }
@@ -235,7 +235,7 @@ impl World {
     }
 
     /// The cursor that a live client is told next.
-    pub(super) fn moved_cursor(&self, client: &Client) -> Option<Cursor> {
+    pub(super) fn moved_cursor(&self, setup: &Setup, client: &Client) -> Option<Cursor> {
         let Stage::Live { skip_through, told } = &client.stage else {
             return None;
         };
@@ -244,7 +244,12 @@ impl World {
             let ids = client.channels.iter().map(|channel| ids[*channel]);
             ids.max().unwrap()
         };
-        let (newest, gap) = (newest_of(&replica.newest), newest_of(&replica.gaps));
+        let newest = newest_of(&replica.newest);
+        let gap = if setup.heedless_heartbeats {
+            EventId::ZERO
+        } else {
+            newest_of(&replica.gaps)
+        };
         heartbeat_cursor(*told, *skip_through, newest, gap, replica.settled()?)
     }
 }

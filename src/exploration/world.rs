@@ -151,7 +151,7 @@ impl World {
             Action::Disconnect { client } => self.clients[client].disconnect(),
             Action::Tell { client } => {
                 self.budget.tells -= 1;
-                let moved = self.moved_cursor(&self.clients[client]).unwrap();
+                let moved = self.moved_cursor(setup, &self.clients[client]).unwrap();
                 let client = &mut self.clients[client];
                 if let Stage::Live { told, .. } = &mut client.stage {
                     *told = moved;

@@ -32,12 +32,12 @@ impl LogLimit {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn one_line_passes_and_the_next_tells_how_many_did_not() {
+    #[test]
+    fn one_line_passes_and_the_next_tells_how_many_did_not() {
         let mut limit = LogLimit::default();
         assert_eq!(limit.pass(), Some(0));
         assert_eq!((limit.pass(), limit.pass()), (None, None));
-        tokio::time::advance(INTERVAL).await;
+        limit.quiet_until = Some(Instant::now());
         assert_eq!((limit.pass(), limit.pass()), (Some(2), None));
     }
 }
