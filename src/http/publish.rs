@@ -82,13 +82,13 @@ pub(super) async fn publish(
         Ok(id) => Ok(Json(Published {
             id: id.as_ref().map(EventId::to_string),
         })),
-        Err(error) => Err(refused(&channel, error)),
+        Err(error) => Err(refused(&channel, &error)),
     }
 }
 
 /// What a publisher is told. The reason behind an outage may name what is not its business.
-fn refused(channel: &ChannelName, error: PublishError) -> Problem {
-    let (status, told) = match &error {
+fn refused(channel: &ChannelName, error: &PublishError) -> Problem {
+    let (status, told) = match error {
         PublishError::Rejected(rule) => {
             return Problem::new(StatusCode::BAD_REQUEST, rule.as_str());
         }
