@@ -20,7 +20,7 @@ use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
 use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
 };
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline, Traces};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -44,6 +44,9 @@ pub enum AppError {
     /// A runtime or a signal handler cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// Traces are asked for and cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric is defined wrongly.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -60,17 +63,18 @@ pub enum AppError {
 /// A gateway whose addresses are bound and that does not serve yet.
 pub struct App {
     config: Config,
+    storms: Arc<Storms>,
     control: Runtime,
     data_listeners: Vec<std::net::TcpListener>,
     admin_listener: std::net::TcpListener,
 }
 
 impl App {
-    /// Binds both listeners.
+    /// Binds both listeners. `storms`: what the log leaves out, to be summed up.
     ///
     /// # Errors
     /// When an address cannot be bound or the control runtime cannot be had.
-    pub fn bind(config: Config) -> Result<Self, AppError> {
+    pub fn bind(config: Config, storms: Arc<Storms>) -> Result<Self, AppError> {
         // The control runtime owns Redis, the admin listener and signals.
         let control = Builder::new_current_thread().enable_all().build()?;
         let data_listeners = bind(
@@ -92,6 +96,7 @@ impl App {
             })?;
         Ok(Self {
             config,
+            storms,
             control,
             data_listeners,
             admin_listener,
@@ -105,10 +110,12 @@ impl App {
     pub fn run(self) -> Result<(), AppError> {
         let Self {
             config,
+            storms,
             control,
             data_listeners,
             admin_listener,
         } = self;
+        control.spawn(storms.run());
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
@@ -119,6 +126,13 @@ impl App {
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
         let metrics = Metrics::new(stats.clone())?;
+        let replica = replica_name(data_address);
+        let pipeline = config
+            .traces
+            .as_ref()
+            .map(|traces| TracePipeline::start(traces, &replica, &metrics.traces_dropped))
+            .transpose()?;
+        let traces = pipeline.as_ref().map(TracePipeline::traces);
         let (inboxes, shard_inboxes): (Vec<_>, Vec<_>) = data_listeners
             .iter()
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
@@ -128,6 +142,7 @@ impl App {
             control.handle(),
             inboxes.clone(),
             metrics.bus.clone(),
+            traces.clone(),
         )?;
         let router = router(RouterState {
             access: config.access.clone(),
@@ -135,6 +150,7 @@ impl App {
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
             demo: data_address.ip().is_loopback(),
+            traces: traces.clone(),
         });
         let limit = ConnectionLimit::new(config.max_connections);
 
@@ -154,6 +170,7 @@ impl App {
                 edge: (router.clone(), Arc::clone(&limit)),
                 settings: config.hub_settings(),
                 stats,
+                traces: traces.clone(),
             };
             let failure = failure.clone();
             std::thread::Builder::new()
@@ -196,8 +213,18 @@ impl App {
         });
         // A name that is still being looked up must not hold up the end.
         control.shutdown_background();
+        if let Some(pipeline) = pipeline {
+            pipeline.shutdown();
+        }
         served
     }
+}
+
+/// What operators call this replica: the machine and the port that clients connect to.
+fn replica_name(data: SocketAddr) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.map_or_else(|_| data.ip().to_string(), |name| name.trim().to_owned());
+    format!("{host}:{}", data.port())
 }
 
 fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
@@ -283,6 +310,7 @@ struct Shard {
     edge: (axum::Router, Arc<ConnectionLimit>),
     settings: crate::hub::HubSettings,
     stats: Arc<ShardStats>,
+    traces: Option<Traces>,
 }
 
 impl Shard {
@@ -294,7 +322,7 @@ impl Shard {
         runtime.block_on(async {
             let hub = Hub::new(self.settings, self.stats, self.history);
             let (router, limit) = self.edge;
-            let edge = Edge::new(hub.clone(), router, limit);
+            let edge = Edge::new(hub.clone(), router, limit, self.number, self.traces);
             let hub_task = tokio::task::spawn_local(hub.clone().run(self.inbox));
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = tokio::task::spawn_local(interest);

@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use crate::config::{BusConfig, Config};
 use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
 use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame};
-use crate::telemetry::BusMetrics;
+use crate::telemetry::{BusMetrics, Traces};
 
 pub use redis::{library, publish_once};
 
@@ -61,8 +61,6 @@ pub struct KeepOptions {
     pub history: Option<u32>,
     /// An idempotency key: the second event of a key is not published, and has the first's id.
     pub key: Option<String>,
-    /// A trace context to pass on (W3C Trace Context, `traceparent`).
-    pub traceparent: Option<String>,
 }
 
 /// An event of a history as clients may get it, and why they may not.
@@ -156,11 +154,13 @@ impl Bus {
         control: &Handle,
         shards: Vec<mpsc::Sender<ShardMessage>>,
         metrics: BusMetrics,
+        traces: Option<Traces>,
     ) -> Result<Self, ::redis::RedisError> {
         let (interest, updates) = mpsc::channel(INTEREST_QUEUE);
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
         let inputs = Inputs { updates, asked };
-        let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
+        let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes())
+            .traced_by(traces);
         let (publisher, health) = match &config.bus {
             BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
             BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,

@@ -62,8 +62,8 @@ pub fn main() -> ExitCode {
 
 fn serve(settings: &Settings) -> Result<(), Failure> {
     let config = configuration(settings)?;
-    start_log(config.log.parse()?, config.log_format);
-    Ok(App::bind(config)?.run()?)
+    let storms = start_log(config.log.parse()?, config.log_format);
+    Ok(App::bind(config, storms)?.run()?)
 }
 
 fn check(settings: &Settings) -> Result<(), Failure> {

@@ -65,7 +65,6 @@ impl Publish {
         let keep = (!self.live).then_some(KeepOptions {
             history: self.history,
             key: self.key,
-            traceparent: None,
         });
         let runtime = runtime()?;
         let id = match self.redis_url.as_deref() {

@@ -6,6 +6,7 @@
 mod environment;
 mod redis_url;
 mod settings;
+mod traces;
 mod values;
 
 use std::fmt;
@@ -22,6 +23,7 @@ use crate::telemetry::LogFormat;
 pub use environment::unknown_variables;
 pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings};
+pub use traces::TraceConfig;
 
 /// What the recent kept events of all channels may take, in all shards together: most clients
 /// that come back find what they missed there.
@@ -105,6 +107,8 @@ pub struct Config {
     pub log: String,
     /// How they look.
     pub log_format: LogFormat,
+    /// Where spans are sent; `None`: there are none.
+    pub traces: Option<TraceConfig>,
 }
 
 impl fmt::Display for Config {
@@ -146,7 +150,11 @@ impl fmt::Display for Config {
         line("DRAIN_DELAY", &format_duration(self.drain_delay))?;
         line("DRAIN_PERIOD", &format_duration(self.drain_period))?;
         line("LOG", &self.log)?;
-        line("LOG_FORMAT", &self.log_format)
+        line("LOG_FORMAT", &self.log_format)?;
+        match &self.traces {
+            Some(traces) => writeln!(f, "traces go to {}", traces.collector),
+            None => writeln!(f, "traces are off (OTEL_EXPORTER_OTLP_ENDPOINT)"),
+        }
     }
 }
 

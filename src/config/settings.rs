@@ -9,7 +9,7 @@ use clap::Args;
 use tracing_subscriber::EnvFilter;
 
 use super::values::{duration, duration_range, list, size};
-use super::{Access, BusConfig, Config, RedisUrl};
+use super::{Access, BusConfig, Config, RedisUrl, TraceConfig};
 use crate::hub::SlowClientPolicy;
 use crate::protocol::{ChannelPattern, RetryRange};
 use crate::telemetry::LogFormat;
@@ -412,6 +412,7 @@ impl Settings {
             access,
             log: self.log.clone(),
             log_format,
+            traces: TraceConfig::read(|name| std::env::var(name).ok(), &mut reader.0),
         };
         if reader.0.is_empty() {
             Ok(config)

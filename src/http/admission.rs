@@ -1,11 +1,13 @@
 //! How many streams may be open, and what an open one holds.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::hub::Subscription;
+use super::requester::{ConnectionId, Requester};
+use crate::hub::{CloseReason, Subscription};
 
 /// Connections beside the streams: requests that end, and clients that are told to come back.
 /// Half of the descriptors that the configuration keeps in reserve; the other half is for Redis,
@@ -68,13 +70,38 @@ impl Drop for Permit {
 pub(super) struct OpenStream {
     pub(super) subscription: Subscription,
     _permit: Permit,
+    connection: ConnectionId,
+    client: IpAddr,
 }
 
 impl OpenStream {
-    pub(super) fn new(subscription: Subscription, permit: Permit) -> Self {
+    pub(super) fn new(subscription: Subscription, permit: Permit, requester: &Requester) -> Self {
         Self {
             subscription,
             _permit: permit,
+            connection: requester.connection,
+            client: requester.client,
+        }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let Self {
+            connection, client, ..
+        } = self;
+        let reason = self.subscription.close_reason();
+        match reason {
+            CloseReason::SlowClient | CloseReason::Unresponsive => tracing::info!(
+                %connection,
+                %client,
+                reason = reason.label(),
+                "a client that did not keep up was cut off"
+            ),
+            _ => {
+                let reason = reason.label();
+                tracing::debug!(%connection, %client, reason, "a stream has ended");
+            }
         }
     }
 }

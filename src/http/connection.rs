@@ -18,6 +18,7 @@ use tokio::time::{Instant, interval_at, timeout, timeout_at};
 use super::admission::{OpenStream, Place};
 use super::cut_off;
 use super::edge::Edge;
+use super::requester::Peer;
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
 
@@ -43,13 +44,15 @@ const HTTP2_GOODBYE: Duration = Duration::from_secs(2);
 const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
 
 /// Serves a connection to its end, or until a stream has taken it over.
-pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream, place: Place) {
+pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream, peer: Peer, place: Place) {
     let deadline = Instant::now() + HEAD_DEADLINE;
     match timeout_at(deadline, read_preface(&mut socket)).await {
-        Ok(Ok((Protocol::Http2, already_read))) => serve_http2(edge, socket, already_read).await,
+        Ok(Ok((Protocol::Http2, already_read))) => {
+            serve_http2(edge, socket, peer, already_read).await;
+        }
         Ok(Ok((Protocol::Http1, already_read))) => {
             let left = deadline.duration_since(Instant::now());
-            serve_http1(edge, socket, place, already_read, left).await;
+            serve_http1(edge, (socket, peer), place, already_read, left).await;
         }
         Ok(Err(_)) => {}
         Err(_) => edge.hub().stats().rejected_head.add(1),
@@ -79,7 +82,7 @@ async fn read_preface(socket: &mut TcpStream) -> std::io::Result<(Protocol, Vec<
 
 async fn serve_http1(
     edge: Rc<Edge>,
-    socket: TcpStream,
+    (socket, peer): (TcpStream, Peer),
     place: Place,
     already_read: Vec<u8>,
     head_deadline: Duration,
@@ -89,7 +92,7 @@ async fn serve_http1(
         let (edge, handoff) = (Rc::clone(&edge), Rc::clone(&handoff));
         service_fn(move |request| {
             handoff.note_request();
-            let answer = Rc::clone(&edge).answer(request, Some(Rc::clone(&handoff)));
+            let answer = Rc::clone(&edge).answer(request, peer, Some(Rc::clone(&handoff)));
             async move { Ok::<_, Infallible>(answer.await) }
         })
     };
@@ -140,9 +143,9 @@ enum Becomes {
     CutOff,
 }
 
-async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
+async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read: Vec<u8>) {
     let service = service_fn(move |request| {
-        let answer = Rc::clone(&edge).answer(request, None);
+        let answer = Rc::clone(&edge).answer(request, peer, None);
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let io = TrackedIo::new(socket, already_read, Rc::default());

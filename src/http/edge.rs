@@ -1,5 +1,7 @@
 //! The service a shard's connections share: the router, and what becomes of its answers.
 
+use std::cell::Cell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,32 +12,94 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, StatusCode, Version};
 use tower_service::Service;
+use tracing::Instrument;
 
 use super::admission::{ConnectionLimit, OpenStream};
 use super::answer::{BUSY_HEADER, busy};
 use super::cut_off;
 use super::error::Problem;
+use super::requester::{ConnectionId, Peer, Requester};
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
 use crate::hub::{Hub, NotOpened, StreamRequest};
 use crate::protocol::Framing;
+use crate::telemetry::{Admission, Traces};
 
 /// How long a stream waits for its channels while the bus is away.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
 
-const DRAINING: &str = "this replica is being stopped";
+/// Why a stream is not opened now.
+#[derive(Clone, Copy)]
+enum Refusal {
+    Draining,
+    Limit,
+    BusUnavailable,
+}
+
+impl Refusal {
+    /// As metrics and traces name it.
+    fn label(self) -> &'static str {
+        match self {
+            Self::Draining => "draining",
+            Self::Limit => "limit",
+            Self::BusUnavailable => "bus_unavailable",
+        }
+    }
+
+    /// What a client is told that asks for a status.
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Draining => "this replica is being stopped",
+            Self::Limit => "this replica has all the streams it can hold",
+            Self::BusUnavailable => {
+                "the channels could not be subscribed: the bus is not available"
+            }
+        }
+    }
+}
 
 /// What the connections of a shard share.
 pub struct Edge {
     hub: Rc<Hub>,
     router: Router,
     limit: Arc<ConnectionLimit>,
+    shard: usize,
+    /// Connections accepted so far.
+    accepted: Cell<u64>,
+    traces: Option<Traces>,
 }
 
 impl Edge {
-    /// The edge of a shard.
-    pub fn new(hub: Rc<Hub>, router: Router, limit: Arc<ConnectionLimit>) -> Rc<Self> {
-        Rc::new(Self { hub, router, limit })
+    /// The edge of the shard with this number.
+    pub fn new(
+        hub: Rc<Hub>,
+        router: Router,
+        limit: Arc<ConnectionLimit>,
+        shard: usize,
+        traces: Option<Traces>,
+    ) -> Rc<Self> {
+        Rc::new(Self {
+            hub,
+            router,
+            limit,
+            shard,
+            accepted: Cell::new(0),
+            traces,
+        })
+    }
+
+    /// Numbers an accepted connection.
+    pub(super) fn peer(&self, address: IpAddr) -> Peer {
+        let number = self.accepted.get().wrapping_add(1);
+        self.accepted.set(number);
+        Peer {
+            connection: ConnectionId {
+                shard: self.shard,
+                number,
+            },
+            // What a dual-stack socket says of an IPv4 client.
+            address: address.to_canonical(),
+        }
     }
 
     pub(super) fn limit(&self) -> &ConnectionLimit {
@@ -51,12 +115,32 @@ impl Edge {
     pub(super) async fn answer<B>(
         self: Rc<Self>,
         request: Request<B>,
+        peer: Peer,
         handoff: Option<Rc<Handoff>>,
     ) -> Response<EdgeBody>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
+        let requester = Requester::new(peer, request.headers());
+        let span = requester.span();
+        self.answer_to(requester, request, handoff)
+            .instrument(span)
+            .await
+    }
+
+    async fn answer_to<B>(
+        &self,
+        requester: Requester,
+        request: Request<B>,
+        handoff: Option<Rc<Handoff>>,
+    ) -> Response<EdgeBody>
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<axum::BoxError>,
+    {
+        let asks_for_stream =
+            request.method() == Method::GET && request.uri().path().starts_with("/events");
         let version = request.version();
         let head_only = request.method() == Method::HEAD;
         let wants_503 = request
@@ -68,7 +152,11 @@ impl Edge {
         let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
+        requester.mark(response.headers_mut());
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
+            if asks_for_stream {
+                self.note_admission(&requester, 0, "refused", response.status());
+            }
             return response.map(EdgeBody::Plain);
         };
         if has_body {
@@ -95,10 +183,18 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let opened = self.open(&stream, &head, handoff.is_some()).await;
+        let opened = self
+            .open(&stream, &head, handoff.is_some(), &requester)
+            .await;
+        let channels = stream.channels.len();
+        if opened.is_ok() {
+            self.note_admission(&requester, channels, "opened", StatusCode::OK);
+        }
         match (opened, handoff) {
-            (Err(why), _) => {
-                let mut response = busy(wants_503, why);
+            (Err(refusal), _) => {
+                let mut response = busy(wants_503, refusal.reason());
+                self.note_admission(&requester, channels, refusal.label(), response.status());
+                requester.mark(response.headers_mut());
                 close(&mut response);
                 response.map(EdgeBody::Plain)
             }
@@ -118,15 +214,16 @@ impl Edge {
         stream: &StreamRequest,
         head: &StreamHead,
         takeover: bool,
-    ) -> Result<OpenStream, &'static str> {
+        requester: &Requester,
+    ) -> Result<OpenStream, Refusal> {
         let stats = self.hub.stats();
         if self.hub.is_draining() {
             stats.rejected_draining.add(1);
-            return Err(DRAINING);
+            return Err(Refusal::Draining);
         }
         let Some(permit) = self.limit.admit() else {
             stats.rejected_limit.add(1);
-            return Err("this replica has all the streams it can hold");
+            return Err(Refusal::Limit);
         };
         let framing = if takeover {
             Framing::Chunked
@@ -145,15 +242,46 @@ impl Edge {
             .subscribe(stream, framing, first, SUBSCRIBE_PATIENCE)
             .await;
         match subscription {
-            Ok(subscription) => Ok(OpenStream::new(subscription, permit)),
+            Ok(subscription) => Ok(OpenStream::new(subscription, permit, requester)),
             Err(NotOpened::Draining) => {
                 stats.rejected_draining.add(1);
-                Err(DRAINING)
+                Err(Refusal::Draining)
             }
             Err(NotOpened::NotActive) => {
                 stats.rejected_bus_unavailable.add(1);
-                Err("the channels could not be subscribed: the bus is not available")
+                Err(Refusal::BusUnavailable)
             }
+        }
+    }
+
+    /// Tells the log and traces what became of a request for a stream.
+    fn note_admission(
+        &self,
+        requester: &Requester,
+        channels: usize,
+        outcome: &'static str,
+        status: StatusCode,
+    ) {
+        match outcome {
+            "limit" => tracing::warn!("a stream was refused: FANFARE_MAX_CONNECTIONS are open"),
+            _ => tracing::debug!(
+                channels,
+                outcome,
+                status = status.as_u16(),
+                "a stream was asked for"
+            ),
+        }
+        if let Some(traces) = &self.traces {
+            traces.admission(&Admission {
+                began: requester.began,
+                parent: requester.trace_parent,
+                connection: &requester.connection.to_string(),
+                client: requester.client,
+                subject: None,
+                channels,
+                outcome,
+                status,
+            });
         }
     }
 }

@@ -16,6 +16,7 @@ mod edge;
 mod error;
 mod listener;
 mod publish;
+mod requester;
 mod router;
 mod state;
 mod stream;

@@ -13,9 +13,10 @@ use http_body_util::BodyExt;
 use serde::Serialize;
 
 use super::error::Problem;
+use super::requester::trace_parent;
 use super::state::RouterState;
 use crate::bus::{KeepOptions, PublishError};
-use crate::protocol::{ChannelName, Event, EventId};
+use crate::protocol::{ChannelName, Event, EventId, TraceParent};
 
 /// A body over the limit is read on for so many times the limit, so that its sender, who reads
 /// only when everything is sent, gets the answer instead of a broken connection.
@@ -38,7 +39,15 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// What was published: a live event has no id.
 #[derive(Serialize)]
 pub(super) struct Published {
-    id: Option<String>,
+    #[serde(serialize_with = "as_text")]
+    id: Option<EventId>,
+}
+
+fn as_text<S: serde::Serializer>(id: &Option<EventId>, serializer: S) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => serializer.collect_str(id),
+        None => serializer.serialize_none(),
+    }
 }
 
 pub(super) async fn publish(
@@ -56,7 +65,26 @@ pub(super) async fn publish(
     }
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
-    let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
+    let mut fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
+    let Some(traces) = &state.traces else {
+        return publish_body(&state, &channel, fields, body).await;
+    };
+    let span = traces.publish(&channel, fields.trace_parent);
+    fields.trace_parent = span.trace_parent();
+    let published = publish_body(&state, &channel, fields, body).await;
+    span.end(match &published {
+        Ok(Json(Published { id })) => Ok(id.as_ref()),
+        Err(problem) => Err(problem.status()),
+    });
+    published
+}
+
+async fn publish_body(
+    state: &RouterState,
+    channel: &ChannelName,
+    fields: Fields,
+    body: Body,
+) -> Result<Json<Published>, Problem> {
     let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
         .await
         .map_err(|_| {
@@ -68,21 +96,15 @@ pub(super) async fn publish(
     let keep = fields.keep();
     let event = fields.apply(data, state.max_event_bytes)?;
     let published = match keep {
-        None => state
-            .publisher
-            .publish(&channel, event)
-            .await
-            .map(|()| None),
+        None => state.publisher.publish(channel, event).await.map(|()| None),
         Some(options) => {
-            let kept = state.publisher.publish_kept(&channel, event, options).await;
+            let kept = state.publisher.publish_kept(channel, event, options).await;
             kept.map(Some)
         }
     };
     match published {
-        Ok(id) => Ok(Json(Published {
-            id: id.as_ref().map(EventId::to_string),
-        })),
-        Err(error) => Err(refused(&channel, error)),
+        Ok(id) => Ok(Json(Published { id })),
+        Err(error) => Err(refused(channel, error)),
     }
 }
 
@@ -131,6 +153,7 @@ struct Fields {
     retry: Option<Duration>,
     to: Option<String>,
     live: bool,
+    trace_parent: Option<TraceParent>,
     options: KeepOptions,
 }
 
@@ -208,12 +231,7 @@ impl Fields {
             }
             self.options.key = Some(key);
         }
-        // W3C Trace Context, section 4.3: one that cannot be read is ignored.
-        self.options.traceparent = headers
-            .get("traceparent")
-            .and_then(|value| value.to_str().ok())
-            .filter(|text| is_traceparent(text))
-            .map(str::to_owned);
+        self.trace_parent = trace_parent(headers);
         Ok(())
     }
 
@@ -223,9 +241,9 @@ impl Fields {
     }
 
     fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
-        let mut event =
-            Event::new(data, max_event_bytes).map_err(|rule| Problem::field("body", rule))?;
-        event = event
+        let mut event = Event::new(data, max_event_bytes)
+            .map_err(|rule| Problem::field("body", rule))?
+            .with_trace_parent(self.trace_parent)
             .with_name(&self.event)
             .map_err(|rule| Problem::field("event", rule))?;
         if let Some(retry) = self.retry {
@@ -248,43 +266,5 @@ fn idempotency_key(field: &'static str, key: &str) -> Result<String, Problem> {
     } else {
         let rule = format!("has 1 to {MAX_KEY_BYTES} bytes");
         Err(Problem::field(field, rule))
-    }
-}
-
-/// `00-<32 hex digits>-<16>-<2>`, neither id all zeros (W3C Trace Context, section 3.2).
-fn is_traceparent(text: &str) -> bool {
-    let is_hex = |part: &str, length: usize| {
-        let mut bytes = part.bytes();
-        part.len() == length && bytes.all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_id = |part: &str, length| is_hex(part, length) && part.bytes().any(|byte| byte != b'0');
-    let mut parts = text.split('-');
-    let mut part = || parts.next().unwrap_or_default();
-    part() == "00"
-        && is_id(part(), 32)
-        && is_id(part(), 16)
-        && is_hex(part(), 2)
-        && parts.next().is_none()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_context_is_passed_on_only_as_it_should_be() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert!(is_traceparent(good));
-        for bad in [
-            "",
-            "00",
-            &good.replace("00-4", "01-4"),
-            &good.to_uppercase(),
-            &format!("{good}-"),
-            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
-            &good[1..],
-        ] {
-            assert!(!is_traceparent(bad), "{bad}");
-        }
     }
 }

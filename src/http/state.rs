@@ -2,6 +2,7 @@
 
 use crate::bus::Publisher;
 use crate::config::Access;
+use crate::telemetry::Traces;
 
 /// What the handlers need. Shared by all shards: nothing here is touched by an event.
 #[derive(Debug)]
@@ -16,4 +17,6 @@ pub struct RouterState {
     pub max_event_bytes: usize,
     /// Whether `GET /` is the demo page.
     pub demo: bool,
+    /// Traces what is published, if anything does.
+    pub traces: Option<Traces>,
 }

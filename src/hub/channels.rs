@@ -61,6 +61,16 @@ impl Channel {
             && self.replaying_members.is_empty())
     }
 
+    /// How many connections an event goes to, a live or a kept one.
+    pub(super) fn members_of(&self, is_live: bool) -> usize {
+        let replaying = if is_live {
+            self.replaying_members.len()
+        } else {
+            0
+        };
+        self.batch_members.len() + self.event_members.len() + replaying
+    }
+
     fn members(&mut self, member: Member) -> &mut Vec<Rc<Subscriber>> {
         match member {
             Member::ByBatch => &mut self.batch_members,

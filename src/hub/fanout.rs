@@ -169,6 +169,9 @@ impl Hub {
                 lots.len() - 1
             });
             pushes += channel.event_members.len() + channel.replaying_members.len();
+            if let Some(watch) = &event.watch {
+                watch.handed_to(channel.members_of(is_live));
+            }
             let Some(lot) = lots.get_mut(number) else {
                 continue;
             };

@@ -23,11 +23,14 @@ mod subscriber;
 mod subscription;
 pub(crate) mod tail;
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
+use crate::protocol::{
+    ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent, TraceParent,
+};
 
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
@@ -83,6 +86,14 @@ pub struct BusEvent {
     /// What happened there.
     pub item: Item,
     cost_bytes: usize,
+    /// Whoever follows it through the shards.
+    watch: Option<Arc<dyn FanOutWatch>>,
+}
+
+/// Follows one event through its fan-out; dropped when every shard is done with it.
+pub trait FanOutWatch: fmt::Debug + Send + Sync {
+    /// A shard has handed the event to so many clients.
+    fn handed_to(&self, clients: usize);
 }
 
 /// What clients of a channel are told.
@@ -129,6 +140,7 @@ impl BusEvent {
             channel,
             cost_bytes: event.payload_len() + EVENT_OVERHEAD_BYTES,
             item: Item::Live(Arc::new(event)),
+            watch: None,
         }
     }
 
@@ -139,6 +151,7 @@ impl BusEvent {
             channel,
             cost_bytes: payload_bytes + EVENT_OVERHEAD_BYTES,
             item: Item::Kept { event, late },
+            watch: None,
         }
     }
 
@@ -148,6 +161,29 @@ impl BusEvent {
             channel,
             cost_bytes: EVENT_OVERHEAD_BYTES,
             item: Item::Gap { notice, late },
+            watch: None,
+        }
+    }
+
+    /// Has somebody follow it.
+    pub fn watched_by(&mut self, watch: Option<Arc<dyn FanOutWatch>>) {
+        self.watch = watch;
+    }
+
+    /// Its id, if it is a kept event.
+    pub fn id(&self) -> Option<EventId> {
+        match &self.item {
+            Item::Kept { event, .. } => Some(event.id),
+            Item::Live(_) | Item::Gap { .. } => None,
+        }
+    }
+
+    /// The trace that it belongs to.
+    pub fn trace_parent(&self) -> Option<TraceParent> {
+        match &self.item {
+            Item::Live(event) => event.trace_parent(),
+            Item::Kept { event, .. } => event.event.as_ref()?.trace_parent(),
+            Item::Gap { .. } => None,
         }
     }
 

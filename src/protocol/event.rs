@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::id::EventId;
+use super::trace_parent::TraceParent;
 
 /// The longest event name, in bytes: names are words, and each is sent with every event.
 pub const MAX_EVENT_NAME_BYTES: usize = 1024;
@@ -137,6 +138,7 @@ pub struct Event {
     name: Option<EventName>,
     retry: Option<Duration>,
     audience: Option<Box<str>>,
+    trace_parent: Option<TraceParent>,
     /// UTF-8, by construction.
     data: Bytes,
 }
@@ -159,6 +161,7 @@ impl Event {
             name: None,
             retry: None,
             audience: None,
+            trace_parent: None,
             data,
         })
     }
@@ -193,6 +196,12 @@ impl Event {
         self
     }
 
+    /// Says to which trace the event belongs.
+    pub fn with_trace_parent(mut self, trace_parent: Option<TraceParent>) -> Self {
+        self.trace_parent = trace_parent;
+        self
+    }
+
     /// The event's name; `None` is what clients call `message`.
     pub fn name(&self) -> Option<&EventName> {
         self.name.as_ref()
@@ -206,6 +215,11 @@ impl Event {
     /// The members (`to`, a JSON object that is not empty) a session's claims must hold.
     pub fn audience(&self) -> Option<&str> {
         self.audience.as_deref()
+    }
+
+    /// The trace that the event belongs to. Clients do not get it.
+    pub fn trace_parent(&self) -> Option<TraceParent> {
+        self.trace_parent
     }
 
     /// The data, UTF-8.

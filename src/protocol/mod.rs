@@ -13,6 +13,7 @@ mod history;
 mod id;
 mod pattern;
 mod retry;
+mod trace_parent;
 
 pub use channel::{ChannelName, InvalidChannelName};
 pub use control::{CursorStyle, cursor_block, first_block, gap_block, retry_block};
@@ -29,3 +30,4 @@ pub use history::{
 pub use id::{EventId, InvalidEventId};
 pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;
+pub use trace_parent::{InvalidTraceParent, TraceParent};

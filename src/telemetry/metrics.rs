@@ -110,6 +110,8 @@ pub struct Metrics {
     shards: Vec<Arc<ShardStats>>,
     /// What the bus counts.
     pub bus: BusMetrics,
+    /// Spans that reached no collector.
+    pub traces_dropped: IntCounter,
 }
 
 fn dropped_events() -> prometheus::Result<IntCounterVec> {
@@ -218,6 +220,10 @@ impl Metrics {
                 ]),
             )?,
         };
+        let traces_dropped = IntCounter::new(
+            "fanfare_traces_dropped_total",
+            "Spans that reached no collector: too many waited for it, or it did not take them.",
+        )?;
         let build = IntGaugeVec::new(
             Opts::new("fanfare_build_info", "Always 1; the version is a label."),
             &["version"],
@@ -231,12 +237,14 @@ impl Metrics {
         registry.register(Box::new(bus.up.clone()))?;
         registry.register(Box::new(bus.reconnects.clone()))?;
         registry.register(Box::new(bus.probe_seconds.clone()))?;
+        registry.register(Box::new(traces_dropped.clone()))?;
         registry.register(Box::new(build))?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
         let metrics = Self {
             registry,
             shards,
             bus,
+            traces_dropped,
         };
         metrics.render()?;
         Ok(metrics)
@@ -365,6 +373,7 @@ mod tests {
             "fanfare_history_reads_total 0",
             "fanfare_backfilled_events_total 0",
             "fanfare_redis_up 0",
+            "fanfare_traces_dropped_total 0",
         ] {
             assert!(
                 text.contains(&format!("\n{series}\n")),

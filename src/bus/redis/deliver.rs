@@ -28,9 +28,6 @@ use crate::telemetry::{BusMetrics, DropReason};
 /// and probes, which are ours alone, tell every few seconds where ids are.
 const MOST_AHEAD_LAG_BOUNDS: u32 = 10;
 
-/// Broken messages are logged this often at the most.
-const DROP_LOG_INTERVAL: Duration = Duration::from_secs(1);
-
 /// An event that history must be read for first.
 #[derive(Debug)]
 pub(super) struct Interrupted {
@@ -66,7 +63,6 @@ pub(super) struct Delivery {
     pub(super) routing: Routing,
     pub(super) metrics: BusMetrics,
     pub(super) retention: Retention,
-    drop_log: DropLog,
     /// Everything up to this id was routed, or told as missing. `None`: there are no ids here,
     /// and kept events are live ones.
     position: Option<EventId>,
@@ -83,13 +79,6 @@ pub(super) struct Delivery {
     epoch: Option<EventId>,
     /// What is not newer was read when this connection began.
     settled: EventId,
-}
-
-/// Until when broken messages are counted without being logged, and how many were.
-#[derive(Default)]
-struct DropLog {
-    quiet_until: Option<Instant>,
-    dropped_quietly: u64,
 }
 
 /// Ids of a primary only grow.
@@ -116,7 +105,6 @@ impl Delivery {
             routing,
             metrics,
             retention,
-            drop_log: DropLog::default(),
             position: None,
             positions: Positions::new(lag_bound),
             moved_at: Instant::now(),
@@ -550,18 +538,10 @@ impl Delivery {
         self.routing.channel(name).cloned()
     }
 
-    /// Counts a broken message, and logs at most one a second: a broken publisher must not fill
-    /// the log.
-    fn note_dropped(&mut self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
+    /// Counts and logs a broken message.
+    fn note_dropped(&self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
         self.metrics.dropped(reason).inc();
-        let now = Instant::now();
-        if self.drop_log.quiet_until.is_some_and(|until| now < until) {
-            self.drop_log.dropped_quietly += 1;
-            return;
-        }
-        self.drop_log.quiet_until = Some(now + DROP_LOG_INTERVAL);
-        let before = std::mem::take(&mut self.drop_log.dropped_quietly);
-        tracing::warn!(%channel, %fault, before, "a message from Redis was dropped");
+        tracing::warn!(%channel, %fault, "a message from Redis was dropped");
     }
 }
 
