@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, sleep, timeout_at};
 
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Console, Sampler};
 use crate::bus::Bus;
 use crate::config::{BusConfig, Config};
 use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
@@ -126,6 +126,7 @@ impl App {
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
         let metrics = Metrics::new(stats.clone())?;
+        let all_stats = stats.clone();
         let replica = replica_name(data_address);
         let pipeline = config
             .traces
@@ -191,11 +192,20 @@ impl App {
             bus: bus.health,
             stopping: AtomicBool::new(false),
         });
+        let console = Console::new();
+        let sampler = Sampler::new(
+            replica,
+            Arc::clone(&admin),
+            all_stats,
+            inboxes.clone(),
+            config.max_connections,
+        );
+        control.spawn(Arc::clone(&console).run(sampler, bus.control, bus.controls));
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;
             let listener = tokio::net::TcpListener::from_std(admin_listener)?;
-            let service = admin::router(Arc::clone(&admin));
+            let service = admin::router(Arc::clone(&admin), console);
             tokio::spawn(async move { axum::serve(listener, service).await });
             announce(&config, data_address, admin_address);
 

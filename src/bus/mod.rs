@@ -7,12 +7,14 @@
 //! hub and the HTTP edge know nothing else of it.
 
 pub(crate) mod chain;
+mod control;
 mod embedded;
 mod redis;
 mod routing;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
@@ -21,6 +23,7 @@ use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
 use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame};
 use crate::telemetry::{BusMetrics, Traces};
 
+pub use control::{ControlSender, MAX_CONTROL_BYTES};
 pub use redis::{library, publish_once};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
@@ -142,6 +145,10 @@ pub struct Bus {
     pub publisher: Publisher,
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
+    /// Says something to all replicas.
+    pub control: ControlSender,
+    /// What any of them says, this one included; nothing on a bus inside the process.
+    pub controls: mpsc::Receiver<Bytes>,
 }
 
 impl Bus {
@@ -161,15 +168,24 @@ impl Bus {
         let inputs = Inputs { updates, asked };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes())
             .traced_by(traces);
-        let (publisher, health) = match &config.bus {
-            BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
-            BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
+        let (heard, controls) = control::queue();
+        let (publisher, health, sender) = match &config.bus {
+            BusConfig::Embedded => {
+                let (publisher, health) =
+                    embedded::start(config, control, routing, inputs, metrics);
+                (publisher, health, ControlSender::Alone)
+            }
+            BusConfig::Redis(url) => {
+                redis::start(config, url, control, routing, inputs, heard, metrics)?
+            }
         };
         Ok(Self {
             interest,
             history,
             publisher,
             health,
+            control: sender,
+            controls,
         })
     }
 }

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use slab::Slab;
 use tokio::time::{Duration, Instant};
 
+use super::census::{Census, Load};
 use super::encoded::EncodedEvent;
 use super::history::Reads;
 use super::interest::Generation;
@@ -52,6 +53,8 @@ pub(super) struct Channel {
     pub(super) reads: Option<Box<Reads>>,
     /// The channel's place in the round of fan-out under way.
     pub(super) lot: Option<usize>,
+    /// What it has carried since the last census, while there are any.
+    pub(super) load: Load,
 }
 
 impl Channel {
@@ -91,7 +94,7 @@ struct Lingering {
 #[derive(Default)]
 pub(super) struct Channels {
     keys: HashMap<ChannelName, ChannelKey>,
-    channels: Slab<Channel>,
+    pub(super) channels: Slab<Channel>,
     last_generation: u64,
     lingering: VecDeque<Lingering>,
     /// Channels whose interest the bus has not been told of, and whether it knows an earlier one.
@@ -100,6 +103,7 @@ pub(super) struct Channels {
     /// What all tails take.
     tail_bytes: usize,
     most_tail_bytes: usize,
+    pub(super) census: Census,
 }
 
 impl Channels {
@@ -141,6 +145,7 @@ impl Channels {
             newest: EventId::ZERO,
             reads: None,
             lot: None,
+            load: Load::default(),
         });
         self.keys.insert(name.clone(), key);
         self.untold.entry(name.clone()).or_insert(false);

@@ -169,13 +169,17 @@ impl Hub {
                 lots.len() - 1
             });
             pushes += channel.event_members.len() + channel.replaying_members.len();
+            let clients = channel.members_of(is_live);
             if let Some(watch) = &event.watch {
-                watch.handed_to(channel.members_of(is_live));
+                watch.handed_to(clients);
             }
             let Some(lot) = lots.get_mut(number) else {
                 continue;
             };
             let (range, what) = lot.add(&event.item);
+            if channels.are_counted() && !matches!(what, What::Gap { .. }) {
+                channels.count(key, clients);
+            }
             pieces.push(Piece {
                 lot: number,
                 range,

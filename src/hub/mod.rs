@@ -7,6 +7,7 @@
 //!
 //! A hub belongs to one thread: there is no lock and no shared atomic on the way of an event.
 
+mod census;
 mod channels;
 mod encoded;
 mod fanout;
@@ -32,6 +33,7 @@ use crate::protocol::{
     ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent, TraceParent,
 };
 
+pub use census::{CensusReply, ChannelLoad};
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
 pub use resume::Start;
@@ -71,6 +73,8 @@ pub enum News {
     Rewound(EventId),
     /// The bus is lost: events of any channel may be missing from here on.
     Lost,
+    /// Tell which channels were the busiest since the last census.
+    Census(CensusReply),
     /// Close every stream, spread evenly over this time.
     Drain(std::time::Duration),
 }

@@ -244,6 +244,11 @@ impl Hub {
                 self.losses.set(self.losses.get().wrapping_add(1));
                 self.channels.borrow_mut().deactivate_all();
             }
+            News::Census(reply) => {
+                let loads = self.channels.borrow_mut().take_census(Instant::now());
+                // Whoever asked may have given up.
+                let _ = reply.try_send(loads);
+            }
             News::Drain(period) => {
                 if !self.draining.replace(true) {
                     tokio::task::spawn_local(Rc::clone(self).drain(period));
@@ -277,6 +282,7 @@ impl Hub {
                 _ = lingering.tick() => {
                     let mut channels = self.channels.borrow_mut();
                     channels.expire(Instant::now());
+                    channels.end_census(Instant::now());
                     self.after_interest_change(&channels);
                 }
             }

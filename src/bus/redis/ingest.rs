@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use redis::{PushInfo, PushKind, Value};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use crate::bus::control;
 use crate::protocol::{ChannelName, EventId, Frame, decode_frame, is_frame};
 
 /// What may wait, in bytes. As much as Redis itself keeps for a subscriber that does not read
@@ -86,6 +87,8 @@ pub(super) enum Take {
 
 struct State {
     probe_channel: Vec<u8>,
+    control_channel: Vec<u8>,
+    controls: mpsc::Sender<Bytes>,
     arrived: Arrived,
     bytes: usize,
     end: Option<QueueEnd>,
@@ -96,10 +99,17 @@ struct State {
 pub(super) struct PushQueue(Arc<(Mutex<State>, Notify)>);
 
 impl PushQueue {
-    /// An empty queue; messages of `probe_channel` are probes.
-    pub(super) fn new(probe_channel: &str) -> Self {
+    /// An empty queue; messages of `probe_channel` are probes, those of `control_channel` go to
+    /// `controls` at once.
+    pub(super) fn new(
+        probe_channel: &str,
+        control_channel: &str,
+        controls: &mpsc::Sender<Bytes>,
+    ) -> Self {
         let state = State {
             probe_channel: probe_channel.into(),
+            control_channel: control_channel.into(),
+            controls: controls.clone(),
             arrived: Arrived::default(),
             bytes: 0,
             end: None,
@@ -118,6 +128,8 @@ impl PushQueue {
                 {
                     if channel == state.probe_channel {
                         state.take_probe(payload);
+                    } else if channel == state.control_channel {
+                        control::take(payload, &state.controls);
                     } else {
                         let bytes = channel.len() + payload.len();
                         state.add(Incoming::Message(Message { channel, payload }), bytes);
@@ -243,9 +255,13 @@ mod tests {
         }
     }
 
+    fn queue() -> PushQueue {
+        PushQueue::new("probe", "control", &mpsc::channel(1).0)
+    }
+
     #[tokio::test]
     async fn what_came_before_the_end_is_still_handed_out() {
-        let queue = PushQueue::new("probe");
+        let queue = queue();
         queue.push(message("c", b"one".to_vec()));
         queue.push(message("c", b"two".to_vec()));
         queue.push(PushInfo {
@@ -263,7 +279,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_probe_passes_what_waits_and_its_id_does_not() {
-        let queue = PushQueue::new("probe");
+        let queue = queue();
         queue.push(message("c", b"one".to_vec()));
         queue.push(message("probe", b"\xff1p7-0 5-0 1\n7".to_vec()));
         assert_eq!(queue.probe().unwrap().number, 7);
@@ -281,7 +297,7 @@ mod tests {
 
     #[tokio::test]
     async fn past_its_bound_it_ends() {
-        let queue = PushQueue::new("probe");
+        let queue = queue();
         queue.push(message("c", vec![0; MOST_WAITING_BYTES * 2]));
         queue.push(message("c", vec![0; 1]));
         let taken = queue.take(Take::Everything).await.unwrap();

@@ -2,12 +2,13 @@
 //!
 //! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
 //! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
-//! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
+//! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`mod@control`], [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
 //! runs inside Redis, [`keeping`] what is known of it.
 
 mod backfill;
 mod connect;
+mod control;
 mod deliver;
 mod functions;
 mod history;
@@ -23,6 +24,7 @@ mod subscriptions;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
@@ -33,11 +35,12 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Inputs, Publisher};
+use super::{BusHealth, ControlSender, Inputs, Publisher};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
+pub(super) use control::RedisControl;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
 
@@ -48,8 +51,9 @@ pub(super) fn start(
     control: &Handle,
     routing: Routing,
     inputs: Inputs,
+    controls: mpsc::Sender<Bytes>,
     metrics: BusMetrics,
-) -> Result<(Publisher, watch::Receiver<BusHealth>), redis::RedisError> {
+) -> Result<(Publisher, watch::Receiver<BusHealth>, ControlSender), redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config));
@@ -80,10 +84,17 @@ pub(super) fn start(
         updates: inputs.updates,
         reads,
         health: health_sender,
+        control_channel: control::channel(&config.prefix),
+        controls,
     };
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
+    let sender = RedisControl::new(pool.clone(), &config.prefix);
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
-    Ok((Publisher::Redis(publisher), health))
+    Ok((
+        Publisher::Redis(publisher),
+        health,
+        ControlSender::Redis(sender),
+    ))
 }

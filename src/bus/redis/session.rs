@@ -10,6 +10,7 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult};
@@ -69,6 +70,9 @@ pub(super) struct SubscriberState {
     /// What clients' reads of history told.
     pub(super) reads: mpsc::Receiver<ReadNote>,
     pub(super) health: watch::Sender<BusHealth>,
+    pub(super) control_channel: String,
+    /// Where messages of other replicas go.
+    pub(super) controls: mpsc::Sender<Bytes>,
 }
 
 impl SubscriberState {

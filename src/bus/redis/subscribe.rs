@@ -67,7 +67,11 @@ impl Supervisor {
     }
 
     async fn connect(&mut self) -> Result<(MultiplexedConnection, PushQueue), SessionEnd> {
-        let queue = PushQueue::new(&self.state.probe_channel);
+        let queue = PushQueue::new(
+            &self.state.probe_channel,
+            &self.state.control_channel,
+            &self.state.controls,
+        );
         let sender = {
             let queue = queue.clone();
             move |push: PushInfo| {
@@ -77,12 +81,15 @@ impl Supervisor {
         };
         let config = connection_config().set_push_sender(sender);
         let client = self.client.clone();
-        let probe_channel = self.state.probe_channel.clone();
+        let own_channels = [
+            self.state.probe_channel.clone(),
+            self.state.control_channel.clone(),
+        ];
         let attempt = async move {
             let mut connection = client
                 .get_multiplexed_async_connection_with_config(&config)
                 .await?;
-            connection.subscribe(probe_channel).await?;
+            connection.subscribe(&own_channels).await?;
             Ok(connection)
         };
         let connection = self.connecting(attempt).await?;
