@@ -125,7 +125,7 @@ impl App {
             .iter()
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
-        let metrics = Metrics::new(stats.clone())?;
+        let metrics = Metrics::new(stats.clone(), config.max_connections)?;
         let all_stats = stats.clone();
         let replica = replica_name(data_address);
         let pipeline = config
@@ -148,6 +148,7 @@ impl App {
         let router = router(RouterState {
             access: config.access.clone(),
             publisher: bus.publisher,
+            metrics: metrics.bus.clone(),
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
             demo: data_address.ip().is_loopback(),

@@ -39,5 +39,6 @@ pub mod config;
 mod exploration;
 pub mod http;
 pub mod hub;
+pub mod labels;
 pub mod protocol;
 pub mod telemetry;

@@ -78,7 +78,10 @@ impl Publishing {
                     break;
                 }
                 let mut kept = redis::cmd("FCALL");
-                kept.arg("fanfare_publish").arg(1).arg("sse:orders").arg(number);
+                kept.arg("fanfare_publish")
+                    .arg(1)
+                    .arg("sse:orders")
+                    .arg(number);
                 kept.exec_async(&mut connection).await.unwrap();
                 let mut live = redis::cmd("PUBLISH");
                 live.arg("sse:ticks").arg(number);
@@ -125,13 +128,18 @@ async fn the_page_shows_the_fleet_live() {
     let browser = Browser::start().await;
     browser.goto(&console_of(&one)).await;
     assert_eq!(browser.client.title().await.unwrap(), "Fanfare console");
-    browser.shows("#tiles .tile:nth-child(1) .value", "2 of 2").await;
+    browser
+        .shows("#tiles .tile:nth-child(1) .value", "2 of 2")
+        .await;
     browser.shows("#tiles .tile:nth-child(2) .value", "9").await;
     let shown = rows(&browser, "fleet").await;
     assert_eq!(shown.len(), 2, "{shown:?}");
     let port = |gateway: &Gateway| format!(":{}", gateway.data.port());
     for (gateway, connections) in [(&one, "5"), (&two, "4")] {
-        let row = shown.iter().find(|row| row[0].contains(&port(gateway))).unwrap();
+        let row = shown
+            .iter()
+            .find(|row| row[0].contains(&port(gateway)))
+            .unwrap();
         assert_eq!((&*row[1], &*row[2]), ("ready", connections));
         assert_eq!(row[13], env!("CARGO_PKG_VERSION"));
         assert_eq!(row[0].contains("this one"), gateway.data == one.data);
@@ -150,11 +158,18 @@ async fn the_page_shows_the_fleet_live() {
         tile(&browser, 3).await != "0/s" && tile(&browser, 4).await != "0/s"
     })
     .await;
-    eventually("latency is measured", async || tile(&browser, 5).await != "–").await;
+    eventually("latency is measured", async || {
+        tile(&browser, 5).await != "–"
+    })
+    .await;
     for chart in 1..=4 {
         let drawn = format!("#charts section:nth-child({chart}) svg path");
         eventually("a line is drawn", async || {
-            browser.client.find(fantoccini::Locator::Css(&drawn)).await.is_ok()
+            browser
+                .client
+                .find(fantoccini::Locator::Css(&drawn))
+                .await
+                .is_ok()
         })
         .await;
     }
@@ -170,11 +185,18 @@ async fn the_page_shows_the_fleet_live() {
     browser.shows("#tiles .tile:nth-child(2) .value", "5").await;
     // Another joins, and one says that it is about to stop.
     let three = Gateway::behind(&redis, &[("FANFARE_DRAIN_DELAY", "60s")]).await;
-    browser.shows("#tiles .tile:nth-child(1) .value", "2 of 2").await;
+    browser
+        .shows("#tiles .tile:nth-child(1) .value", "2 of 2")
+        .await;
     three.process.signal("TERM");
-    browser.shows("#tiles .tile:nth-child(1) .value", "1 of 2").await;
+    browser
+        .shows("#tiles .tile:nth-child(1) .value", "1 of 2")
+        .await;
     let shown = rows(&browser, "fleet").await;
-    let row = shown.iter().find(|row| row[0].contains(&port(&three))).unwrap();
+    let row = shown
+        .iter()
+        .find(|row| row[0].contains(&port(&three)))
+        .unwrap();
     assert_eq!(row[1], "not ready\nstopping");
 
     // The gateway itself goes: the page says so.
@@ -211,13 +233,18 @@ async fn any_replica_s_console_shows_all_and_what_it_cannot_read_changes_nothing
     ] {
         redis.publish("$control", message).await;
     }
-    let three = once(&mut first, "it is shown", |now| now["point"]["connections"] == 9).await;
+    let three = once(&mut first, "it is shown", |now| {
+        now["point"]["connections"] == 9
+    })
+    .await;
     assert_eq!(three["replicas"].as_array().unwrap().len(), 3);
     let browser = Browser::start().await;
     browser.goto(&console_of(&one)).await;
     eventually("it is shown as text", async || {
         let shown = rows(&browser, "fleet").await;
-        shown.iter().any(|row| row[0] == "<img src=x onerror=alert(1)>")
+        shown
+            .iter()
+            .any(|row| row[0] == "<img src=x onerror=alert(1)>")
     })
     .await;
     assert_eq!(browser.complaints().await, Vec::<String>::new());
@@ -238,9 +265,15 @@ async fn a_console_costs_nothing_while_nobody_looks() {
     drop(feed);
     // Its last call is good for ten seconds.
     let silence = Duration::from_secs(5);
-    eventually_within(Duration::from_secs(40), "nothing more is said", async || {
-        tokio::time::timeout(silence, messages.next()).await.is_err()
-    })
+    eventually_within(
+        Duration::from_secs(40),
+        "nothing more is said",
+        async || {
+            tokio::time::timeout(silence, messages.next())
+                .await
+                .is_err()
+        },
+    )
     .await;
     // Who looks again gets news, and none of the past.
     let mut feed = Events::open(&format!("{}/feed", console_of(&gateway))).await;
@@ -285,10 +318,7 @@ async fn the_page_is_light_or_dark_and_fits_a_narrow_window() {
     let redis = Redis::start().await;
     let one = Gateway::behind(&redis, &[]).await;
     let two = Gateway::behind(&redis, &[]).await;
-    let _streams = [
-        open(&one, "orders", 3).await,
-        open(&two, "ticks", 5).await,
-    ];
+    let _streams = [open(&one, "orders", 3).await, open(&two, "ticks", 5).await];
     let _publishing = Publishing::start(&redis).await;
     let browser = Browser::start().await;
     browser.client.set_window_size(1440, 1250).await.unwrap();

@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::requester::{ConnectionId, Requester};
 use crate::hub::{CloseReason, Subscription};
+use crate::telemetry::occurrences::ClientCutOff;
 
 /// Connections beside the streams: requests that end, and clients that are told to come back.
 /// Half of the descriptors that the configuration keeps in reserve; the other half is for Redis,
@@ -92,12 +93,12 @@ impl Drop for OpenStream {
         } = self;
         let reason = self.subscription.close_reason();
         match reason {
-            CloseReason::SlowClient | CloseReason::Unresponsive => tracing::info!(
-                %connection,
-                %client,
-                reason = reason.label(),
-                "a client that did not keep up was cut off"
-            ),
+            CloseReason::SlowClient | CloseReason::Unresponsive => ClientCutOff {
+                connection,
+                client: *client,
+                reason,
+            }
+            .emit(),
             _ => {
                 let reason = reason.label();
                 tracing::debug!(%connection, %client, reason, "a stream has ended");

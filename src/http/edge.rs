@@ -21,40 +21,22 @@ use super::error::Problem;
 use super::requester::{ConnectionId, Peer, Requester};
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
-use crate::hub::{Hub, NotOpened, StreamRequest};
+use crate::hub::{Hub, NotOpened, RejectReason, StreamRequest};
 use crate::protocol::Framing;
 use crate::telemetry::{Admission, Traces};
 
 /// How long a stream waits for its channels while the bus is away.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Why a stream is not opened now.
-#[derive(Clone, Copy)]
-enum Refusal {
-    Draining,
-    Limit,
-    BusUnavailable,
-}
-
-impl Refusal {
-    /// As metrics and traces name it.
-    fn label(self) -> &'static str {
-        match self {
-            Self::Draining => "draining",
-            Self::Limit => "limit",
-            Self::BusUnavailable => "bus_unavailable",
+/// What a client is told that asks for a status, when its stream is not opened.
+fn told(reason: RejectReason) -> &'static str {
+    match reason {
+        RejectReason::Draining => "this replica is being stopped",
+        RejectReason::Limit => "this replica has all the streams it can hold",
+        RejectReason::BusUnavailable => {
+            "the channels could not be subscribed: the bus is not available"
         }
-    }
-
-    /// What a client is told that asks for a status.
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Draining => "this replica is being stopped",
-            Self::Limit => "this replica has all the streams it can hold",
-            Self::BusUnavailable => {
-                "the channels could not be subscribed: the bus is not available"
-            }
-        }
+        RejectReason::RequestHead => "the request's head could not be read",
     }
 }
 
@@ -191,9 +173,9 @@ impl Edge {
             self.note_admission(&requester, channels, "opened", StatusCode::OK);
         }
         match (opened, handoff) {
-            (Err(refusal), _) => {
-                let mut response = busy(wants_503, refusal.reason());
-                self.note_admission(&requester, channels, refusal.label(), response.status());
+            (Err(reason), _) => {
+                let mut response = busy(wants_503, told(reason));
+                self.note_admission(&requester, channels, reason.label(), response.status());
                 requester.mark(response.headers_mut());
                 close(&mut response);
                 response.map(EdgeBody::Plain)
@@ -215,15 +197,15 @@ impl Edge {
         head: &StreamHead,
         takeover: bool,
         requester: &Requester,
-    ) -> Result<OpenStream, Refusal> {
+    ) -> Result<OpenStream, RejectReason> {
         let stats = self.hub.stats();
         if self.hub.is_draining() {
-            stats.rejected_draining.add(1);
-            return Err(Refusal::Draining);
+            stats.count_rejected(RejectReason::Draining);
+            return Err(RejectReason::Draining);
         }
         let Some(permit) = self.limit.admit() else {
-            stats.rejected_limit.add(1);
-            return Err(Refusal::Limit);
+            stats.count_rejected(RejectReason::Limit);
+            return Err(RejectReason::Limit);
         };
         let framing = if takeover {
             Framing::Chunked
@@ -244,12 +226,12 @@ impl Edge {
         match subscription {
             Ok(subscription) => Ok(OpenStream::new(subscription, permit, requester)),
             Err(NotOpened::Draining) => {
-                stats.rejected_draining.add(1);
-                Err(Refusal::Draining)
+                stats.count_rejected(RejectReason::Draining);
+                Err(RejectReason::Draining)
             }
             Err(NotOpened::NotActive) => {
-                stats.rejected_bus_unavailable.add(1);
-                Err(Refusal::BusUnavailable)
+                stats.count_rejected(RejectReason::BusUnavailable);
+                Err(RejectReason::BusUnavailable)
             }
         }
     }

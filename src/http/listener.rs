@@ -11,6 +11,7 @@ use tokio::net::TcpListener;
 
 use super::connection;
 use super::edge::Edge;
+use crate::telemetry::occurrences::AcceptFailed;
 
 /// Connections that wait to be accepted, a shard. The kernel lowers it to `net.core.somaxconn`; a
 /// storm of reconnecting clients beyond it waits for TCP's retries.
@@ -93,7 +94,7 @@ pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Resu
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
                 ) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections for the moment");
+                AcceptFailed(&error).emit(edge.hub().stats());
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }

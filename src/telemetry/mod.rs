@@ -2,8 +2,11 @@
 
 mod log;
 mod metrics;
+pub(crate) mod occurrences;
 mod trace;
 
+pub(crate) use metrics::{ProcessUsage, process_usage};
+
 pub use log::{LogFormat, Storms, start_log};
-pub use metrics::{BusMetrics, DropReason, Metrics};
+pub use metrics::{BusMetrics, DropReason, EventKind, Metrics, PublishOutcome};
 pub use trace::{Admission, PublishSpan, TraceError, TracePipeline, Traces};

@@ -9,8 +9,11 @@ use tokio::time::timeout;
 
 use super::report::{Channel, Report};
 use crate::admin::AdminState;
-use crate::hub::{ChannelLoad, CloseReason, News, ShardMessage, ShardStats};
+use crate::hub::{
+    ChannelLoad, CloseReason, LATENCY_BOUNDS_US, LatencyTotal, News, ShardMessage, ShardStats,
+};
 use crate::protocol::GapReason;
+use crate::telemetry::{EventKind, ProcessUsage, process_usage};
 
 /// The most that the shards may take to tell their busiest channels: one that is busy for longer is
 /// left out.
@@ -74,12 +77,13 @@ impl Sampler {
             (reason.label().to_owned(), told)
         });
         let readiness = self.admin.readiness();
-        let bus = &self.admin.metrics.bus;
-        self.probes.look(
-            bus.probe_seconds.get_sample_count(),
-            bus.probe_seconds.get_sample_sum(),
-        );
-        let (cpu_ms, memory_bytes) = process();
+        let metrics = &self.admin.metrics;
+        let (probes, probe_seconds) = metrics.bus.probes();
+        self.probes.look(probes, probe_seconds);
+        let ProcessUsage {
+            cpu_seconds,
+            memory_bytes,
+        } = process_usage();
         Report {
             id: self.id.clone(),
             name: self.name.clone(),
@@ -92,14 +96,14 @@ impl Sampler {
             opened: sum(&|shard| shard.connections_opened.get()),
             closed: CloseReason::ALL.into_iter().map(closed).sum(),
             slow: closed(CloseReason::SlowClient) + closed(CloseReason::Unresponsive),
-            live: bus.live_received.get(),
-            kept: bus.kept_received.get(),
+            live: metrics.bus.received(EventKind::Live).get(),
+            kept: metrics.bus.received(EventKind::Kept).get(),
             delivered: sum(&|shard| shard.events_delivered.get()),
             sent_bytes: sum(&|shard| shard.sent_bytes.get()),
             gaps: gaps.into_iter().filter(|(_, told)| *told > 0).collect(),
-            latency: BTreeMap::new(),
+            latency: by_bound(&metrics.delivery()),
             bus_lag_us: self.probes.newest_us,
-            cpu_ms,
+            cpu_ms: millis(Duration::try_from_secs_f64(cpu_seconds).unwrap_or_default()),
             memory_bytes,
             channels_ms: millis(counted.elapsed()),
             channels,
@@ -167,9 +171,11 @@ impl Probes {
     }
 }
 
-/// The time on a processor, in milliseconds, and the memory of this process, in bytes.
-fn process() -> (u64, u64) {
-    (0, 0)
+/// Counts by upper bound, those that are not zero.
+fn by_bound(total: &LatencyTotal) -> BTreeMap<u64, u64> {
+    let within = LATENCY_BOUNDS_US.into_iter().zip(total.buckets);
+    let all = within.chain([(u64::MAX, total.over)]);
+    all.filter(|(_, count)| *count > 0).collect()
 }
 
 fn millis(duration: Duration) -> u64 {

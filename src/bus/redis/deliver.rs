@@ -20,7 +20,10 @@ use crate::protocol::{
     ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Link,
     Linked, Retention, decode, decode_frame, is_frame,
 };
-use crate::telemetry::{BusMetrics, DropReason};
+use crate::telemetry::occurrences::{
+    EventBackfilled, EventReceived, IdsLost, MessageDropped, NoAudience,
+};
+use crate::telemetry::{BusMetrics, DropReason, EventKind};
 
 /// An id further ahead of the newest known one than so many lag bounds, and the time that has
 /// passed since that was new, is believed only once Redis says that it has issued it: a forged one
@@ -145,7 +148,7 @@ impl Delivery {
         if let (Some(from), Some(to)) = (self.position, started.bound)
             && to < from
         {
-            tracing::warn!(%from, %to, "Redis has lost the newest ids: they begin anew");
+            IdsLost { from, to }.emit();
             self.routing.flush().await;
             self.routing.tell_rewound(to).await;
             // Nothing of the new sequence is late.
@@ -228,7 +231,7 @@ impl Delivery {
     async fn recovered(&mut self, channel: ChannelName, item: Recovered) {
         match item {
             Recovered::Event(event) => {
-                self.metrics.backfilled.inc();
+                EventBackfilled.emit(&self.metrics);
                 self.route_kept(channel, event).await;
             }
             Recovered::Gap(notice, _) => {
@@ -298,14 +301,12 @@ impl Delivery {
     }
 
     async fn live(&mut self, channel: ChannelName, payload: Bytes) {
-        self.metrics.live_received.inc();
+        EventReceived(EventKind::Live).emit(&self.metrics);
         if let Some(record) = self.routing.record(&channel) {
             record.had_live = true;
         }
         match decode(payload, self.max_event_bytes) {
-            Ok(event) if event.audience().is_some() => {
-                self.metrics.dropped(DropReason::NoAudience).inc();
-            }
+            Ok(event) if event.audience().is_some() => NoAudience.emit(&self.metrics),
             Ok(event) => self.routing.route(BusEvent::live(channel, event)).await,
             Err(fault) => self.note_dropped(&channel, DropReason::from(&fault), &fault),
         }
@@ -317,7 +318,7 @@ impl Delivery {
         frame: KeptFrame,
     ) -> Option<Interrupted> {
         if channel.is_some() {
-            self.metrics.kept_received.inc();
+            EventReceived(EventKind::Kept).emit(&self.metrics);
         }
         let (event, withheld) = kept_event(frame);
         let Some(channel) = channel else {
@@ -329,7 +330,7 @@ impl Delivery {
         };
         match withheld {
             None => {}
-            Some(Withheld::NoAudience) => self.metrics.dropped(DropReason::NoAudience).inc(),
+            Some(Withheld::NoAudience) => NoAudience.emit(&self.metrics),
             Some(Withheld::Fault(fault)) => {
                 self.note_dropped(&channel, DropReason::from(&fault), &fault);
             }
@@ -538,10 +539,13 @@ impl Delivery {
         self.routing.channel(name).cloned()
     }
 
-    /// Counts and logs a broken message.
     fn note_dropped(&self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
-        self.metrics.dropped(reason).inc();
-        tracing::warn!(%channel, %fault, "a message from Redis was dropped");
+        MessageDropped {
+            channel,
+            reason,
+            fault,
+        }
+        .emit(&self.metrics);
     }
 }
 
@@ -641,7 +645,7 @@ mod tests {
             let (inbox, shard) = mpsc::channel(64);
             let mut routing = Routing::new(vec![inbox], 1 << 20);
             routing.apply(interest().await);
-            let metrics = Metrics::new(Vec::new()).unwrap().bus;
+            let metrics = Metrics::new(Vec::new(), 1).unwrap().bus;
             let retention = Retention::constant(Duration::from_secs(3600));
             let prefix = "sse:".to_owned();
             let mut delivery = Delivery::new(prefix, 1024, LAG, retention, routing, metrics);
@@ -666,8 +670,8 @@ mod tests {
             let mut told = String::new();
             while let Ok(message) = self.shard.try_recv() {
                 match message {
-                    ShardMessage::Events(events) => {
-                        for event in events.iter() {
+                    ShardMessage::Events(batch) => {
+                        for event in batch.events.iter() {
                             let channel = &event.channel;
                             let _ = match &event.item {
                                 Item::Live(_) => write!(told, " {channel}:live"),
@@ -739,7 +743,7 @@ mod tests {
         world.delivery.fill(hole, Filled::Hole(recovery)).await;
         let told = world.told().await;
         assert_eq!(told, "active@0 a:110 b:125 a:120late a:130");
-        assert_eq!(world.delivery.metrics.backfilled.get(), 1);
+        assert_eq!(world.delivery.metrics.backfilled(), 1);
 
         let rewound = world.delivery.message(kept_message("a", 140, 0)).await;
         let rewound = rewound.unwrap();

@@ -17,6 +17,7 @@ use prometheus::IntCounter;
 
 use super::Traces;
 use crate::config::TraceConfig;
+use crate::telemetry::occurrences::SpansDropped;
 
 /// What the last spans may take to reach the collector when the process stops.
 const LAST_SPANS: Duration = Duration::from_secs(2);
@@ -136,8 +137,7 @@ impl SpanExporter for CountingExporter {
         let result = self.exporter.export(batch).await;
         self.waiting.fetch_sub(spans, Ordering::Relaxed);
         if let Err(error) = &result {
-            self.dropped.inc_by(spans as u64);
-            tracing::warn!(%error, spans, "spans did not reach the collector");
+            SpansDropped { spans, error }.emit(&self.dropped);
         }
         result
     }
