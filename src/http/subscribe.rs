@@ -106,6 +106,7 @@ fn stream_head(
         channels,
         start: begin.start(),
         cursor_style,
+        session: None,
     });
     Ok(response)
 }

@@ -18,6 +18,7 @@ mod mailbox;
 pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
+mod session;
 mod shard;
 mod stats;
 mod subscriber;
@@ -39,6 +40,7 @@ pub use census::{CensusReply, ChannelLoad};
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{MailboxState, SlowClientPolicy};
 pub use resume::Start;
+pub use session::Session;
 pub use shard::Hub;
 pub use stats::{
     CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RejectReason,

@@ -3,6 +3,7 @@
 //! Pure: nothing here knows tokio, Redis, HTTP or another module of this crate. Everything that
 //! arrives from outside becomes one of these types first, so a value that exists is valid.
 
+mod audience;
 mod channel;
 mod control;
 mod cursor;
@@ -15,6 +16,7 @@ mod pattern;
 mod retry;
 mod trace_parent;
 
+pub use audience::{Audience, AudienceFault, Claims, MAX_AUDIENCE_BYTES};
 pub use channel::{ChannelName, InvalidChannelName};
 pub use control::{CursorStyle, cursor_block, first_block, gap_block, retry_block};
 pub use cursor::{Cursor, InvalidCursor};
