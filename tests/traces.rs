@@ -203,7 +203,7 @@ async fn a_publish_and_its_fan_out_on_every_replica_are_one_trace() {
         assert_eq!(publish.resource["service.name"], "fanfare");
         for fan_out in &fan_outs {
             assert_eq!((&*fan_out.trace, &fan_out.parent), (TRACE, &publish.id));
-            assert_eq!(fan_out.links, [publish.id.clone()]);
+            assert_eq!(fan_out.links, std::slice::from_ref(&publish.id));
             assert_eq!(
                 fan_out.attributes.get("messaging.message.id"),
                 publish.attributes.get("messaging.message.id")

@@ -73,6 +73,7 @@ pub(super) struct OpenStream {
     _permit: Permit,
     connection: ConnectionId,
     client: IpAddr,
+    subject: Option<Arc<str>>,
 }
 
 impl OpenStream {
@@ -82,6 +83,7 @@ impl OpenStream {
             _permit: permit,
             connection: requester.connection,
             client: requester.client,
+            subject: requester.subject.clone(),
         }
     }
 }
@@ -89,19 +91,24 @@ impl OpenStream {
 impl Drop for OpenStream {
     fn drop(&mut self) {
         let Self {
-            connection, client, ..
+            connection,
+            client,
+            subject,
+            ..
         } = self;
         let reason = self.subscription.close_reason();
         match reason {
             CloseReason::SlowClient | CloseReason::Unresponsive => ClientCutOff {
                 connection,
                 client: *client,
+                subject: subject.as_deref(),
                 reason,
             }
             .emit(),
             _ => {
                 let reason = reason.label();
-                tracing::debug!(%connection, %client, reason, "a stream has ended");
+                let subject = subject.as_deref();
+                tracing::debug!(%connection, %client, subject, reason, "a stream has ended");
             }
         }
     }

@@ -113,7 +113,7 @@ impl Edge {
 
     async fn answer_to<B>(
         &self,
-        requester: Requester,
+        mut requester: Requester,
         request: Request<B>,
         handoff: Option<Rc<Handoff>>,
     ) -> Response<EdgeBody>
@@ -141,6 +141,9 @@ impl Edge {
             }
             return response.map(EdgeBody::Plain);
         };
+        if let Some(subject) = stream.session.as_ref().and_then(|one| one.subject.clone()) {
+            requester.is(subject);
+        }
         if has_body {
             // Unread bytes would hide from hyper that the client is gone.
             let problem = Problem::new(
@@ -259,7 +262,7 @@ impl Edge {
                 parent: requester.trace_parent,
                 connection: &requester.connection.to_string(),
                 client: requester.client,
-                subject: None,
+                subject: requester.subject.as_deref(),
                 channels,
                 outcome,
                 status,

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -41,6 +42,8 @@ pub(super) struct Requester {
     pub(super) connection: ConnectionId,
     /// The client's address.
     pub(super) client: IpAddr,
+    /// Whom the client's token names, once it is verified.
+    pub(super) subject: Option<Arc<str>>,
     /// When its head was read.
     pub(super) began: SystemTime,
     /// The trace that the client says it belongs to.
@@ -53,14 +56,14 @@ impl Requester {
         Self {
             connection: peer.connection,
             client: peer.address,
+            subject: None,
             began: SystemTime::now(),
             trace_parent: trace_parent(headers),
             id: request_id(headers),
         }
     }
 
-    /// What every log line has that is written while the request is answered. Who finds out
-    /// whose it is records the `subject`.
+    /// What every log line has that is written while the request is answered.
     pub(super) fn span(&self) -> Span {
         // The level of what is always written: the context is there whatever the filter.
         tracing::error_span!(
@@ -70,6 +73,12 @@ impl Requester {
             client = %self.client,
             subject = tracing::field::Empty,
         )
+    }
+
+    /// Takes note of whom the client's token names, in the span too.
+    pub(super) fn is(&mut self, subject: Arc<str>) {
+        Span::current().record("subject", &*subject);
+        self.subject = Some(subject);
     }
 
     /// Tells the client the request's id, so that what it reports can be found.

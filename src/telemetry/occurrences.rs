@@ -228,6 +228,7 @@ impl AcceptFailed<'_> {
 pub(crate) struct ClientCutOff<'a> {
     pub(crate) connection: &'a dyn Display,
     pub(crate) client: IpAddr,
+    pub(crate) subject: Option<&'a str>,
     pub(crate) reason: CloseReason,
 }
 
@@ -236,10 +237,11 @@ impl ClientCutOff<'_> {
         let Self {
             connection,
             client,
+            subject,
             reason,
         } = self;
         let reason = reason.label();
-        tracing::info!(%connection, %client, reason, "a client that did not keep up was cut off");
+        tracing::info!(%connection, %client, subject, reason, "a client that did not keep up was cut off");
     }
 }
 
