@@ -201,7 +201,7 @@ impl App {
             inboxes.clone(),
             config.max_connections,
         );
-        control.spawn(Arc::clone(&console).run(sampler, bus.control, bus.controls));
+        control.spawn(Arc::clone(&console).run(sampler, bus.peers, bus.heard));
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;

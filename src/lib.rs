@@ -13,7 +13,7 @@
 //!   channels subscribed.
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
 //! - [`http`]: the data listener, from an accepted connection to a stream.
-//! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted.
+//! - [`admin`]: health, metrics and the console. [`telemetry`]: what is logged, counted and traced.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together.
 //!
 //! What holds everywhere:

@@ -73,7 +73,9 @@ async fn lines_about_a_request_say_whose_it_is() {
 
 #[tokio::test]
 async fn neither_payloads_nor_secrets_are_logged() {
-    let redis = Redis::start_with(&[("--requirepass", "hunter2-secret")]).await;
+    let redis = Redis::start().await;
+    let set = ["CONFIG", "SET", "requirepass", "hunter2-secret"];
+    redis.command::<()>(&set).await;
     let url = redis.url().replace("redis://", "redis://:hunter2-secret@");
     let variables = [("FANFARE_REDIS_URL", &*url), ("FANFARE_LOG", "trace")];
     let gateway = Gateway::start(&variables).await;

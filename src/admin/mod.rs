@@ -1,4 +1,5 @@
-//! The admin listener: health, metrics and the console, for the inside of the network. No authentication.
+//! The admin listener: health, metrics and the console, for the inside of the network. No
+//! authentication.
 
 mod console;
 

@@ -7,8 +7,8 @@
 //! hub and the HTTP edge know nothing else of it.
 
 pub(crate) mod chain;
-mod control;
 mod embedded;
+mod peers;
 mod redis;
 mod routing;
 
@@ -23,7 +23,7 @@ use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
 use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame};
 use crate::telemetry::{BusMetrics, Traces};
 
-pub use control::{ControlSender, MAX_CONTROL_BYTES};
+pub use peers::{MAX_PEER_BYTES, PeerSender};
 pub use redis::{library, publish_once};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
@@ -146,9 +146,9 @@ pub struct Bus {
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
     /// Says something to all replicas.
-    pub control: ControlSender,
+    pub peers: PeerSender,
     /// What any of them says, this one included; nothing on a bus inside the process.
-    pub controls: mpsc::Receiver<Bytes>,
+    pub heard: mpsc::Receiver<Bytes>,
 }
 
 impl Bus {
@@ -168,15 +168,15 @@ impl Bus {
         let inputs = Inputs { updates, asked };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes())
             .traced_by(traces);
-        let (heard, controls) = control::queue();
-        let (publisher, health, sender) = match &config.bus {
+        let (hears, heard) = peers::queue();
+        let (publisher, health, peers) = match &config.bus {
             BusConfig::Embedded => {
                 let (publisher, health) =
                     embedded::start(config, control, routing, inputs, metrics);
-                (publisher, health, ControlSender::Alone)
+                (publisher, health, PeerSender::Alone)
             }
             BusConfig::Redis(url) => {
-                redis::start(config, url, control, routing, inputs, heard, metrics)?
+                redis::start(config, url, control, routing, inputs, hears, metrics)?
             }
         };
         Ok(Self {
@@ -184,8 +184,8 @@ impl Bus {
             history,
             publisher,
             health,
-            control: sender,
-            controls,
+            peers,
+            heard,
         })
     }
 }

@@ -67,7 +67,7 @@ impl Access {
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// Where metrics and health are served.
+    /// Where health, metrics and the console are served.
     pub admin_listen: SocketAddr,
     /// Where events come from.
     pub bus: BusConfig,

@@ -31,7 +31,7 @@ pub struct Settings {
     )]
     pub listen: String,
 
-    /// Address of the admin listener: metrics and health. It knows no authentication and is
+    /// Address of the admin listener: health, metrics and the console. It knows no authentication and is
     /// meant for the inside of your network
     #[arg(
         long,

@@ -29,7 +29,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use self::fleet::Fleet;
 use self::report::Report;
-use crate::bus::ControlSender;
+use crate::bus::PeerSender;
 
 pub(super) use feed::{console_feed, console_page};
 pub use sampler::Sampler;
@@ -77,7 +77,7 @@ impl Console {
     pub async fn run(
         self: Arc<Self>,
         mut sampler: Sampler,
-        sender: ControlSender,
+        sender: PeerSender,
         mut heard: mpsc::Receiver<Bytes>,
     ) {
         let mut called_until = Instant::now();
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn messages_are_read_as_they_were_written_and_others_are_left_alone() {
         assert!(matches!(read(&call()), Some(Heard::Call)));
-        assert!(told(&Report::new()).len() <= crate::bus::MAX_CONTROL_BYTES);
+        assert!(told(&Report::new()).len() <= crate::bus::MAX_PEER_BYTES);
         let mut report = Report::new();
         report.id = "a".to_owned();
         let Some(Heard::Report(back)) = read(&told(&report)) else {

@@ -8,7 +8,7 @@ use redis::{PushInfo, PushKind, Value};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::bus::control;
+use crate::bus::peers;
 use crate::protocol::{ChannelName, EventId, Frame, decode_frame, is_frame};
 
 /// What may wait, in bytes. As much as Redis itself keeps for a subscriber that does not read
@@ -90,7 +90,7 @@ pub(super) enum Take {
 struct State {
     probe_channel: Vec<u8>,
     control_channel: Vec<u8>,
-    controls: mpsc::Sender<Bytes>,
+    hears: mpsc::Sender<Bytes>,
     arrived: Arrived,
     bytes: usize,
     end: Option<QueueEnd>,
@@ -102,16 +102,16 @@ pub(super) struct PushQueue(Arc<(Mutex<State>, Notify)>);
 
 impl PushQueue {
     /// An empty queue; messages of `probe_channel` are probes, those of `control_channel` go to
-    /// `controls` at once.
+    /// `hears` at once.
     pub(super) fn new(
         probe_channel: &str,
         control_channel: &str,
-        controls: &mpsc::Sender<Bytes>,
+        hears: &mpsc::Sender<Bytes>,
     ) -> Self {
         let state = State {
             probe_channel: probe_channel.into(),
             control_channel: control_channel.into(),
-            controls: controls.clone(),
+            hears: hears.clone(),
             arrived: Arrived::default(),
             bytes: 0,
             end: None,
@@ -131,7 +131,7 @@ impl PushQueue {
                     if channel == state.probe_channel {
                         state.take_probe(payload);
                     } else if channel == state.control_channel {
-                        control::take(payload, &state.controls);
+                        peers::take(payload, &state.hears);
                     } else {
                         let bytes = channel.len() + payload.len();
                         state.add(Incoming::Message(Message { channel, payload }), bytes);

@@ -2,19 +2,19 @@
 //!
 //! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
 //! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
-//! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`mod@control`], [`publish`] and
+//! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`peers`], [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
 //! runs inside Redis, [`keeping`] what is known of it.
 
 mod backfill;
 mod connect;
-mod control;
 mod deliver;
 mod functions;
 mod history;
 mod ingest;
 mod keeping;
 pub mod library;
+mod peers;
 mod pool;
 mod probe;
 mod publish;
@@ -35,12 +35,12 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, ControlSender, Inputs, Publisher};
+use super::{BusHealth, Inputs, PeerSender, Publisher};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
-pub(super) use control::RedisControl;
+pub(super) use peers::RedisPeers;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
 
@@ -51,9 +51,9 @@ pub(super) fn start(
     control: &Handle,
     routing: Routing,
     inputs: Inputs,
-    controls: mpsc::Sender<Bytes>,
+    hears: mpsc::Sender<Bytes>,
     metrics: BusMetrics,
-) -> Result<(Publisher, watch::Receiver<BusHealth>, ControlSender), redis::RedisError> {
+) -> Result<(Publisher, watch::Receiver<BusHealth>, PeerSender), redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
@@ -84,17 +84,17 @@ pub(super) fn start(
         updates: inputs.updates,
         reads,
         health: health_sender,
-        control_channel: control::channel(&config.prefix),
-        controls,
+        control_channel: peers::channel(&config.prefix),
+        hears,
     };
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
-    let sender = RedisControl::new(pool.clone(), &config.prefix);
+    let sender = RedisPeers::new(pool.clone(), &config.prefix);
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
     Ok((
         Publisher::Redis(publisher),
         health,
-        ControlSender::Redis(sender),
+        PeerSender::Redis(sender),
     ))
 }

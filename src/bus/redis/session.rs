@@ -73,7 +73,7 @@ pub(super) struct SubscriberState {
     pub(super) health: watch::Sender<BusHealth>,
     pub(super) control_channel: String,
     /// Where messages of other replicas go.
-    pub(super) controls: mpsc::Sender<Bytes>,
+    pub(super) hears: mpsc::Sender<Bytes>,
 }
 
 impl SubscriberState {

@@ -70,7 +70,7 @@ impl Supervisor {
         let queue = PushQueue::new(
             &self.state.probe_channel,
             &self.state.control_channel,
-            &self.state.controls,
+            &self.state.hears,
         );
         let sender = {
             let queue = queue.clone();

@@ -4,22 +4,22 @@ use redis::RedisResult;
 use tokio::time::timeout;
 
 use super::pool::{CommandPool, POOL_PATIENCE};
-use crate::bus::control::CHANNEL;
+use crate::bus::peers::CHANNEL;
 
 /// Publishes messages to other replicas. To be used on the control runtime.
 #[derive(Clone)]
-pub struct RedisControl {
+pub struct RedisPeers {
     pool: CommandPool,
     channel: String,
 }
 
-impl std::fmt::Debug for RedisControl {
+impl std::fmt::Debug for RedisPeers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("RedisControl")
+        f.write_str("RedisPeers")
     }
 }
 
-impl RedisControl {
+impl RedisPeers {
     pub(super) fn new(pool: CommandPool, prefix: &str) -> Self {
         Self {
             pool,
