@@ -37,12 +37,11 @@ async fn lines_about_a_request_say_whose_it_is() {
     let gateway = Gateway::behind(&redis, &[("FANFARE_LOG", "info,fanfare::http=debug")]).await;
     let mut stream = Raw::get(gateway.data, "/events/a").await;
     let head = stream.until("\r\n\r\n").await;
-    let (_, id) = head.split_once("x-request-id: ").expect("a request id");
-    let id = id.split("\r\n").next().unwrap();
+    assert!(!head.contains("x-request-id"), "{head}");
     let asked = line(&gateway, "a stream was asked for").await;
     assert_eq!(asked["outcome"], "opened");
     let span = &asked["span"];
-    assert_eq!(span["request"], *id);
+    assert_eq!(span["request"].as_str().unwrap().len(), 16);
     assert_eq!(span["client"], "127.0.0.1");
     drop(stream);
     let ended = line(&gateway, "a stream has ended").await;
@@ -52,7 +51,11 @@ async fn lines_about_a_request_say_whose_it_is() {
         (&span["client"], &Value::from("client"))
     );
 
-    // A proxy's id is kept, and answered with.
+    // Who is refused is told the id, and a proxy's is kept.
+    let request = "GET /events HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let answer = Raw::send(gateway.data, request).await.rest().await;
+    let (_, id) = answer.split_once("x-request-id: ").expect("a request id");
+    assert_eq!(id.split("\r\n").next().unwrap().len(), 16, "{answer}");
     redis.kill().await;
     eventually("the gateway has noticed", async || {
         !gateway.is_ready().await

@@ -134,7 +134,7 @@ impl Edge {
         let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
-        requester.mark(response.headers_mut());
+        requester.mark(&mut response);
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
             if asks_for_stream {
                 self.note_admission(&requester, 0, "refused", response.status());
@@ -179,7 +179,7 @@ impl Edge {
             (Err(reason), _) => {
                 let mut response = busy(wants_503, told(reason));
                 self.note_admission(&requester, channels, reason.label(), response.status());
-                requester.mark(response.headers_mut());
+                requester.mark(&mut response);
                 close(&mut response);
                 response.map(EdgeBody::Plain)
             }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tracing::Span;
 
 use crate::protocol::TraceParent;
@@ -49,6 +49,8 @@ pub(super) struct Requester {
     /// The trace that the client says it belongs to.
     pub(super) trace_parent: Option<TraceParent>,
     id: HeaderValue,
+    /// The id is a proxy's, which may look for it in the answer.
+    id_was_given: bool,
 }
 
 impl Requester {
@@ -59,7 +61,8 @@ impl Requester {
             subject: None,
             began: SystemTime::now(),
             trace_parent: trace_parent(headers),
-            id: request_id(headers),
+            id: given_id(headers).unwrap_or_else(new_id),
+            id_was_given: given_id(headers).is_some(),
         }
     }
 
@@ -81,24 +84,29 @@ impl Requester {
         self.subject = Some(subject);
     }
 
-    /// Tells the client the request's id, so that what it reports can be found.
-    pub(super) fn mark(&self, headers: &mut HeaderMap) {
-        headers.insert(REQUEST_ID, self.id.clone());
+    /// Tells the client the request's id: where it was given one, and where it is refused, so that
+    /// what it reports can be found.
+    pub(super) fn mark<B>(&self, response: &mut Response<B>) {
+        let status = response.status();
+        if self.id_was_given || status.is_client_error() || status.is_server_error() {
+            response.headers_mut().insert(REQUEST_ID, self.id.clone());
+        }
     }
 }
 
-/// A proxy's id, or one of our own.
-fn request_id(headers: &HeaderMap) -> HeaderValue {
+/// A proxy's id, unless it could break a log line.
+fn given_id(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_plain = |value: &&HeaderValue| {
         (1..=MAX_REQUEST_ID_BYTES).contains(&value.len())
             && value.as_bytes().iter().all(u8::is_ascii_graphic)
     };
-    let given = headers.get(REQUEST_ID).filter(is_plain).cloned();
-    given.unwrap_or_else(|| {
-        // Hexadecimal digits are a valid header.
-        HeaderValue::try_from(format!("{:016x}", fastrand::u64(..)))
-            .unwrap_or(HeaderValue::from_static("-"))
-    })
+    headers.get(REQUEST_ID).filter(is_plain).cloned()
+}
+
+fn new_id() -> HeaderValue {
+    // Hexadecimal digits are a valid header.
+    HeaderValue::try_from(format!("{:016x}", fastrand::u64(..)))
+        .unwrap_or(HeaderValue::from_static("-"))
 }
 
 /// The trace a request belongs to. One that cannot be read is none (W3C Trace Context, section
@@ -116,13 +124,13 @@ mod tests {
         let id = |text: &'static str| {
             let mut headers = HeaderMap::new();
             headers.insert(REQUEST_ID, HeaderValue::from_static(text));
-            request_id(&headers).to_str().unwrap().to_owned()
+            given_id(&headers)
         };
-        assert_eq!(id("7f3a-12"), "7f3a-12");
-        for bad in ["", "a b", "a\tb"] {
-            assert_eq!(id(bad).len(), 16, "{bad:?}");
+        assert_eq!(id("7f3a-12").unwrap(), "7f3a-12");
+        for bad in ["", "a b", "a\tb", "x".repeat(129).leak()] {
+            assert_eq!(id(bad), None, "{bad:?}");
         }
-        assert_eq!(id("x".repeat(129).leak()).len(), 16);
-        assert_ne!(request_id(&HeaderMap::new()), request_id(&HeaderMap::new()));
+        assert_eq!(new_id().len(), 16);
+        assert_ne!(new_id(), new_id());
     }
 }

@@ -81,6 +81,7 @@ impl Console {
         mut heard: mpsc::Receiver<Bytes>,
     ) {
         let mut called_until = Instant::now();
+        let mut shown_at = None;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -88,12 +89,14 @@ impl Console {
             let is_wanted = is_open || Instant::now() < called_until;
             tokio::select! {
                 () = self.opened.notified() => {
-                    if !is_wanted {
-                        // What was known is old.
-                        self.with_fleet(|fleet| *fleet = Fleet::default());
-                        sampler.report().await;
+                    if !is_open {
+                        // A page that is loaded again finds what it had; later, it is old.
+                        if shown_at.is_none_or(|at: Instant| at.elapsed() > CALL) {
+                            self.with_fleet(|fleet| *fleet = Fleet::default());
+                            sampler.report().await;
+                        }
+                        ticks.reset_immediately();
                     }
-                    ticks.reset_immediately();
                 }
                 Some(message) = heard.recv() => match read(&message) {
                     Some(Heard::Call) => {
@@ -112,6 +115,7 @@ impl Console {
                     if is_open {
                         sender.send(call()).await;
                         self.show(report.clone());
+                        shown_at = Some(Instant::now());
                     }
                     sender.send(told(&report)).await;
                 }

@@ -6,8 +6,8 @@ pub(super) const PAGE: &str = include_str!("page.html");
 /// origin only, and the browser refuses to make markup of text (Trusted Types), since names of
 /// channels and replicas come from outside.
 pub(super) const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-mfC3V70d+3vJXD7uGYVEsKSkbg3k2esUF6Wk5G3ScPQ='; \
-    style-src 'sha256-eWIy1qC9edpuIV8NiLCyJWjIFj7aPfj52ihviZNDcNM='; \
+    script-src 'sha256-z5njAS3yF57FES2RCZh0hP+e3/Dwc9TuXARUD8xni5U='; \
+    style-src 'sha256-4NZC3BgbsYYUFB42avhcyznu2WXHzdVaWsJnbuLi218='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 
