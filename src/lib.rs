@@ -14,6 +14,7 @@
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
 //! - [`http`]: the data listener, from an accepted connection to a stream.
 //! - [`admin`]: health, metrics and the console. [`telemetry`]: what is logged, counted and traced.
+//!   [`labels`]: what metrics are split by.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together.
 //!
 //! What holds everywhere:

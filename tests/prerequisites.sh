@@ -10,6 +10,7 @@ needed=(
   redis-cli:redis-tools
   redis-benchmark:redis-tools
   promtool:prometheus
+  prometheus:prometheus
   chromium:chromium
   chromedriver:chromium-driver
   curl:curl

@@ -2,7 +2,7 @@
 //!
 //! [`listener`] accepts, [`connection`] tells HTTP/1.1 from HTTP/2 and serves it, and the
 //! [`mod@router`] parses and authorises like that of any axum program. Its handlers never touch a
-//! hub: a stream's handler answers with the head and a [`StreamRequest`](subscribe::StreamRequest)
+//! hub: a stream's handler answers with the head and a [`StreamRequest`](crate::hub::StreamRequest)
 //! beside it, and the [`edge`] of the shard opens the stream on its hub. Over HTTP/1.1 the
 //! connection is then taken out of hyper ([`takeover`]) and only a small task remains; everything
 //! else is an ordinary body ([`stream`]).

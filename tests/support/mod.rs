@@ -160,13 +160,15 @@ impl Redis {
             assert!(exited.is_none(), "redis-server has exited: {exited:?}");
             let client = redis::Client::open(url.as_str()).unwrap();
             if let Ok(mut connection) = client.get_multiplexed_async_connection().await {
-                let found: Vec<String> = redis::cmd("CONFIG")
+                let found: redis::RedisResult<Vec<String>> = redis::cmd("CONFIG")
                     .arg(&["GET", "dir"])
                     .query_async(&mut connection)
-                    .await
-                    .unwrap();
-                assert_eq!(std::path::Path::new(&found[1]), own);
-                return;
+                    .await;
+                // Until its data is loaded it answers -LOADING.
+                if let Ok(found) = found {
+                    assert_eq!(std::path::Path::new(&found[1]), own);
+                    return;
+                }
             }
             assert!(Instant::now() < end, "redis-server does not answer");
             tokio::time::sleep(Duration::from_millis(20)).await;

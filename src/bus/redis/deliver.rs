@@ -646,7 +646,7 @@ mod tests {
             let (inbox, shard) = mpsc::channel(64);
             let mut routing = Routing::new(vec![inbox], 1 << 20);
             routing.apply(interest().await);
-            let metrics = Metrics::new(Vec::new(), 1).unwrap().bus;
+            let metrics = Metrics::new(vec![Arc::default()], 1).unwrap().bus;
             let retention = Retention::constant(Duration::from_secs(3600));
             let prefix = "sse:".to_owned();
             let mut delivery = Delivery::new(prefix, 1024, LAG, retention, routing, metrics);

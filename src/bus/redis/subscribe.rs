@@ -1,6 +1,6 @@
 //! The supervisor of the subscriber connection.
 //!
-//! The desired channels live outside the connection, in [`Routing`]. Whenever the connection is
+//! The desired channels live outside the connection, in [`Routing`](crate::bus::routing::Routing). Whenever the connection is
 //! lost the supervisor makes another, for ever, and a new [`Session`] subscribes to all of them.
 
 use std::pin::pin;

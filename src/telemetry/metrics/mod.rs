@@ -175,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_cpu_s_time_has_fractions() {
-        let metrics = Metrics::new(Vec::new(), 1).unwrap();
+        let metrics = Metrics::new(vec![Arc::default()], 1).unwrap();
         let end = std::time::Instant::now() + Duration::from_secs(5);
         // A tick of the kernel's is a hundredth of a second, and is soon used.
         loop {

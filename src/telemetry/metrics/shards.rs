@@ -149,7 +149,7 @@ impl Shards {
             ),
             latencies(
                 "fanfare_fanout_seconds",
-                "From the arrival of an event to its last write to an HTTP/1.1 stream whose client was ready for it; counted once a shard.",
+                "From the arrival of an event to its last write to an HTTP/1.1 stream whose client was ready for it; counted once an event on each shard.",
                 &self.latencies(|shard| &shard.fanout),
             ),
         ];
