@@ -880,10 +880,10 @@ mod tests {
         assert_eq!(world.delivery.missed(&[name("a")]).len(), 0);
         world.again(started(200, Vec::new())).await;
         world.delivery.routing.flush().await;
-        let ShardMessage::Events(events) = world.shard.try_recv().unwrap() else {
+        let ShardMessage::Events(batch) = world.shard.try_recv().unwrap() else {
             panic!("a gap");
         };
-        let Item::Gap { notice, .. } = &events[0].item else {
+        let Item::Gap { notice, .. } = &batch.events[0].item else {
             panic!("a gap");
         };
         assert_eq!(notice.reason, GapReason::Lost);
