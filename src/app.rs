@@ -4,26 +4,32 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use tokio::runtime::{Builder, LocalOptions, Runtime};
+use futures_util::future::{OptionFuture, join_all};
+use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
 
 use crate::admin::{self, AdminState, Console, Sampler};
 use crate::bus::Bus;
-use crate::config::{BusConfig, Config};
-use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
-use crate::hub::{
-    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
+use crate::config::{Access, BusConfig, Config, JwksUrl};
+use crate::http::auth::{Authority, Jwks, KeyRing};
+use crate::http::{
+    Admission, Edge, EdgeParts, Listener, RouterState, accept, bind, only_this_machine, router,
 };
-use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline, Traces};
+use crate::hub::{
+    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
+    ShardStats,
+};
+use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+/// How often a drain says how many streams are left.
+const DRAIN_PROGRESS: Duration = Duration::from_secs(2);
 
 /// Why a gateway cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -41,6 +47,9 @@ pub enum AppError {
     /// The Redis URL cannot be used.
     #[error("FANFARE_REDIS_URL cannot be used: {0}")]
     Redis(#[from] redis::RedisError),
+    /// No HTTP client can be had.
+    #[error("the JWK set cannot be fetched: {0}")]
+    Jwks(#[from] reqwest::Error),
     /// A runtime or a signal handler cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -66,6 +75,8 @@ pub struct App {
     storms: Arc<Storms>,
     control: Runtime,
     data_listeners: Vec<std::net::TcpListener>,
+    /// Those for the PROXY protocol, one a shard, if there are any.
+    proxied_listeners: Vec<std::net::TcpListener>,
     admin_listener: std::net::TcpListener,
 }
 
@@ -77,16 +88,22 @@ impl App {
     pub fn bind(config: Config, storms: Arc<Storms>) -> Result<Self, AppError> {
         // The control runtime owns Redis, the admin listener and signals.
         let control = Builder::new_current_thread().enable_all().build()?;
-        let data_listeners = bind(
-            config.listen,
-            config.shards,
-            config.socket_send_buffer_bytes,
-        )
-        .map_err(|error| AppError::Bind {
-            setting: "FANFARE_LISTEN",
-            address: config.listen,
-            error,
-        })?;
+        let bind_shards = |setting, address| {
+            bind(address, config.shards, config.socket_send_buffer_bytes).map_err(|error| {
+                AppError::Bind {
+                    setting,
+                    address,
+                    error,
+                }
+            })
+        };
+        let data_listeners = bind_shards("FANFARE_LISTEN", config.listen)?;
+        let proxied_listeners = config
+            .clients
+            .proxy_protocol_listen
+            .map(|address| bind_shards("FANFARE_PROXY_PROTOCOL_LISTEN", address))
+            .transpose()?
+            .unwrap_or_default();
         let admin_listener = std::net::TcpListener::bind(config.admin_listen)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|error| AppError::Bind {
@@ -99,6 +116,7 @@ impl App {
             storms,
             control,
             data_listeners,
+            proxied_listeners,
             admin_listener,
         })
     }
@@ -113,6 +131,7 @@ impl App {
             storms,
             control,
             data_listeners,
+            proxied_listeners,
             admin_listener,
         } = self;
         control.spawn(storms.run());
@@ -120,6 +139,10 @@ impl App {
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
         let admin_address = admin_listener.local_addr()?;
+        let proxied_address = proxied_listeners
+            .first()
+            .map(std::net::TcpListener::local_addr)
+            .transpose()?;
 
         let stats: Vec<_> = data_listeners
             .iter()
@@ -138,15 +161,30 @@ impl App {
             .iter()
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
             .unzip();
+        let revocations = Arc::new(Revocations::default());
         let bus = Bus::start(
             &config,
             control.handle(),
             inboxes.clone(),
+            Arc::clone(&revocations),
             metrics.bus.clone(),
             traces.clone(),
         )?;
+        let admission = Admission::new(config.max_connections, config.clients.clone());
+        if let Some(tally) = bus.tally {
+            control.spawn(Arc::clone(&admission).share(tally));
+        }
+        let ring = key_ring(&config.access, &metrics, control.handle())?;
+        let authority = Authority::new(
+            config.access.clone(),
+            ring.clone(),
+            bus.tickets,
+            Arc::clone(&revocations),
+            metrics.auth.clone(),
+        );
         let router = router(RouterState {
-            access: config.access.clone(),
+            authority,
+            admission: Arc::clone(&admission),
             publisher: bus.publisher,
             metrics: metrics.bus.clone(),
             max_channels_per_connection: config.max_channels_per_connection,
@@ -154,8 +192,15 @@ impl App {
             demo: data_address.ip().is_loopback(),
             traces: traces.clone(),
         });
-        let limit = ConnectionLimit::new(config.max_connections);
 
+        let edge = EdgeParts {
+            router,
+            admission,
+            is_open: matches!(config.access, Access::Open),
+            traces,
+        };
+
+        let mut proxied_listeners = proxied_listeners.into_iter();
         let (failure, mut failed) = mpsc::channel(1);
         for (number, ((listener, inbox), stats)) in data_listeners
             .into_iter()
@@ -165,14 +210,14 @@ impl App {
         {
             let shard = Shard {
                 number,
-                listener,
+                listeners: (listener, proxied_listeners.next()),
                 inbox,
                 interest: bus.interest.clone(),
                 history: bus.history.clone(),
-                edge: (router.clone(), Arc::clone(&limit)),
+                edge: edge.clone(),
                 settings: config.hub_settings(),
+                revocations: Arc::clone(&revocations),
                 stats,
-                traces: traces.clone(),
             };
             let failure = failure.clone();
             std::thread::Builder::new()
@@ -191,7 +236,7 @@ impl App {
         let admin = Arc::new(AdminState {
             metrics,
             bus: bus.health,
-            stopping: AtomicBool::new(false),
+            keys: ring,
         });
         let console = Console::new();
         let sampler = Sampler::new(
@@ -206,9 +251,12 @@ impl App {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;
             let listener = tokio::net::TcpListener::from_std(admin_listener)?;
-            let service = admin::router(Arc::clone(&admin), console);
+            let mut service = admin::router(Arc::clone(&admin), console);
+            if admin_address.ip().is_loopback() {
+                service = service.layer(axum::middleware::from_fn(only_this_machine));
+            }
             tokio::spawn(async move { axum::serve(listener, service).await });
-            announce(&config, data_address, admin_address);
+            announce(&config, data_address, proxied_address, admin_address);
 
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -238,7 +286,29 @@ fn replica_name(data: SocketAddr) -> String {
     format!("{host}:{}", data.port())
 }
 
-fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
+/// The keys that tokens are verified with, where there are to be tokens.
+fn key_ring(
+    access: &Access,
+    metrics: &Metrics,
+    control: &Handle,
+) -> Result<Option<Arc<KeyRing>>, AppError> {
+    let Access::Rules(rules) = access else {
+        return Ok(None);
+    };
+    let Some(tokens) = &rules.tokens else {
+        return Ok(None);
+    };
+    let fetch = |url: &JwksUrl| {
+        let metrics = metrics.auth.clone();
+        Jwks::start(url.url().clone(), tokens.jwks_max_age, metrics, control)
+    };
+    let jwks = tokens.jwks_url.as_ref().map(fetch).transpose()?;
+    let rules = tokens.rules.clone();
+    let (fixed, files) = (tokens.fixed.clone(), tokens.files.clone());
+    Ok(Some(KeyRing::start(rules, fixed, files, jwks, control)))
+}
+
+fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admin: SocketAddr) {
     let bus = match &config.bus {
         BusConfig::Embedded => "memory:".to_owned(),
         BusConfig::Redis(url) => url.address(),
@@ -246,16 +316,21 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         %data,
+        proxied = proxied.map(tracing::field::display),
         %admin,
         bus,
         shards = config.shards,
         max_connections = config.max_connections,
         "listening"
     );
-    if config.access.may_publish() {
-        tracing::warn!(
+    match &config.access {
+        Access::Open => tracing::warn!(
             "open: whoever reaches the data listener, on loopback, may read and publish everything"
-        );
+        ),
+        Access::Rules(rules) if rules.tokens.is_none() => tracing::info!(
+            "no key is configured: public channels may be read, and nobody may publish over HTTP"
+        ),
+        Access::Rules(_) => {}
     }
     tracing::info!("the admin listener has no authentication: keep it inside your network");
     if data.ip().is_loopback() {
@@ -266,7 +341,7 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
 /// Stops in named phases: not ready, so that the balancer looks elsewhere; then no new streams,
 /// and the open ones are closed, spread over the drain period; then the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
-    admin.stopping.store(true, Ordering::Relaxed);
+    admin.metrics.draining.set(1);
     tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
     sleep(config.drain_delay).await;
     tracing::info!(
@@ -280,8 +355,15 @@ async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &
     // A shard whose queue is full until the deadline is cut off with its streams.
     let _ = timeout_at(deadline, told).await;
     let mut look = interval(Duration::from_millis(50));
+    let mut progress = interval_at(Instant::now() + DRAIN_PROGRESS, DRAIN_PROGRESS);
     while admin.metrics.connections() > 0 && Instant::now() < deadline {
-        look.tick().await;
+        tokio::select! {
+            _ = look.tick() => {}
+            _ = progress.tick() => {
+                let left = deadline.duration_since(Instant::now());
+                tracing::info!(streams = admin.metrics.connections(), deadline = ?left, "draining");
+            }
+        }
     }
     let left = admin.metrics.connections();
     if left > 0 {
@@ -314,14 +396,15 @@ impl Signals {
 /// What a shard's thread is given.
 struct Shard {
     number: usize,
-    listener: std::net::TcpListener,
+    /// The ordinary one, and the one for the PROXY protocol.
+    listeners: (std::net::TcpListener, Option<std::net::TcpListener>),
     inbox: Inbox,
     interest: mpsc::Sender<InterestUpdate>,
     history: mpsc::Sender<HistoryRequest>,
-    edge: (axum::Router, Arc<ConnectionLimit>),
+    edge: EdgeParts,
     settings: crate::hub::HubSettings,
+    revocations: Arc<Revocations>,
     stats: Arc<ShardStats>,
-    traces: Option<Traces>,
 }
 
 impl Shard {
@@ -331,15 +414,24 @@ impl Shard {
             .enable_all()
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
-            let hub = Hub::new(self.settings, self.stats, self.history);
-            let (router, limit) = self.edge;
-            let edge = Edge::new(hub.clone(), router, limit, self.number, self.traces);
+            let hub = Hub::new(self.settings, self.stats, self.history, self.revocations);
+            let edge = Edge::new(hub.clone(), self.number, self.edge);
+            let (listener, proxied) = self.listeners;
+            let accepting = |socket, proxy_protocol| {
+                let listener = Listener {
+                    socket,
+                    proxy_protocol,
+                };
+                accept(edge.clone(), listener)
+            };
+            let proxied = OptionFuture::from(proxied.map(|socket| accepting(socket, true)));
             let hub_task = tokio::task::spawn_local(hub.clone().run(self.inbox));
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = tokio::task::spawn_local(interest);
             let sweep_task = tokio::task::spawn_local(hub.sweep());
             tokio::select! {
-                accepted = accept(edge, self.listener) => accepted?,
+                accepted = accepting(listener, false) => accepted?,
+                Some(accepted) = proxied => accepted?,
                 ended = hub_task => ended?,
                 ended = interest_task => ended?,
                 ended = sweep_task => ended?,

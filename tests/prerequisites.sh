@@ -3,6 +3,8 @@
 # A tool that is missing and cannot be installed is an error, never a skipped test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Where Debian has nginx.
+PATH=$PATH:/usr/sbin
 
 # command:package
 needed=(
@@ -15,6 +17,9 @@ needed=(
   chromedriver:chromium-driver
   curl:curl
   openssl:openssl
+  slowhttptest:slowhttptest
+  nginx:nginx
+  shellcheck:shellcheck
   cc:gcc
 )
 
@@ -30,6 +35,7 @@ for pair in "${needed[@]}"; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 /usr/bin/python3 -c 'import redis' 2>/dev/null || missing+=(python3-redis)
+[[ -e /usr/lib/nginx/modules/ngx_stream_module.so ]] || missing+=(libnginx-mod-stream)
 command -v npm >/dev/null || missing+=(nodejs npm)
 
 if ((${#missing[@]})); then

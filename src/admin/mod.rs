@@ -4,7 +4,6 @@
 mod console;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -16,6 +15,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::bus::BusHealth;
+use crate::http::auth::KeyRing;
 use crate::telemetry::Metrics;
 
 pub use console::{Console, Sampler};
@@ -27,8 +27,8 @@ pub struct AdminState {
     pub metrics: Metrics,
     /// Whether events arrive.
     pub bus: watch::Receiver<BusHealth>,
-    /// Whether the replica is being stopped.
-    pub stopping: AtomicBool,
+    /// The keys that tokens are verified with.
+    pub keys: Option<Arc<KeyRing>>,
 }
 
 /// The answer of `/readyz`.
@@ -37,20 +37,26 @@ struct Readiness {
     ready: bool,
     /// Why not.
     reasons: Vec<String>,
+    /// What is wrong, and does not keep it from serving yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 impl AdminState {
     fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.metrics.draining.get() == 1 {
             reasons.push("stopping".to_owned());
         }
         if let BusHealth::Down(reason) = &*self.bus.borrow() {
             reasons.push(format!("redis: {reason}"));
         }
+        let keys = self.keys.as_deref();
+        reasons.extend(keys.and_then(KeyRing::outage));
         Readiness {
             ready: reasons.is_empty(),
             reasons,
+            warnings: keys.map(KeyRing::warnings).unwrap_or_default(),
         }
     }
 }

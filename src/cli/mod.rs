@@ -1,16 +1,19 @@
 //! The command line: `fanfare` serves; its subcommands publish, read, check and load.
 
 mod functions;
+mod nginx;
 mod publish;
 mod tail;
+mod token;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::App;
-use crate::config::{Config, Faults, Settings, unknown_variables};
+use crate::config::{Config, Faults, Settings, exposed_secrets, unknown_variables};
 use crate::telemetry::start_log;
 
 /// A multi-node Server-Sent Events gateway behind Redis pub/sub.
@@ -35,10 +38,19 @@ enum Command {
     /// Print the events of channels as they arrive, one line each
     Tail(tail::Tail),
     /// Check the configuration, print what it comes to, and exit
-    Check(Box<Settings>),
+    Check(Box<Check>),
     /// The Redis functions through which events are kept
     #[command(subcommand)]
     Functions(functions::Functions),
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    settings: Settings,
+    /// An nginx configuration, with all that it includes, that has to agree with the gateway's
+    #[arg(long, value_name = "FILE")]
+    nginx: Option<PathBuf>,
 }
 
 /// Why a command failed, for people.
@@ -48,20 +60,28 @@ type Failure = Box<dyn std::error::Error>;
 pub fn main() -> ExitCode {
     // rustls has no default of its own; a second install has no effect.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let cli = Cli::parse();
-    let result = match cli.command {
-        None => serve(&cli.settings),
-        Some(Command::Publish(command)) => command.run(),
-        Some(Command::Tail(command)) => command.run(),
-        Some(Command::Check(settings)) => check(&settings),
-        Some(Command::Functions(command)) => command.run(),
-    };
-    match result {
+    match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             let _ = writeln!(std::io::stderr(), "fanfare: {failure}");
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches)?;
+    let exposed = exposed_secrets(&matches);
+    if !exposed.is_empty() {
+        return Err(Faults(exposed).into());
+    }
+    match cli.command {
+        None => serve(&cli.settings),
+        Some(Command::Publish(command)) => command.run(),
+        Some(Command::Tail(command)) => command.run(),
+        Some(Command::Check(command)) => check(&command),
+        Some(Command::Functions(command)) => command.run(),
     }
 }
 
@@ -71,8 +91,14 @@ fn serve(settings: &Settings) -> Result<(), Failure> {
     Ok(App::bind(config, storms)?.run()?)
 }
 
-fn check(settings: &Settings) -> Result<(), Failure> {
-    let config = configuration(settings)?;
+fn check(command: &Check) -> Result<(), Failure> {
+    let config = configuration(&command.settings)?;
+    if let Some(file) = &command.nginx {
+        let faults = nginx::faults(file, &config);
+        if !faults.is_empty() {
+            return Err(Faults(faults).into());
+        }
+    }
     writeln!(std::io::stdout(), "{config}the configuration is valid")?;
     Ok(())
 }
@@ -109,7 +135,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

@@ -3,7 +3,10 @@
 //! Settings come as text, from flags or the environment under the same names, and become a
 //! [`Config`] only when all of them are right. All faults are reported at once.
 
+mod access;
+mod clients;
 mod environment;
+mod exposed;
 mod redis_url;
 mod settings;
 mod traces;
@@ -17,13 +20,17 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use crate::hub::{HubSettings, SlowClientPolicy};
-use crate::protocol::{ChannelName, ChannelPattern, RetryRange};
+use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
 
+pub use access::{Access, AccessRules, AccessSettings, JwksUrl, TokenConfig};
+pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate, TrustedProxies};
 pub use environment::unknown_variables;
+pub use exposed::exposed_secrets;
 pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings};
 pub use traces::TraceConfig;
+pub use values::secret;
 
 /// What the recent kept events of all channels may take, in all shards together: most clients
 /// that come back find what they missed there.
@@ -36,30 +43,6 @@ pub enum BusConfig {
     Embedded,
     /// From Redis.
     Redis(RedisUrl),
-}
-
-/// Who may read and publish over HTTP.
-#[derive(Clone, Debug)]
-pub enum Access {
-    /// Everybody everything: a listener on loopback without rules.
-    Open,
-    /// Everybody may read the channels these patterns name; nobody may publish over HTTP.
-    Public(Vec<ChannelPattern>),
-}
-
-impl Access {
-    /// Whether anybody may read `channel`.
-    pub fn may_read(&self, channel: &ChannelName) -> bool {
-        match self {
-            Self::Open => true,
-            Self::Public(patterns) => patterns.iter().any(|pattern| pattern.matches(channel)),
-        }
-    }
-
-    /// Whether anybody may publish over HTTP.
-    pub fn may_publish(&self) -> bool {
-        matches!(self, Self::Open)
-    }
 }
 
 /// A configuration that keeps every rule.
@@ -101,8 +84,12 @@ pub struct Config {
     pub drain_delay: Duration,
     /// Over this time streams are closed.
     pub drain_period: Duration,
+    /// No stream gets older than this. At least two heartbeats.
+    pub max_connection_age: Option<Duration>,
     /// Who may read and publish.
     pub access: Access,
+    /// Who may connect, and what one client may take.
+    pub clients: ClientRules,
     /// Which log lines are written.
     pub log: String,
     /// How they look.
@@ -122,13 +109,7 @@ impl fmt::Display for Config {
             BusConfig::Redis(url) => line("REDIS_URL", &format_args!("… at {}", url.address()))?,
         }
         line("PREFIX", &self.prefix)?;
-        match &self.access {
-            Access::Open => line("PUBLIC_CHANNELS", &"* (and anybody may publish)")?,
-            Access::Public(patterns) => {
-                let patterns: Vec<_> = patterns.iter().map(ToString::to_string).collect();
-                line("PUBLIC_CHANNELS", &patterns.join(","))?;
-            }
-        }
+        self.access.write(&mut line)?;
         line("SHARDS", &self.shards)?;
         line("HEARTBEAT", &format_duration(self.heartbeat))?;
         line("RETRY", &self.retry)?;
@@ -149,8 +130,13 @@ impl fmt::Display for Config {
         )?;
         line("DRAIN_DELAY", &format_duration(self.drain_delay))?;
         line("DRAIN_PERIOD", &format_duration(self.drain_period))?;
+        match self.max_connection_age {
+            Some(age) => line("MAX_CONNECTION_AGE", &format_duration(age))?,
+            None => line("MAX_CONNECTION_AGE", &"off")?,
+        }
         line("LOG", &self.log)?;
         line("LOG_FORMAT", &self.log_format)?;
+        write!(f, "{}", self.clients)?;
         match &self.traces {
             Some(traces) => writeln!(f, "traces go to {}", traces.collector),
             None => writeln!(f, "traces are off (OTEL_EXPORTER_OTLP_ENDPOINT)"),
@@ -168,6 +154,7 @@ impl Config {
             slow_client: self.slow_client,
             lag_bound: self.max_replication_lag,
             tail_bytes: TAIL_BYTES / self.shards,
+            max_connection_age: self.max_connection_age,
         }
     }
 }

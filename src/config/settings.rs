@@ -6,12 +6,14 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 
-use super::values::{duration, duration_range, list, size};
-use super::{Access, BusConfig, Config, RedisUrl, TraceConfig};
+use super::access::AccessSettings;
+use super::values::{duration, duration_range, secret, size};
+use super::{BusConfig, ClientSettings, Config, RedisUrl, TraceConfig};
 use crate::hub::SlowClientPolicy;
-use crate::protocol::{ChannelPattern, RetryRange};
+use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
 
 /// Descriptors kept free for everything that is no client: Redis, the admin listener, files, and
@@ -47,9 +49,10 @@ pub struct Settings {
         long,
         env = "FANFARE_REDIS_URL",
         value_name = "URL",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = secret
     )]
-    pub redis_url: Option<String>,
+    pub redis_url: Option<SecretString>,
 
     /// A file that holds the Redis URL, for a URL with a password
     #[arg(long, env = "FANFARE_REDIS_URL_FILE", value_name = "FILE")]
@@ -70,7 +73,7 @@ pub struct Settings {
     pub shards: Option<String>,
 
     /// The longest silence on a stream before a comment is sent; proxies cut silent connections
-    /// after 30 to 60 seconds
+    /// after 30 to 60 seconds. nginx/nginx.conf waits for three of them
     #[arg(
         long,
         env = "FANFARE_HEARTBEAT",
@@ -187,10 +190,24 @@ pub struct Settings {
     )]
     pub drain_period: String,
 
-    /// Channels that anybody may read, exact or ending in *. [default: all on a loopback
-    /// listener; required on any other]
-    #[arg(long, env = "FANFARE_PUBLIC_CHANNELS", value_name = "PATTERNS")]
-    pub public_channels: Option<String>,
+    /// Streams are closed at an age between half of this and the whole, each at its own; browsers
+    /// come back by themselves, to the replica that has the fewest. So replicas that were started
+    /// later get their share. off, or at least two heartbeats
+    #[arg(
+        long,
+        env = "FANFARE_MAX_CONNECTION_AGE",
+        value_name = "TIME",
+        default_value = "off"
+    )]
+    pub max_connection_age: String,
+
+    /// Who may read and publish
+    #[command(flatten)]
+    pub access: AccessSettings,
+
+    /// Who may connect, and what one client may take.
+    #[command(flatten)]
+    pub clients: ClientSettings,
 
     /// Which log lines are written: error, warn, info, debug, or target=level directives
     #[arg(
@@ -237,10 +254,10 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 /// Takes values out of settings and keeps the faults.
-struct Reader(Vec<Fault>);
+pub(super) struct Reader(Vec<Fault>);
 
 impl Reader {
-    fn fault(&mut self, setting: &str, rule: impl Into<String>) {
+    pub(super) fn fault(&mut self, setting: &str, rule: impl Into<String>) {
         self.0.push(Fault {
             setting: format!("FANFARE_{setting}"),
             rule: rule.into(),
@@ -255,14 +272,19 @@ impl Reader {
         })
     }
 
-    fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
+    pub(super) fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
         text.parse().unwrap_or_else(|_| {
             self.fault(setting, "is IP:PORT, such as 0.0.0.0:8080 or [::1]:8080");
             SocketAddr::from(([127, 0, 0, 1], 0))
         })
     }
 
-    fn duration(&mut self, setting: &str, text: &str, within: (Duration, Duration)) -> Duration {
+    pub(super) fn duration(
+        &mut self,
+        setting: &str,
+        text: &str,
+        within: (Duration, Duration),
+    ) -> Duration {
         let value = duration(text).and_then(|value| {
             let (least, most) = within;
             if (least..=most).contains(&value) {
@@ -279,7 +301,7 @@ impl Reader {
         self.read(setting, value)
     }
 
-    fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
+    pub(super) fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
         let value = text
             .parse()
             .map_err(|_| "is a whole number".to_owned())
@@ -308,9 +330,25 @@ impl Settings {
         if listen == admin_listen && listen.port() != 0 {
             reader.fault("ADMIN_LISTEN", "is another address than FANFARE_LISTEN");
         }
-        let open = listen.ip().is_loopback();
+        let clients = self.clients.read(&mut reader);
+        if let Some(address) = clients.proxy_protocol_listen
+            && address.port() != 0
+            && (address == listen || address == admin_listen)
+        {
+            reader.fault("PROXY_PROTOCOL_LISTEN", "is an address of its own");
+        }
+        let open = [Some(listen), clients.proxy_protocol_listen]
+            .iter()
+            .flatten()
+            .all(|address| address.ip().is_loopback());
         let bus = self.read_bus(open, &mut reader);
-        let access = self.read_access(open, &mut reader);
+        let access = self.access.read(open, &mut reader);
+        if clients.max_connections_per_subject.is_some() && !access.has_tokens() {
+            reader.fault(
+                "MAX_CONNECTIONS_PER_SUBJECT",
+                "needs a key to verify tokens with: without tokens there are no subjects",
+            );
+        }
         let prefix_is_plain = !self.prefix.is_empty()
             && self.prefix.len() <= 64
             && self.prefix.bytes().all(|byte| {
@@ -368,17 +406,25 @@ impl Settings {
                  young enough to prove that none is missing",
             );
         }
+        let heartbeat = reader.duration(
+            "HEARTBEAT",
+            &self.heartbeat,
+            (Duration::from_millis(100), Duration::from_secs(3600)),
+        );
+        let max_connection_age = match self.max_connection_age.as_str() {
+            "off" => None,
+            text => {
+                let within = (heartbeat * 2, MOST_CONNECTION_AGE);
+                Some(reader.duration("MAX_CONNECTION_AGE", text, within))
+            }
+        };
         let config = Config {
             listen,
             admin_listen,
             bus,
             prefix: self.prefix.clone(),
             shards: NonZeroUsize::new(shards).unwrap_or(NonZeroUsize::MIN),
-            heartbeat: reader.duration(
-                "HEARTBEAT",
-                &self.heartbeat,
-                (Duration::from_millis(100), Duration::from_secs(3600)),
-            ),
+            heartbeat,
             retry,
             slow_client,
             max_connections: self.read_max_connections(&mut reader),
@@ -409,7 +455,9 @@ impl Settings {
             ),
             drain_delay: reader.duration("DRAIN_DELAY", &self.drain_delay, UP_TO_AN_HOUR),
             drain_period: reader.duration("DRAIN_PERIOD", &self.drain_period, UP_TO_AN_HOUR),
+            max_connection_age,
             access,
+            clients,
             log: self.log.clone(),
             log_format,
             traces: TraceConfig::read(|name| std::env::var(name).ok(), &mut reader.0),
@@ -427,7 +475,7 @@ impl Settings {
                 reader.fault("REDIS_URL_FILE", "and FANFARE_REDIS_URL exclude each other");
                 return BusConfig::Embedded;
             }
-            (Some(url), None) => Some(url.clone()),
+            (Some(url), None) => Some(url.expose_secret().to_owned()),
             (None, Some(file)) => match std::fs::read_to_string(file) {
                 Ok(url) => Some(url.trim_end().to_owned()),
                 Err(error) => {
@@ -457,30 +505,6 @@ impl Settings {
                 BusConfig::Embedded
             }
         }
-    }
-
-    fn read_access(&self, open: bool, reader: &mut Reader) -> Access {
-        let Some(patterns) = &self.public_channels else {
-            if !open {
-                reader.fault(
-                    "PUBLIC_CHANNELS",
-                    "is required when FANFARE_LISTEN is not a loopback address: \
-                     which channels anybody may read",
-                );
-            }
-            return Access::Open;
-        };
-        let mut parsed = Vec::new();
-        for pattern in list(patterns) {
-            match ChannelPattern::parse(pattern) {
-                Ok(pattern) => parsed.push(pattern),
-                Err(rule) => reader.fault("PUBLIC_CHANNELS", format!("has {pattern:?}: {rule}")),
-            }
-        }
-        if parsed.is_empty() {
-            reader.fault("PUBLIC_CHANNELS", "names no channel");
-        }
-        Access::Public(parsed)
     }
 
     fn read_max_connections(&self, reader: &mut Reader) -> usize {
@@ -514,6 +538,9 @@ const HISTORY_TTL: (Duration, Duration) = (
     Duration::from_secs(30 * 24 * 60 * 60),
 );
 
+/// Beyond this it is as good as off.
+const MOST_CONNECTION_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 const UP_TO_AN_HOUR: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
 
 #[cfg(test)]
@@ -521,6 +548,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::config::Access;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -546,7 +574,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
         assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9080");
         assert!(matches!(config.bus, BusConfig::Embedded));
-        assert!(config.access.may_publish());
+        assert!(matches!(config.access, Access::Open));
         assert_eq!(config.heartbeat, Duration::from_secs(15));
         assert_eq!(config.max_event_bytes, 1 << 20);
         assert_eq!(config.history_length, 1000);
@@ -571,10 +599,12 @@ mod tests {
             ],
         ]
         .concat();
-        let access = read(&told).unwrap().access;
-        let name = |name| crate::protocol::ChannelName::parse(name).unwrap();
-        assert!(access.may_read(&name("news.eu")) && access.may_read(&name("alerts")));
-        assert!(!access.may_read(&name("orders")) && !access.may_publish());
+        let Access::Rules(rules) = read(&told).unwrap().access else {
+            panic!("it is open");
+        };
+        let public: Vec<_> = rules.public.iter().map(ToString::to_string).collect();
+        assert_eq!(public, ["news.*", "alerts"]);
+        assert!(rules.tokens.is_none());
     }
 
     /// Every setting wrong once; all are reported together.
@@ -599,16 +629,105 @@ mod tests {
             "--socket-send-buffer-bytes=",
             "--drain-delay=2d",
             "--drain-period=-1s",
+            "--max-connection-age=never",
             "--public-channels=$all,",
+            "--allow-origins=https://*.example.com",
+            "--trusted-proxies=everybody",
+            "--forwarded-header=via",
+            "--proxy-protocol-listen=8443",
+            "--max-connections-per-ip=0",
+            "--max-connections-per-subject=few",
+            "--connect-rate-per-ip=10",
+            "--publish-rate-per-subject=1/d",
+            "--token-channels=user.{sub}*",
+            "--jwt-secret=short",
+            "--jwt-secret-file=/nowhere",
+            "--jwt-public-key-file=/dev/null",
+            "--jwks-url=http://id.example/keys",
+            "--jwks-max-age=0s",
+            "--jwt-issuer=,",
+            "--jwt-audience=",
             "--log=a=b=c",
             "--log-format=xml",
         ]);
         let settings: BTreeSet<_> = found.iter().collect();
-        assert_eq!(settings.len(), 21, "{found:?}");
+        assert_eq!(settings.len(), 38, "{found:?}");
+    }
+
+    #[test]
+    fn keys_say_who_may_read() {
+        let secret = "--jwt-secret=0123456789abcdefghijklmnopqrstuv";
+        let outside = ["--listen=0.0.0.0:8080", "--redis-url=memory:", secret];
+        let config = read(&outside).unwrap();
+        let printed = format!("{config}{config:?}");
+        assert!(
+            printed.contains("FANFARE_JWT_SECRET=… (HS256)"),
+            "{printed}"
+        );
+        assert!(!printed.contains("0123"), "{printed}");
+        let Access::Rules(rules) = config.access else {
+            panic!("it is open");
+        };
+        assert!(rules.public.is_empty() && rules.tokens.is_some());
+        // Loopback is not open either, once there is a key.
+        assert!(matches!(read(&[secret]).unwrap().access, Access::Rules(_)));
+    }
+
+    #[test]
+    fn settings_do_not_print_secrets() {
+        let command = Command::parse_from([
+            "fanfare",
+            "--jwt-secret=canary-canary-canary-canary-canary",
+            "--redis-url=redis://user:canary@127.0.0.1",
+        ]);
+        let printed = format!("{:?}", command.settings);
+        assert!(!printed.contains("canary"), "{printed}");
+    }
+
+    #[test]
+    fn what_needs_a_key_is_a_fault_without_one() {
+        let found = faults(&[
+            "--token-channels=a",
+            "--jwt-issuer=me",
+            "--jwt-audience=me",
+            "--jwks-max-age=1h",
+        ]);
+        let expected = [
+            "TOKEN_CHANNELS",
+            "JWT_ISSUER",
+            "JWT_AUDIENCE",
+            "JWKS_MAX_AGE",
+        ];
+        assert_eq!(found, expected.map(|name| format!("FANFARE_{name}")));
+        for url in [
+            "http://10.0.0.1/jwks",
+            "https://user:canary@id.example/jwks",
+            "ftp://127.0.0.1/jwks",
+            "file:///etc/jwks",
+            "jwks",
+        ] {
+            let Faults(told) = read(&[&format!("--jwks-url={url}")]).unwrap_err();
+            assert_eq!(told[0].setting, "FANFARE_JWKS_URL");
+            assert!(!told[0].rule.contains("canary"), "{}", told[0].rule);
+        }
+        for url in [
+            "https://id.example/jwks?x=1",
+            "http://127.0.0.1:1/jwks",
+            "http://[::1]/jwks",
+        ] {
+            assert!(read(&[&format!("--jwks-url={url}")]).is_ok(), "{url}");
+        }
     }
 
     #[test]
     fn contradictions_are_faults() {
+        assert_eq!(
+            faults(&[
+                "--jwt-secret=0123456789abcdefghijklmnopqrstuv",
+                "--jwt-secret-file=/dev/null"
+            ]),
+            ["FANFARE_JWT_SECRET_FILE", "FANFARE_JWT_SECRET_FILE"]
+        );
         assert_eq!(
             faults(&["--listen=127.0.0.1:9080"]),
             ["FANFARE_ADMIN_LISTEN"]
@@ -621,8 +740,34 @@ mod tests {
             faults(&["--history-ttl=30s", "--max-replication-lag=30s"]),
             ["FANFARE_HISTORY_TTL"]
         );
+        assert_eq!(
+            faults(&["--proxy-protocol-listen=127.0.0.1:8443"]),
+            ["FANFARE_PROXY_PROTOCOL_LISTEN"]
+        );
+        assert_eq!(
+            faults(&["--forwarded-header=forwarded"]),
+            ["FANFARE_FORWARDED_HEADER"]
+        );
+        assert_eq!(
+            faults(&["--max-connections-per-subject=5"]),
+            ["FANFARE_MAX_CONNECTIONS_PER_SUBJECT"]
+        );
+        let proxied = ["--trusted-proxies=10.0.0.1", "--proxy-protocol-listen"];
+        assert_eq!(
+            faults(&[&proxied[..], &["127.0.0.1:8080"]].concat()),
+            ["FANFARE_PROXY_PROTOCOL_LISTEN"]
+        );
+        // A listener for proxies is a data listener.
+        assert_eq!(
+            faults(&[&proxied[..], &["0.0.0.0:8443"]].concat()),
+            ["FANFARE_REDIS_URL", "FANFARE_PUBLIC_CHANNELS"]
+        );
         let Faults(told) = read(&["--history-ttl=59s"]).unwrap_err();
         assert!(told[0].rule.contains("FANFARE_MAX_REPLICATION_LAG"));
+        assert_eq!(
+            faults(&["--heartbeat=15s", "--max-connection-age=29s"]),
+            ["FANFARE_MAX_CONNECTION_AGE"]
+        );
         assert_eq!(
             faults(&["--max-connections=99999999"]),
             ["FANFARE_MAX_CONNECTIONS"]

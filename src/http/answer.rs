@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::error::Problem;
@@ -28,7 +28,8 @@ pub(super) fn stream_headers(headers: &mut HeaderMap) {
 pub(super) const BUSY_HEADER: &str = "fanfare-busy";
 
 /// How long clients stay away that were answered with retry-and-close. Longer than the usual
-/// reconnection time: something is short, and everybody comes back.
+/// reconnection time: something is short, and everybody comes back. nginx/nginx.conf answers the
+/// same when no replica takes a stream.
 fn busy_retry() -> Duration {
     RetryRange::new(Duration::from_secs(10), Duration::from_secs(30))
         .unwrap_or_default()
@@ -48,4 +49,15 @@ pub(super) fn busy(wants_503: bool, why: &'static str) -> Response {
     let mut response = Response::new(Body::from(retry_block(retry)));
     stream_headers(response.headers_mut());
     response
+}
+
+/// Those of the router's headers without which a browser shows no answer to a page of another
+/// origin: an `EventSource` would give up instead of coming back.
+pub(super) fn cors_headers(headers: &HeaderMap) -> HeaderMap {
+    let is_one = |name: &HeaderName| *name == VARY || name.as_str().starts_with("access-control-");
+    headers
+        .iter()
+        .filter(|(name, _)| is_one(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }

@@ -14,59 +14,125 @@ use http::{HeaderValue, Method, Request, StatusCode, Version};
 use tower_service::Service;
 use tracing::Instrument;
 
-use super::admission::{ConnectionLimit, OpenStream};
-use super::answer::{BUSY_HEADER, busy};
+use super::admission::{Admission, Full, OpenStream};
+use super::answer::{BUSY_HEADER, busy, cors_headers};
+use super::auth::{HeldTicket, NotSpent, Undecided, wrong_ticket};
+use super::client_address::ClientAddress;
 use super::cut_off;
 use super::error::Problem;
+use super::head_scan::HeadFault;
 use super::requester::{ConnectionId, Peer, Requester};
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
-use crate::hub::{Hub, NotOpened, RejectReason, StreamRequest};
+use super::{host, origin};
+use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
 use crate::protocol::Framing;
-use crate::telemetry::{Admission, Traces};
+use crate::telemetry::{self, Traces};
 
 /// How long a stream waits for its channels while the bus is away.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a client is told that asks for a status, when its stream is not opened.
-fn told(reason: RejectReason) -> &'static str {
-    match reason {
-        RejectReason::Draining => "this replica is being stopped",
-        RejectReason::Limit => "this replica has all the streams it can hold",
-        RejectReason::BusUnavailable => {
-            "the channels could not be subscribed: the bus is not available"
-        }
-        RejectReason::RequestHead => "the request's head could not be read",
-    }
-}
 
 /// What the connections of a shard share.
 pub struct Edge {
     hub: Rc<Hub>,
     router: Router,
-    limit: Arc<ConnectionLimit>,
+    admission: Arc<Admission>,
+    is_open: bool,
+    traces: Option<Traces>,
     shard: usize,
     /// Connections accepted so far.
     accepted: Cell<u64>,
-    traces: Option<Traces>,
+}
+
+/// What the edges of all shards have in common.
+#[derive(Clone, Debug)]
+pub struct EdgeParts {
+    /// Answers what is no stream.
+    pub router: Router,
+    /// How much clients may have.
+    pub admission: Arc<Admission>,
+    /// Whoever asks may do everything, because nobody else can ask.
+    pub is_open: bool,
+    /// Traces what becomes of streams, if anything does.
+    pub traces: Option<Traces>,
+}
+
+/// How a request came.
+pub(super) struct Asked {
+    /// Its connection, and who is at the other end.
+    pub(super) peer: Peer,
+    /// What is wrong with the request's head, though hyper takes it.
+    pub(super) head_fault: Option<HeadFault>,
+    /// For HTTP/1: the way to take its connection over.
+    pub(super) handoff: Option<Rc<Handoff>>,
+}
+
+/// Why a stream is not opened, for metrics, the log and traces, and for the client.
+struct Rejection {
+    reason: RejectReason,
+    told: &'static str,
+}
+
+impl From<Full> for Rejection {
+    fn from(full: Full) -> Self {
+        let (reason, told) = match full {
+            Full::Replica => (
+                RejectReason::Limit,
+                "this replica has all the streams it can hold",
+            ),
+            Full::Address => (
+                RejectReason::Address,
+                "this address has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_IP)",
+            ),
+            Full::Subject => (
+                RejectReason::Subject,
+                "this subject has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_SUBJECT)",
+            ),
+            Full::Rate => (
+                RejectReason::Rate,
+                "this address asks for streams too often (FANFARE_CONNECT_RATE_PER_IP)",
+            ),
+        };
+        Self { reason, told }
+    }
+}
+
+impl From<NotOpened> for Rejection {
+    fn from(not_opened: NotOpened) -> Self {
+        let (reason, told) = match not_opened {
+            NotOpened::Draining => (RejectReason::Draining, "this replica is being stopped"),
+            NotOpened::Revoked => (RejectReason::Denied, "the token was revoked"),
+            NotOpened::NotActive => (
+                RejectReason::BusUnavailable,
+                "the channels could not be subscribed: the bus is not available",
+            ),
+        };
+        Self { reason, told }
+    }
+}
+
+/// Whether an answer says who asks may not.
+fn is_denied(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 impl Edge {
     /// The edge of the shard with this number.
-    pub fn new(
-        hub: Rc<Hub>,
-        router: Router,
-        limit: Arc<ConnectionLimit>,
-        shard: usize,
-        traces: Option<Traces>,
-    ) -> Rc<Self> {
+    pub fn new(hub: Rc<Hub>, shard: usize, parts: EdgeParts) -> Rc<Self> {
+        let EdgeParts {
+            router,
+            admission,
+            is_open,
+            traces,
+        } = parts;
         Rc::new(Self {
             hub,
             router,
-            limit,
+            admission,
+            is_open,
+            traces,
             shard,
             accepted: Cell::new(0),
-            traces,
         })
     }
 
@@ -84,8 +150,8 @@ impl Edge {
         }
     }
 
-    pub(super) fn limit(&self) -> &ConnectionLimit {
-        &self.limit
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     pub(super) fn hub(&self) -> &Hub {
@@ -96,17 +162,19 @@ impl Edge {
     /// is left in `handoff`, and this never returns: the connection is about to be taken over.
     pub(super) async fn answer<B>(
         self: Rc<Self>,
-        request: Request<B>,
-        peer: Peer,
-        handoff: Option<Rc<Handoff>>,
+        mut request: Request<B>,
+        asked: Asked,
     ) -> Response<EdgeBody>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
-        let requester = Requester::new(peer, request.headers());
+        let rules = self.admission.rules();
+        let client = ClientAddress::of(asked.peer.address, request.headers(), rules);
+        request.extensions_mut().insert(client);
+        let requester = Requester::new(asked.peer.connection, client, request.headers());
         let span = requester.span();
-        self.answer_to(requester, request, handoff)
+        self.answer_to(requester, request, asked)
             .instrument(span)
             .await
     }
@@ -115,7 +183,7 @@ impl Edge {
         &self,
         mut requester: Requester,
         request: Request<B>,
-        handoff: Option<Rc<Handoff>>,
+        asked: Asked,
     ) -> Response<EdgeBody>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
@@ -124,43 +192,79 @@ impl Edge {
         let asks_for_stream =
             request.method() == Method::GET && request.uri().path().starts_with("/events");
         let version = request.version();
-        let head_only = request.method() == Method::HEAD;
-        let wants_503 = request
-            .headers()
-            .get(BUSY_HEADER)
-            .is_some_and(|value| value == "503");
-        let handoff =
-            handoff.filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
-        let has_body = !request.body().is_end_stream();
-        let mut router = self.router.clone();
-        let Ok(mut response) = router.call(request.map(Body::new)).await;
-        requester.mark(&mut response);
-        let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
-            if asks_for_stream {
-                self.note_admission(&requester, 0, "refused", response.status());
-            }
-            return response.map(EdgeBody::Plain);
-        };
-        if let Some(subject) = stream.session.as_ref().and_then(|one| one.subject.clone()) {
-            requester.is(subject);
-        }
-        if has_body {
-            // Unread bytes would hide from hyper that the client is gone.
-            let problem = Problem::new(
-                StatusCode::BAD_REQUEST,
-                "a stream is asked for without a body",
-            );
-            return problem.into_response().map(EdgeBody::Plain);
-        }
-        // axum measured the placeholder that stood for the body.
-        response.headers_mut().remove(CONTENT_LENGTH);
-        // A stream ends its connection: nothing else could follow on it.
+        // What ends its connection: nothing else could follow on it.
         let close = |response: &mut Response| {
             if version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
         };
+        if let Err(problem) = self.check(&request, asked.head_fault) {
+            let mut response = problem.into_response();
+            requester.mark(&mut response);
+            close(&mut response);
+            return response.map(EdgeBody::Plain);
+        }
+        let head_only = request.method() == Method::HEAD;
+        let is_stream = head_only || request.method() == Method::GET;
+        let wants_503 = request
+            .headers()
+            .get(BUSY_HEADER)
+            .is_some_and(|value| value == "503");
+        let handoff = asked
+            .handoff
+            .filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
+        let has_body = !request.body().is_end_stream();
+        let mut router = self.router.clone();
+        let Ok(mut response) = router.call(request.map(Body::new)).await;
+        // What is answered here, instead of what the router has answered.
+        let cors = cors_headers(response.headers());
+        let instead = |requester: &Requester, mut answer: Response| {
+            answer.headers_mut().extend(cors.clone());
+            requester.mark(&mut answer);
+            close(&mut answer);
+            answer.map(EdgeBody::Plain)
+        };
+        let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
+            let undecided = response.extensions_mut().remove::<Undecided>();
+            if let (true, Some(Undecided(told))) = (is_stream, undecided) {
+                let reason = RejectReason::Undecided;
+                self.hub.stats().count_rejected(reason);
+                let answer = busy(wants_503, told);
+                self.note_admission(&requester, 0, reason.label(), answer.status());
+                return instead(&requester, answer);
+            }
+            if is_stream && is_denied(response.status()) {
+                self.hub.stats().count_rejected(RejectReason::Denied);
+            } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
+                self.hub.stats().count_refused(RefuseReason::PublishRate);
+            }
+            if asks_for_stream {
+                self.note_admission(&requester, 0, "refused", response.status());
+            }
+            requester.mark(&mut response);
+            // A proxy must not keep a connection for a request that would meet the end.
+            if self.hub.is_draining() {
+                close(&mut response);
+            }
+            return response.map(EdgeBody::Plain);
+        };
+        let ticket = response.extensions_mut().remove::<HeldTicket>();
+        if let Some(subject) = stream.session.as_ref().and_then(|one| one.subject.clone()) {
+            requester.is(subject);
+        }
+        requester.mark(&mut response);
+        if has_body {
+            // Unread bytes would hide from hyper that the client is gone.
+            let problem = Problem::new(
+                StatusCode::BAD_REQUEST,
+                "a stream is asked for without a body",
+            );
+            return instead(&requester, problem.into_response());
+        }
+        // axum measured the placeholder that stood for the body.
+        response.headers_mut().remove(CONTENT_LENGTH);
+        // A stream ends its connection: nothing else could follow on it.
         close(&mut response);
         if head_only {
             return response.map(EdgeBody::Plain);
@@ -168,20 +272,38 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let opened = self
+        let channels = stream.channels.len();
+        let mut opened = self
             .open(&stream, &head, handoff.is_some(), &requester)
             .await;
-        let channels = stream.channels.len();
-        if opened.is_ok() {
-            self.note_admission(&requester, channels, "opened", StatusCode::OK);
+        if let (Ok(_), Some(ticket)) = (&opened, &ticket) {
+            // Only now, so that a client that is told to come back can.
+            match ticket.spend().await {
+                Ok(()) => {}
+                Err(NotSpent::NotNow) => {
+                    opened = Err(Rejection {
+                        reason: RejectReason::Undecided,
+                        told: "the ticket could not be spent",
+                    });
+                }
+                Err(NotSpent::Gone) => {
+                    let reason = RejectReason::Denied;
+                    self.hub.stats().count_rejected(reason);
+                    let answer = wrong_ticket().into_response();
+                    self.note_admission(&requester, channels, reason.label(), answer.status());
+                    return instead(&requester, answer);
+                }
+            }
+        }
+        match &opened {
+            Ok(_) => self.note_admission(&requester, channels, "opened", StatusCode::OK),
+            Err(Rejection { reason, .. }) => self.hub.stats().count_rejected(*reason),
         }
         match (opened, handoff) {
-            (Err(reason), _) => {
-                let mut response = busy(wants_503, told(reason));
-                self.note_admission(&requester, channels, reason.label(), response.status());
-                requester.mark(&mut response);
-                close(&mut response);
-                response.map(EdgeBody::Plain)
+            (Err(Rejection { reason, told }), _) => {
+                let answer = busy(wants_503, told);
+                self.note_admission(&requester, channels, reason.label(), answer.status());
+                instead(&requester, answer)
             }
             (Ok(stream), Some(handoff)) => {
                 handoff.leave(stream);
@@ -194,22 +316,51 @@ impl Edge {
         }
     }
 
+    /// Refuses what is no proper request, and what no page of a foreign site may ask.
+    fn check<B>(&self, request: &Request<B>, fault: Option<HeadFault>) -> Result<(), Problem> {
+        let stats = self.hub.stats();
+        let malformed = |problem| {
+            stats.count_refused(RefuseReason::Malformed);
+            problem
+        };
+        if let Some(fault) = fault {
+            return Err(malformed(Problem::new(
+                StatusCode::BAD_REQUEST,
+                fault.rule(),
+            )));
+        }
+        let host = host::of(request).map_err(malformed)?;
+        let allowed = &self.admission.rules().allow_origins;
+        if let Some(host) = &host
+            && self.is_open
+            && !host::is_local(host)
+            && !allowed.iter().any(|origin| origin.host() == host.host())
+        {
+            stats.count_refused(RefuseReason::Host);
+            return Err(host::not_here(host));
+        }
+        // The demo page may be linked to from anywhere: it is the same for everybody.
+        if request.uri().path() == "/" {
+            return Ok(());
+        }
+        origin::check(request.headers(), host.as_ref(), allowed).inspect_err(|_| {
+            stats.count_refused(RefuseReason::Origin);
+        })
+    }
+
     async fn open(
         &self,
         stream: &StreamRequest,
         head: &StreamHead,
         takeover: bool,
         requester: &Requester,
-    ) -> Result<OpenStream, RejectReason> {
-        let stats = self.hub.stats();
+    ) -> Result<OpenStream, Rejection> {
         if self.hub.is_draining() {
-            stats.count_rejected(RejectReason::Draining);
-            return Err(RejectReason::Draining);
+            return Err(NotOpened::Draining.into());
         }
-        let Some(permit) = self.limit.admit() else {
-            stats.count_rejected(RejectReason::Limit);
-            return Err(RejectReason::Limit);
-        };
+        let permit = self
+            .admission
+            .admit(ClientAddress(requester.client), stream.session.as_deref())?;
         let framing = if takeover {
             Framing::Chunked
         } else {
@@ -226,17 +377,7 @@ impl Edge {
             .hub
             .subscribe(stream, framing, first, SUBSCRIBE_PATIENCE)
             .await;
-        match subscription {
-            Ok(subscription) => Ok(OpenStream::new(subscription, permit, requester)),
-            Err(NotOpened::Draining) => {
-                stats.count_rejected(RejectReason::Draining);
-                Err(RejectReason::Draining)
-            }
-            Err(NotOpened::NotActive) => {
-                stats.count_rejected(RejectReason::BusUnavailable);
-                Err(RejectReason::BusUnavailable)
-            }
-        }
+        Ok(OpenStream::new(subscription?, permit, requester))
     }
 
     /// Tells the log and traces what became of a request for a stream.
@@ -257,7 +398,7 @@ impl Edge {
             ),
         }
         if let Some(traces) = &self.traces {
-            traces.admission(&Admission {
+            traces.admission(&telemetry::Admission {
                 began: requester.began,
                 parent: requester.trace_parent,
                 connection: &requester.connection.to_string(),

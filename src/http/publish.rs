@@ -3,18 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
+use axum::{Extension, Json};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
+use super::auth::Refusal;
+use super::client_address::ClientAddress;
 use super::error::Problem;
 use super::requester::trace_parent;
 use super::state::RouterState;
+use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
 use crate::protocol::{ChannelName, Event, EventId, TraceParent};
 use crate::telemetry::occurrences::{EventPublished, PublishFailed, PublishRefused};
@@ -54,22 +57,30 @@ fn as_text<S: serde::Serializer>(id: &Option<EventId>, serializer: S) -> Result<
 
 pub(super) async fn publish(
     State(state): State<Arc<RouterState>>,
+    Extension(client): Extension<ClientAddress>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Published>, Problem> {
-    if !state.access.may_publish() {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "publishing over HTTP is open on loopback listeners only; publish through Redis",
-        ));
-    }
+) -> Result<Json<Published>, Refusal> {
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
+    let caller = state.authority.caller(&headers, None).await?;
+    state.authority.check_publish(&caller, &channel)?;
+    let subject = caller
+        .session
+        .as_ref()
+        .and_then(|session| session.subject.as_ref());
+    state.admission.publish(client, subject).map_err(|wait| {
+        Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many events in too short a time (FANFARE_PUBLISH_RATE_PER_SUBJECT)",
+        )
+        .retry_after(wait)
+    })?;
     let mut fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
     let Some(traces) = &state.traces else {
-        return publish_body(&state, &channel, fields, body).await;
+        return Ok(publish_body(&state, &channel, fields, body).await?);
     };
     let span = traces.publish(&channel, fields.trace_parent);
     fields.trace_parent = span.trace_parent();
@@ -78,7 +89,7 @@ pub(super) async fn publish(
         Ok(Json(Published { id })) => Ok(id.as_ref()),
         Err(problem) => Err(problem.status()),
     });
-    published
+    Ok(published?)
 }
 
 async fn publish_body(
@@ -170,7 +181,7 @@ async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
 
 /// The fields of the query and the headers.
 #[derive(Default)]
-struct Fields {
+pub(crate) struct Fields {
     event: String,
     retry: Option<Duration>,
     to: Option<String>,
@@ -182,7 +193,7 @@ struct Fields {
 impl Fields {
     /// Unlike a stream's, a publisher's parameters are all known: a mistyped one would change
     /// what clients get without a word.
-    fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
         let mut fields = Self::default();
         let mut seen = Vec::new();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -211,6 +222,7 @@ impl Fields {
                         return Err(Problem::field("history", rule));
                     }
                 }
+                "token" | "jwt" => return Err(token_in_query()),
                 _ => {
                     let rule = format!(
                         "{key:?} is unknown; there are event, retry, to, key, history and keep"
@@ -262,7 +274,7 @@ impl Fields {
         (!self.live).then(|| self.options.clone())
     }
 
-    fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
+    pub(crate) fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
         let mut event = Event::new(data, max_event_bytes)
             .map_err(|rule| Problem::field("body", rule))?
             .with_trace_parent(self.trace_parent)

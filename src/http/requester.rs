@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tracing::Span;
 
+use super::client_address::ClientAddress;
 use crate::protocol::TraceParent;
 
 /// The header that carries a request's id, from a proxy and back.
@@ -29,7 +30,7 @@ impl fmt::Display for ConnectionId {
     }
 }
 
-/// A connection and who is at its other end.
+/// A connection and who is at its other end: a client, or a proxy.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer {
     pub(super) connection: ConnectionId,
@@ -54,10 +55,14 @@ pub(super) struct Requester {
 }
 
 impl Requester {
-    pub(super) fn new(peer: Peer, headers: &HeaderMap) -> Self {
+    pub(super) fn new(
+        connection: ConnectionId,
+        ClientAddress(client): ClientAddress,
+        headers: &HeaderMap,
+    ) -> Self {
         Self {
-            connection: peer.connection,
-            client: peer.address,
+            connection,
+            client,
             subject: None,
             began: SystemTime::now(),
             trace_parent: trace_parent(headers),
@@ -78,9 +83,8 @@ impl Requester {
         )
     }
 
-    /// Takes note of whom the client's token names, in the span too.
+    /// Takes note of whom the client's token names.
     pub(super) fn is(&mut self, subject: Arc<str>) {
-        Span::current().record("subject", &*subject);
         self.subject = Some(subject);
     }
 
@@ -92,6 +96,11 @@ impl Requester {
             response.headers_mut().insert(REQUEST_ID, self.id.clone());
         }
     }
+}
+
+/// Has the log lines of the request that is being answered say whom its token names.
+pub(super) fn note_subject(subject: &str) {
+    Span::current().record("subject", subject);
 }
 
 /// A proxy's id, unless it could break a log line.

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
@@ -270,6 +271,14 @@ impl Mailbox {
         }
     }
 
+    /// Lets go of what waits, but for what is partly on the wire.
+    pub(super) fn discard(&mut self) {
+        let stays = usize::from(self.front_stays).min(self.parcels.len());
+        self.parcels.truncate(stays);
+        self.waiting_bytes = self.parcels.iter().map(Parcel::cost_bytes).sum();
+        self.release_when_empty();
+    }
+
     /// Ends the stream after what waits.
     pub(super) fn end(&mut self, reason: CloseReason) {
         if self.end.is_none() {
@@ -340,10 +349,16 @@ impl Mailbox {
         filled
     }
 
-    /// Notes that the socket takes no more for now.
-    pub(super) fn block(&mut self) {
+    /// Notes that the socket takes no more at `now`. For the rounds of what waits this was the
+    /// last that could be done here.
+    pub(super) fn block(&mut self, now: Duration) {
         self.blocked = true;
-        self.parcels.iter_mut().for_each(Parcel::leave_round);
+        for parcel in &mut self.parcels {
+            if let Some(round) = parcel.timing().and_then(|timing| timing.round.as_ref()) {
+                round.note_write(now);
+            }
+            parcel.leave_round();
+        }
     }
 
     /// Removes what was written and hands `sent` every parcel that was completed with it.

@@ -18,6 +18,7 @@ mod mailbox;
 pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
+mod revocation;
 mod session;
 mod shard;
 mod stats;
@@ -33,18 +34,19 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::protocol::{
-    ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent, TraceParent,
+    Audience, ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent, TraceParent,
 };
 
 pub use census::{CensusReply, ChannelLoad};
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{MailboxState, SlowClientPolicy};
 pub use resume::Start;
+pub use revocation::{MOST_REVOCATIONS, RevocationSet, Revocations};
 pub use session::Session;
 pub use shard::Hub;
 pub use stats::{
-    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RejectReason,
-    ResumeOutcome, ResumeSource, ShardStats,
+    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RefuseReason,
+    RejectReason, ResumeOutcome, ResumeSource, ShardStats,
 };
 pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};
 
@@ -89,6 +91,8 @@ pub enum News {
     Rewound(EventId),
     /// The bus is lost: events of any channel may be missing from here on.
     Lost,
+    /// End the streams of these sessions. [`Revocations`] keeps them out already.
+    Revoked(Arc<RevocationSet>),
     /// Tell which channels were the busiest since the last census.
     Census(CensusReply),
     /// Close every stream, spread evenly over this time.
@@ -97,6 +101,11 @@ pub enum News {
 
 /// What an event takes beside its encoded bytes: its own fields, and its place in queues.
 const EVENT_OVERHEAD_BYTES: usize = 160;
+
+fn cost_bytes(event: &Event) -> usize {
+    let audience = event.audience().map_or(0, |audience| audience.cost_bytes());
+    event.payload_len() + audience + EVENT_OVERHEAD_BYTES
+}
 
 /// Something for the clients of a channel.
 #[derive(Clone, Debug)]
@@ -137,6 +146,17 @@ pub enum Item {
     },
 }
 
+impl Item {
+    /// The sessions it is for; `None`: everybody.
+    fn audience(&self) -> Option<&Arc<Audience>> {
+        match self {
+            Self::Live(event) => event.audience(),
+            Self::Kept { event, .. } => event.audience(),
+            Self::Gap { .. } => None,
+        }
+    }
+}
+
 /// A stretch of a channel that cannot be proven complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GapNotice {
@@ -158,7 +178,7 @@ impl BusEvent {
     pub fn live(channel: ChannelName, event: Event) -> Self {
         Self {
             channel,
-            cost_bytes: event.payload_len() + EVENT_OVERHEAD_BYTES,
+            cost_bytes: cost_bytes(&event),
             item: Item::Live(Arc::new(event)),
             watch: None,
         }
@@ -166,10 +186,10 @@ impl BusEvent {
 
     /// A kept event on its way to the shards.
     pub fn kept(channel: ChannelName, event: KeptEvent, late: bool) -> Self {
-        let payload_bytes = event.event.as_ref().map_or(0, |event| event.payload_len());
+        let content = event.event.as_ref();
         Self {
             channel,
-            cost_bytes: payload_bytes + EVENT_OVERHEAD_BYTES,
+            cost_bytes: content.map_or(EVENT_OVERHEAD_BYTES, |event| cost_bytes(event)),
             item: Item::Kept { event, late },
             watch: None,
         }
@@ -268,6 +288,8 @@ pub struct HubSettings {
     pub lag_bound: std::time::Duration,
     /// What the recent kept events of this shard's channels may take.
     pub tail_bytes: usize,
+    /// No stream gets older than this; at least two heartbeats.
+    pub max_connection_age: Option<std::time::Duration>,
 }
 
 impl HubSettings {
@@ -275,5 +297,14 @@ impl HubSettings {
     /// drains its mailbox several times before a burst can fill it.
     pub fn max_batch_bytes(&self) -> usize {
         self.client_buffer_bytes / 4
+    }
+
+    /// How old a stream gets that is opened now, if there is a bound: at random the second half of
+    /// it, so that clients that came together do not leave together. Streams are looked at once a
+    /// heartbeat interval, so one of it is left off.
+    fn draw_age(&self) -> Option<std::time::Duration> {
+        let most = self.max_connection_age?;
+        let spread = (most / 2).saturating_sub(self.heartbeat);
+        Some(most / 2 + spread.mul_f64(fastrand::f64()))
     }
 }

@@ -38,6 +38,8 @@ pub enum NotOpened {
     NotActive,
     /// The shard closes its streams.
     Draining,
+    /// The session was revoked meanwhile.
+    Revoked,
 }
 
 /// A hold on channels, given back when dropped.
@@ -111,7 +113,7 @@ impl Subscription {
         };
         let hub = &self.interest.hub;
         let written = written.inspect_err(|_| {
-            mailbox.block();
+            mailbox.block(hub.clock.now());
             hub.clock.expire();
         })?;
         let now = hub.clock.now();

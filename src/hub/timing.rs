@@ -100,6 +100,11 @@ impl Round {
         })
     }
 
+    /// Notes a write, or an attempt that found the socket full.
+    pub(super) fn note_write(&self, now: Duration) {
+        self.last_write.set(now);
+    }
+
     /// Notes an event more that somebody is to get.
     pub(super) fn count_event(&self) {
         self.events.set(self.events.get() + 1);
@@ -131,7 +136,7 @@ impl Timing {
     /// Counts a write at `now`.
     pub(super) fn written(&self, clock: &Clock, now: Duration, stats: &ShardStats) {
         if let Some(round) = &self.round {
-            round.last_write.set(now);
+            round.note_write(now);
         }
         if self.kept > 0 {
             let took = clock.since_published(self.published_ms, now);

@@ -1,5 +1,6 @@
 //! What operators see: log lines, metrics and traces.
 
+mod auth;
 mod log;
 mod metrics;
 pub(crate) mod occurrences;
@@ -7,6 +8,7 @@ mod trace;
 
 pub(crate) use metrics::{ProcessUsage, process_usage};
 
+pub use auth::{AuthMetrics, JwksOutcome};
 pub use log::{LogFormat, Storms, start_log};
 pub use metrics::{BusMetrics, DropReason, EventKind, Metrics, PublishOutcome};
 pub use trace::{Admission, PublishSpan, TraceError, TracePipeline, Traces};

@@ -1,13 +1,15 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
 //!
 //! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
-//! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
-//! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`peers`], [`publish`] and
+//! [subscribed](subscriptions), hears of revocations ([`control`]), sends [`probe`]s, takes what
+//! arrives from its [queue](ingest), reads what was missed ([`backfill`]) and [delivers](deliver) it
+//! to the shards. [`peers`], [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
-//! runs inside Redis, [`keeping`] what is known of it.
+//! runs inside Redis, [`keeping`] what is known of it. [`tally`] has replicas count together.
 
 mod backfill;
 mod connect;
+mod control;
 mod deliver;
 mod functions;
 mod history;
@@ -21,13 +23,15 @@ mod publish;
 mod session;
 mod subscribe;
 mod subscriptions;
+mod tally;
+mod tickets;
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use self::control::Control;
 use self::deliver::Delivery;
 use self::history::{HistoryReader, HistoryService};
 use self::keeping::Keeping;
@@ -35,7 +39,7 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Inputs, PeerSender, Publisher};
+use super::{BusHealth, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
@@ -43,6 +47,8 @@ use crate::telemetry::BusMetrics;
 pub(super) use peers::RedisPeers;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
+pub(super) use tally::RedisTally;
+pub(super) use tickets::RedisTickets;
 
 /// Starts the bus. Redis need not be there yet.
 pub(super) fn start(
@@ -51,10 +57,10 @@ pub(super) fn start(
     control: &Handle,
     routing: Routing,
     inputs: Inputs,
-    hears: mpsc::Sender<Bytes>,
     metrics: BusMetrics,
-) -> Result<(Publisher, watch::Receiver<BusHealth>, PeerSender), redis::RedisError> {
+) -> Result<Services, redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
+    let (hears, heard) = super::peers::queue();
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
@@ -72,6 +78,7 @@ pub(super) fn start(
     let state = SubscriberState {
         // `$`: no client can name it. Random: no two replicas share it.
         probe_channel: format!("{}$probe.{:016x}", config.prefix, fastrand::u64(..)),
+        control: Control::new(&config.prefix, inputs.revocations),
         delivery: Delivery::new(
             config.prefix.clone(),
             config.max_event_bytes,
@@ -84,17 +91,20 @@ pub(super) fn start(
         updates: inputs.updates,
         reads,
         health: health_sender,
-        control_channel: peers::channel(&config.prefix),
         hears,
     };
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
     let sender = RedisPeers::new(pool.clone(), &config.prefix);
+    let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
-    Ok((
-        Publisher::Redis(publisher),
+    Ok(Services {
+        tickets: TicketStore::Redis(RedisTickets::new(publisher.clone(), &config.prefix)),
+        publisher: Publisher::Redis(publisher),
         health,
-        PeerSender::Redis(sender),
-    ))
+        tally: Some(tally),
+        peers: PeerSender::Redis(sender),
+        heard,
+    })
 }

@@ -69,7 +69,7 @@ impl Supervisor {
     async fn connect(&mut self) -> Result<(MultiplexedConnection, PushQueue), SessionEnd> {
         let queue = PushQueue::new(
             &self.state.probe_channel,
-            &self.state.control_channel,
+            &self.state.control.channel,
             &self.state.hears,
         );
         let sender = {
@@ -81,18 +81,19 @@ impl Supervisor {
         };
         let config = connection_config().set_push_sender(sender);
         let client = self.client.clone();
-        let own_channels = [
-            self.state.probe_channel.clone(),
-            self.state.control_channel.clone(),
-        ];
+        let probe_channel = self.state.probe_channel.clone();
         let attempt = async move {
             let mut connection = client
                 .get_multiplexed_async_connection_with_config(&config)
                 .await?;
-            connection.subscribe(&own_channels).await?;
+            connection.subscribe(probe_channel).await?;
             Ok(connection)
         };
         let connection = self.connecting(attempt).await?;
+        let joining = self.state.control.join(connection.clone());
+        let joined = self.connecting(joining).await?;
+        let revocations = self.state.control.note(joined);
+        self.state.revoke(revocations).await;
         let asking = self.state.keeping.ask(connection.clone());
         let library: Library = self.connecting(asking).await?;
         self.state.note_library(library)?;

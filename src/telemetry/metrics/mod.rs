@@ -14,11 +14,12 @@ mod shards;
 use std::sync::Arc;
 
 use prometheus::proto::MetricFamily;
-use prometheus::{Encoder, IntCounter, Registry, TextEncoder};
+use prometheus::{Encoder, IntCounter, IntGauge, Registry, TextEncoder};
 
 use self::family::{float, gauge, gauges, label};
 use self::shards::Shards;
 use crate::hub::{LatencyTotal, ShardStats};
+use crate::telemetry::AuthMetrics;
 
 pub(crate) use process::{ProcessUsage, process_usage};
 
@@ -33,6 +34,10 @@ pub struct Metrics {
     connections_limit: usize,
     /// What the bus counts.
     pub bus: BusMetrics,
+    /// What is counted about tokens and keys.
+    pub auth: AuthMetrics,
+    /// 1 from the signal that stops the replica.
+    pub draining: IntGauge,
     /// Spans that reached no collector.
     pub traces_dropped: IntCounter,
 }
@@ -44,6 +49,12 @@ impl Metrics {
     /// When a name is not valid or stands twice: a mistake in this module.
     pub fn new(shards: Vec<Arc<ShardStats>>, connections_limit: usize) -> prometheus::Result<Self> {
         let registry = Registry::new();
+        let draining = IntGauge::new(
+            "fanfare_draining",
+            "1 from the signal that stops the replica to its end; fanfare_connections are left.",
+        )?;
+        registry.register(Box::new(draining.clone()))?;
+        let auth = AuthMetrics::new(&registry)?;
         let traces_dropped = IntCounter::new(
             "fanfare_traces_dropped_total",
             "Spans that reached no collector: too many waited for it, or it did not take them.",
@@ -56,6 +67,8 @@ impl Metrics {
             shard_count: shards.len(),
             shards: Shards::new(shards),
             connections_limit,
+            auth,
+            draining,
         };
         metrics.render(false)?;
         Ok(metrics)
