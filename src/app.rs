@@ -12,18 +12,18 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
 
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Console, Sampler};
 use crate::bus::Bus;
 use crate::config::{Access, BusConfig, Config, JwksUrl};
 use crate::http::auth::{Authority, Jwks, KeyRing};
 use crate::http::{
-    Admission, Edge, Listener, RouterState, accept, bind, only_this_machine, router,
+    Admission, Edge, EdgeParts, Listener, RouterState, accept, bind, only_this_machine, router,
 };
 use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
     ShardStats,
 };
-use crate::telemetry::Metrics;
+use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -53,6 +53,9 @@ pub enum AppError {
     /// A runtime or a signal handler cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// Traces are asked for and cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric is defined wrongly.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -69,6 +72,7 @@ pub enum AppError {
 /// A gateway whose addresses are bound and that does not serve yet.
 pub struct App {
     config: Config,
+    storms: Arc<Storms>,
     control: Runtime,
     data_listeners: Vec<std::net::TcpListener>,
     /// Those for the PROXY protocol, one a shard, if there are any.
@@ -77,11 +81,11 @@ pub struct App {
 }
 
 impl App {
-    /// Binds both listeners.
+    /// Binds both listeners. `storms`: what the log leaves out, to be summed up.
     ///
     /// # Errors
     /// When an address cannot be bound or the control runtime cannot be had.
-    pub fn bind(config: Config) -> Result<Self, AppError> {
+    pub fn bind(config: Config, storms: Arc<Storms>) -> Result<Self, AppError> {
         // The control runtime owns Redis, the admin listener and signals.
         let control = Builder::new_current_thread().enable_all().build()?;
         let bind_shards = |setting, address| {
@@ -109,6 +113,7 @@ impl App {
             })?;
         Ok(Self {
             config,
+            storms,
             control,
             data_listeners,
             proxied_listeners,
@@ -123,11 +128,13 @@ impl App {
     pub fn run(self) -> Result<(), AppError> {
         let Self {
             config,
+            storms,
             control,
             data_listeners,
             proxied_listeners,
             admin_listener,
         } = self;
+        control.spawn(storms.run());
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
@@ -142,6 +149,14 @@ impl App {
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
         let metrics = Metrics::new(stats.clone(), config.max_connections)?;
+        let all_stats = stats.clone();
+        let replica = replica_name(data_address);
+        let pipeline = config
+            .traces
+            .as_ref()
+            .map(|traces| TracePipeline::start(traces, &replica, &metrics.traces_dropped))
+            .transpose()?;
+        let traces = pipeline.as_ref().map(TracePipeline::traces);
         let (inboxes, shard_inboxes): (Vec<_>, Vec<_>) = data_listeners
             .iter()
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
@@ -153,6 +168,7 @@ impl App {
             inboxes.clone(),
             Arc::clone(&revocations),
             metrics.bus.clone(),
+            traces.clone(),
         )?;
         let admission = Admission::new(config.max_connections, config.clients.clone());
         if let Some(tally) = bus.tally {
@@ -174,7 +190,15 @@ impl App {
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
             demo: data_address.ip().is_loopback(),
+            traces: traces.clone(),
         });
+
+        let edge = EdgeParts {
+            router,
+            admission,
+            is_open: matches!(config.access, Access::Open),
+            traces,
+        };
 
         let mut proxied_listeners = proxied_listeners.into_iter();
         let (failure, mut failed) = mpsc::channel(1);
@@ -190,8 +214,7 @@ impl App {
                 inbox,
                 interest: bus.interest.clone(),
                 history: bus.history.clone(),
-                edge: (router.clone(), Arc::clone(&admission)),
-                is_open: matches!(config.access, Access::Open),
+                edge: edge.clone(),
                 settings: config.hub_settings(),
                 revocations: Arc::clone(&revocations),
                 stats,
@@ -215,11 +238,20 @@ impl App {
             bus: bus.health,
             keys: ring,
         });
+        let console = Console::new();
+        let sampler = Sampler::new(
+            replica,
+            Arc::clone(&admin),
+            all_stats,
+            inboxes.clone(),
+            config.max_connections,
+        );
+        control.spawn(Arc::clone(&console).run(sampler, bus.peers, bus.heard));
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;
             let listener = tokio::net::TcpListener::from_std(admin_listener)?;
-            let mut service = admin::router(Arc::clone(&admin));
+            let mut service = admin::router(Arc::clone(&admin), console);
             if admin_address.ip().is_loopback() {
                 service = service.layer(axum::middleware::from_fn(only_this_machine));
             }
@@ -240,8 +272,18 @@ impl App {
         });
         // A name that is still being looked up must not hold up the end.
         control.shutdown_background();
+        if let Some(pipeline) = pipeline {
+            pipeline.shutdown();
+        }
         served
     }
+}
+
+/// What operators call this replica: the machine and the port that clients connect to.
+fn replica_name(data: SocketAddr) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.map_or_else(|_| data.ip().to_string(), |name| name.trim().to_owned());
+    format!("{host}:{}", data.port())
 }
 
 /// The keys that tokens are verified with, where there are to be tokens.
@@ -362,8 +404,7 @@ struct Shard {
     inbox: Inbox,
     interest: mpsc::Sender<InterestUpdate>,
     history: mpsc::Sender<HistoryRequest>,
-    edge: (axum::Router, Arc<Admission>),
-    is_open: bool,
+    edge: EdgeParts,
     settings: crate::hub::HubSettings,
     revocations: Arc<Revocations>,
     stats: Arc<ShardStats>,
@@ -377,8 +418,7 @@ impl Shard {
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
             let hub = Hub::new(self.settings, self.stats, self.history, self.revocations);
-            let (router, admission) = self.edge;
-            let edge = Edge::new(hub.clone(), router, admission, self.is_open);
+            let edge = Edge::new(hub.clone(), self.number, self.edge);
             let (listener, proxied) = self.listeners;
             let accepting = |socket, proxy_protocol| {
                 let listener = Listener {

@@ -14,8 +14,8 @@
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
 //! - [`http`]: the data listener, from an accepted connection to a stream; [`http::auth`]: who asks,
 //!   and what they may do.
-//! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted. [`labels`]: what
-//!   metrics are split by.
+//! - [`admin`]: health, metrics and the console. [`telemetry`]: what is logged, counted and traced.
+//!   [`labels`]: what metrics are split by.
 //! - [`fuzzing`]: what must hold for any bytes from outside.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together.
 //!

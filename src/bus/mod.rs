@@ -8,6 +8,7 @@
 
 pub(crate) mod chain;
 mod embedded;
+mod peers;
 mod redis;
 mod routing;
 mod tally;
@@ -15,6 +16,7 @@ mod tickets;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
@@ -23,8 +25,9 @@ use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
 use crate::protocol::{
     ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame, Revocation,
 };
-use crate::telemetry::BusMetrics;
+use crate::telemetry::{BusMetrics, Traces};
 
+pub use peers::{MAX_PEER_BYTES, PeerSender};
 pub use redis::{library, publish_once};
 pub use tally::{Tally, TallyAnswer, TallyReport};
 pub use tickets::{TicketStore, TicketsUnavailable};
@@ -78,8 +81,6 @@ pub struct KeepOptions {
     pub history: Option<u32>,
     /// An idempotency key: the second event of a key is not published, and has the first's id.
     pub key: Option<String>,
-    /// A trace context to pass on (W3C Trace Context, `traceparent`).
-    pub traceparent: Option<String>,
 }
 
 /// An event of a history as clients may get it, and the rule it breaks if nobody may.
@@ -168,14 +169,20 @@ pub struct Bus {
     pub health: watch::Receiver<BusHealth>,
     /// What the replicas count together; `None` where there is one only.
     pub tally: Option<Tally>,
+    /// Says something to all replicas.
+    pub peers: PeerSender,
+    /// What any of them says, this one included; nothing on a bus inside the process.
+    pub heard: mpsc::Receiver<Bytes>,
 }
 
-/// What a bus serves the HTTP edge with.
+/// What a bus serves the rest of the process with.
 struct Services {
     publisher: Publisher,
     tickets: TicketStore,
     health: watch::Receiver<BusHealth>,
     tally: Option<Tally>,
+    peers: PeerSender,
+    heard: mpsc::Receiver<Bytes>,
 }
 
 impl Bus {
@@ -189,6 +196,7 @@ impl Bus {
         shards: Vec<mpsc::Sender<ShardMessage>>,
         revocations: Arc<Revocations>,
         metrics: BusMetrics,
+        traces: Option<Traces>,
     ) -> Result<Self, ::redis::RedisError> {
         let (interest, updates) = mpsc::channel(INTEREST_QUEUE);
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
@@ -197,7 +205,8 @@ impl Bus {
             asked,
             revocations,
         };
-        let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
+        let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes())
+            .traced_by(traces);
         let services = match &config.bus {
             BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
             BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
@@ -209,6 +218,8 @@ impl Bus {
             tickets: services.tickets,
             health: services.health,
             tally: services.tally,
+            peers: services.peers,
+            heard: services.heard,
         })
     }
 }

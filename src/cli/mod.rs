@@ -18,7 +18,12 @@ use crate::telemetry::start_log;
 
 /// A multi-node Server-Sent Events gateway behind Redis pub/sub.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(
+    version,
+    args_conflicts_with_subcommands = true,
+    after_help = "Traces are sent where OTEL_EXPORTER_OTLP_ENDPOINT says; OpenTelemetry's other variables \
+                  (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, …) hold as well."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -82,8 +87,8 @@ fn run() -> Result<(), Failure> {
 
 fn serve(settings: &Settings) -> Result<(), Failure> {
     let config = configuration(settings)?;
-    start_log(config.log.parse()?, config.log_format);
-    Ok(App::bind(config)?.run()?)
+    let storms = start_log(config.log.parse()?, config.log_format);
+    Ok(App::bind(config, storms)?.run()?)
 }
 
 fn check(command: &Check) -> Result<(), Failure> {

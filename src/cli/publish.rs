@@ -75,7 +75,6 @@ impl Publish {
         let keep = (!self.live).then_some(KeepOptions {
             history: self.history,
             key: self.key,
-            traceparent: None,
         });
         let runtime = runtime()?;
         let id = match self.redis_url.as_ref().map(ExposeSecret::expose_secret) {

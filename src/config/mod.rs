@@ -9,6 +9,7 @@ mod environment;
 mod exposed;
 mod redis_url;
 mod settings;
+mod traces;
 mod values;
 
 use std::fmt;
@@ -28,6 +29,7 @@ pub use environment::unknown_variables;
 pub use exposed::exposed_secrets;
 pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings};
+pub use traces::TraceConfig;
 pub use values::secret;
 
 /// What the recent kept events of all channels may take, in all shards together: most clients
@@ -51,7 +53,7 @@ pub enum BusConfig {
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// Where metrics and health are served.
+    /// Where health, metrics and the console are served.
     pub admin_listen: SocketAddr,
     /// Where events come from.
     pub bus: BusConfig,
@@ -95,6 +97,8 @@ pub struct Config {
     pub log: String,
     /// How they look.
     pub log_format: LogFormat,
+    /// Where spans are sent; `None`: there are none.
+    pub traces: Option<TraceConfig>,
 }
 
 impl fmt::Display for Config {
@@ -135,7 +139,11 @@ impl fmt::Display for Config {
         }
         line("LOG", &self.log)?;
         line("LOG_FORMAT", &self.log_format)?;
-        write!(f, "{}", self.clients)
+        write!(f, "{}", self.clients)?;
+        match &self.traces {
+            Some(traces) => writeln!(f, "traces go to {}", traces.collector),
+            None => writeln!(f, "traces are off (OTEL_EXPORTER_OTLP_ENDPOINT)"),
+        }
     }
 }
 

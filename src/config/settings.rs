@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::access::AccessSettings;
 use super::values::{duration, duration_range, secret, size};
-use super::{BusConfig, ClientSettings, Config, RedisUrl};
+use super::{BusConfig, ClientSettings, Config, RedisUrl, TraceConfig};
 use crate::hub::SlowClientPolicy;
 use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
@@ -33,7 +33,7 @@ pub struct Settings {
     )]
     pub listen: String,
 
-    /// Address of the admin listener: metrics and health. It knows no authentication and is
+    /// Address of the admin listener: health, metrics and the console. It knows no authentication and is
     /// meant for the inside of your network
     #[arg(
         long,
@@ -460,6 +460,7 @@ impl Settings {
             clients,
             log: self.log.clone(),
             log_format,
+            traces: TraceConfig::read(|name| std::env::var(name).ok(), &mut reader.0),
         };
         if reader.0.is_empty() {
             Ok(config)

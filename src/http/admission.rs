@@ -10,9 +10,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::client_address::ClientAddress;
 use super::limits::{Client, Counts, Hold, RateLimit, share};
+use super::requester::{ConnectionId, Requester};
 use crate::bus::Tally;
 use crate::config::ClientRules;
-use crate::hub::{Session, Subscription};
+use crate::hub::{CloseReason, Session, Subscription};
+use crate::telemetry::occurrences::ClientCutOff;
 
 /// Connections beside the streams: requests that end, and clients that are told to come back.
 /// Half of the descriptors that the configuration keeps in reserve; the other half is for Redis,
@@ -186,13 +188,45 @@ impl Drop for Permit {
 pub(super) struct OpenStream {
     pub(super) subscription: Subscription,
     _permit: Permit,
+    connection: ConnectionId,
+    client: IpAddr,
+    subject: Option<Arc<str>>,
 }
 
 impl OpenStream {
-    pub(super) fn new(subscription: Subscription, permit: Permit) -> Self {
+    pub(super) fn new(subscription: Subscription, permit: Permit, requester: &Requester) -> Self {
         Self {
             subscription,
             _permit: permit,
+            connection: requester.connection,
+            client: requester.client,
+            subject: requester.subject.clone(),
+        }
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        let Self {
+            connection,
+            client,
+            subject,
+            ..
+        } = self;
+        let reason = self.subscription.close_reason();
+        match reason {
+            CloseReason::SlowClient | CloseReason::Unresponsive => ClientCutOff {
+                connection,
+                client: *client,
+                subject: subject.as_deref(),
+                reason,
+            }
+            .emit(),
+            _ => {
+                let reason = reason.label();
+                let subject = subject.as_deref();
+                tracing::debug!(%connection, %client, subject, reason, "a stream has ended");
+            }
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::cell::Cell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
@@ -20,6 +19,7 @@ use super::admission::{OpenStream, Place};
 use super::cut_off;
 use super::edge::{Asked, Edge};
 use super::proxy_protocol::{ProxyHeader, read_header};
+use super::requester::Peer;
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
 use crate::hub::RejectReason;
@@ -71,7 +71,7 @@ pub(super) struct Accepted {
     pub(super) socket: TcpStream,
     pub(super) place: Place,
     /// Who is at its other end: a client, or a proxy.
-    pub(super) peer: IpAddr,
+    pub(super) peer: Peer,
 }
 
 /// Serves a connection that begins with a header of the PROXY protocol.
@@ -87,14 +87,14 @@ pub(super) async fn serve_proxied(edge: Rc<Edge>, accepted: Accepted) {
         .admission()
         .rules()
         .trusted_proxies
-        .contains(peer.to_canonical())
+        .contains(peer.address)
     {
         stats.count_rejected(RejectReason::ProxyHeader);
         return;
     }
     match timeout_at(deadline, read_header(&mut socket)).await {
         Ok(Ok(ProxyHeader { client, rest })) => {
-            peer = client.unwrap_or(peer);
+            peer.address = client.map_or(peer.address, |client| client.to_canonical());
             let accepted = Accepted {
                 socket,
                 place,
@@ -123,7 +123,7 @@ async fn serve_until(edge: Rc<Edge>, accepted: Accepted, read: Vec<u8>, deadline
         peer,
     } = accepted;
     let stats = edge.hub().stats();
-    let Some(place) = edge.admission().seat(place, peer) else {
+    let Some(place) = edge.admission().seat(place, peer.address) else {
         stats.count_rejected(RejectReason::Address);
         return;
     };
@@ -242,7 +242,7 @@ enum Becomes {
     CutOff,
 }
 
-async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: IpAddr, already_read: Vec<u8>) {
+async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read: Vec<u8>) {
     let service = service_fn(move |request| {
         let asked = Asked {
             peer,

@@ -60,6 +60,11 @@ impl Problem {
         problem
     }
 
+    /// What it is answered with.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// Says when to try again.
     pub(super) fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);

@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 
 use super::connection::{self, Accepted};
 use super::edge::Edge;
-use crate::telemetry::occurrences::{AcceptFailed, LogLimit};
+use crate::telemetry::occurrences::AcceptFailed;
 
 /// Connections that wait to be accepted, a shard. The kernel lowers it to `net.core.somaxconn`; a
 /// storm of reconnecting clients beyond it waits for TCP's retries.
@@ -92,14 +92,13 @@ pub async fn accept(edge: Rc<Edge>, listener: Listener) -> io::Result<()> {
         proxy_protocol,
     } = listener;
     let listener = TcpListener::from_std(socket)?;
-    let mut log = LogLimit::default();
     while let Some(place) = edge.admission().place().await {
         match listener.accept().await {
-            Ok((socket, peer)) => {
+            Ok((socket, address)) => {
                 let accepted = Accepted {
                     socket,
                     place,
-                    peer: peer.ip(),
+                    peer: edge.peer(address.ip()),
                 };
                 let edge = Rc::clone(&edge);
                 if proxy_protocol {
@@ -115,7 +114,7 @@ pub async fn accept(edge: Rc<Edge>, listener: Listener) -> io::Result<()> {
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
                 ) => {}
             Err(error) => {
-                AcceptFailed(&error).emit(edge.hub().stats(), &mut log);
+                AcceptFailed(&error).emit(edge.hub().stats());
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }

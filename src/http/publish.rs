@@ -15,10 +15,11 @@ use serde::Serialize;
 use super::auth::Refusal;
 use super::client_address::ClientAddress;
 use super::error::Problem;
+use super::requester::trace_parent;
 use super::state::RouterState;
 use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
-use crate::protocol::{ChannelName, Event, EventId};
+use crate::protocol::{ChannelName, Event, EventId, TraceParent};
 use crate::telemetry::occurrences::{EventPublished, PublishFailed, PublishRefused};
 use crate::telemetry::{BusMetrics, EventKind};
 
@@ -43,7 +44,15 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// What was published: a live event has no id.
 #[derive(Serialize)]
 pub(super) struct Published {
-    id: Option<String>,
+    #[serde(serialize_with = "as_text")]
+    id: Option<EventId>,
+}
+
+fn as_text<S: serde::Serializer>(id: &Option<EventId>, serializer: S) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => serializer.collect_str(id),
+        None => serializer.serialize_none(),
+    }
 }
 
 pub(super) async fn publish(
@@ -69,7 +78,26 @@ pub(super) async fn publish(
         )
         .retry_after(wait)
     })?;
-    let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
+    let mut fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
+    let Some(traces) = &state.traces else {
+        return Ok(publish_body(&state, &channel, fields, body).await?);
+    };
+    let span = traces.publish(&channel, fields.trace_parent);
+    fields.trace_parent = span.trace_parent();
+    let published = publish_body(&state, &channel, fields, body).await;
+    span.end(match &published {
+        Ok(Json(Published { id })) => Ok(id.as_ref()),
+        Err(problem) => Err(problem.status()),
+    });
+    Ok(published?)
+}
+
+async fn publish_body(
+    state: &RouterState,
+    channel: &ChannelName,
+    fields: Fields,
+    body: Body,
+) -> Result<Json<Published>, Problem> {
     let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
         .await
         .map_err(|_| {
@@ -85,24 +113,18 @@ pub(super) async fn publish(
         Some(_) => EventKind::Kept,
     };
     let published = match keep {
-        None => state
-            .publisher
-            .publish(&channel, event)
-            .await
-            .map(|()| None),
+        None => state.publisher.publish(channel, event).await.map(|()| None),
         Some(options) => {
-            let kept = state.publisher.publish_kept(&channel, event, options).await;
+            let kept = state.publisher.publish_kept(channel, event, options).await;
             kept.map(Some)
         }
     };
     match published {
         Ok(id) => {
             EventPublished(kind).emit(&state.metrics);
-            Ok(Json(Published {
-                id: id.as_ref().map(EventId::to_string),
-            }))
+            Ok(Json(Published { id }))
         }
-        Err(error) => Err(refused(&state.metrics, kind, &channel, &error).into()),
+        Err(error) => Err(refused(&state.metrics, kind, channel, &error)),
     }
 }
 
@@ -184,6 +206,7 @@ pub(crate) struct Fields {
     retry: Option<Duration>,
     to: Option<String>,
     live: bool,
+    trace_parent: Option<TraceParent>,
     options: KeepOptions,
 }
 
@@ -269,12 +292,7 @@ impl Fields {
             }
             self.options.key = Some(key);
         }
-        // W3C Trace Context, section 4.3: one that cannot be read is ignored.
-        self.options.traceparent = headers
-            .get("traceparent")
-            .and_then(|value| value.to_str().ok())
-            .filter(|text| is_traceparent(text))
-            .map(str::to_owned);
+        self.trace_parent = trace_parent(headers);
         Ok(())
     }
 
@@ -284,9 +302,9 @@ impl Fields {
     }
 
     pub(crate) fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
-        let mut event =
-            Event::new(data, max_event_bytes).map_err(|rule| Problem::field("body", rule))?;
-        event = event
+        let mut event = Event::new(data, max_event_bytes)
+            .map_err(|rule| Problem::field("body", rule))?
+            .with_trace_parent(self.trace_parent)
             .with_name(&self.event)
             .map_err(|rule| Problem::field("event", rule))?;
         if let Some(retry) = self.retry {
@@ -309,43 +327,5 @@ fn idempotency_key(field: &'static str, key: &str) -> Result<String, Problem> {
     } else {
         let rule = format!("has 1 to {MAX_KEY_BYTES} bytes");
         Err(Problem::field(field, rule))
-    }
-}
-
-/// `00-<32 hex digits>-<16>-<2>`, neither id all zeros (W3C Trace Context, section 3.2).
-fn is_traceparent(text: &str) -> bool {
-    let is_hex = |part: &str, length: usize| {
-        let mut bytes = part.bytes();
-        part.len() == length && bytes.all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_id = |part: &str, length| is_hex(part, length) && part.bytes().any(|byte| byte != b'0');
-    let mut parts = text.split('-');
-    let mut part = || parts.next().unwrap_or_default();
-    part() == "00"
-        && is_id(part(), 32)
-        && is_id(part(), 16)
-        && is_hex(part(), 2)
-        && parts.next().is_none()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_context_is_passed_on_only_as_it_should_be() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert!(is_traceparent(good));
-        for bad in [
-            "",
-            "00",
-            &good.replace("00-4", "01-4"),
-            &good.to_uppercase(),
-            &format!("{good}-"),
-            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
-            &good[1..],
-        ] {
-            assert!(!is_traceparent(bad), "{bad}");
-        }
     }
 }

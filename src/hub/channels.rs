@@ -6,6 +6,7 @@ use std::rc::Rc;
 use slab::Slab;
 use tokio::time::{Duration, Instant};
 
+use super::census::{Census, Load};
 use super::encoded::EncodedEvent;
 use super::history::Reads;
 use super::interest::Generation;
@@ -54,6 +55,8 @@ pub(super) struct Channel {
     pub(super) reads: Option<Box<Reads>>,
     /// The channel's place in the round of fan-out under way.
     pub(super) lot: Option<usize>,
+    /// What it has carried since the last census, while there are any.
+    pub(super) load: Load,
 }
 
 impl Channel {
@@ -61,6 +64,16 @@ impl Channel {
         !(self.batch_members.is_empty()
             && self.event_members.is_empty()
             && self.replaying_members.is_empty())
+    }
+
+    /// How many connections an event goes to, a live or a kept one.
+    pub(super) fn members_of(&self, is_live: bool) -> usize {
+        let replaying = if is_live {
+            self.replaying_members.len()
+        } else {
+            0
+        };
+        self.batch_members.len() + self.event_members.len() + replaying
     }
 
     fn members(&mut self, member: Member) -> &mut Vec<Rc<Subscriber>> {
@@ -83,7 +96,7 @@ struct Lingering {
 #[derive(Default)]
 pub(super) struct Channels {
     keys: HashMap<ChannelName, ChannelKey>,
-    channels: Slab<Channel>,
+    pub(super) channels: Slab<Channel>,
     last_generation: u64,
     lingering: VecDeque<Lingering>,
     /// Channels whose interest the bus has not been told of, and whether it knows an earlier one.
@@ -92,6 +105,7 @@ pub(super) struct Channels {
     /// What all tails take.
     tail_bytes: usize,
     most_tail_bytes: usize,
+    pub(super) census: Census,
 }
 
 impl Channels {
@@ -134,6 +148,7 @@ impl Channels {
             gap: EventId::ZERO,
             reads: None,
             lot: None,
+            load: Load::default(),
         });
         self.keys.insert(name.clone(), key);
         self.untold.entry(name.clone()).or_insert(false);

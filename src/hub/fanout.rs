@@ -184,7 +184,8 @@ impl Hub {
                 continue;
             };
             let has_members = channel.has_members();
-            if matches!(event.item, Item::Live(_)) && !has_members {
+            let is_live = matches!(event.item, Item::Live(_));
+            if is_live && !has_members {
                 continue;
             }
             let audience = event.item.audience();
@@ -206,12 +207,19 @@ impl Hub {
                 begin_lot()
             };
             pushes += channel.event_members.len() + channel.replaying_members.len();
+            let clients = channel.members_of(is_live);
+            if let Some(watch) = &event.watch {
+                watch.handed_to(clients);
+            }
             let Some(lot) = lots.get_mut(number) else {
                 continue;
             };
             let (range, what) = lot.add(&event.item);
             if has_members && range.is_some() && !matches!(what, What::Gap { .. }) {
                 round.count_event();
+            }
+            if channels.are_counted() && !matches!(what, What::Gap { .. }) {
+                channels.count(key, clients);
             }
             pieces.push(Piece {
                 lot: number,

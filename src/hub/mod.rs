@@ -7,6 +7,7 @@
 //!
 //! A hub belongs to one thread: there is no lock and no shared atomic on the way of an event.
 
+mod census;
 mod channels;
 mod encoded;
 mod fanout;
@@ -26,13 +27,17 @@ mod subscription;
 pub(crate) mod tail;
 mod timing;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::protocol::{Audience, ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
+use crate::protocol::{
+    Audience, ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent, TraceParent,
+};
 
+pub use census::{CensusReply, ChannelLoad};
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{MailboxState, SlowClientPolicy};
 pub use resume::Start;
@@ -88,6 +93,8 @@ pub enum News {
     Lost,
     /// End the streams of these sessions. [`Revocations`] keeps them out already.
     Revoked(Arc<RevocationSet>),
+    /// Tell which channels were the busiest since the last census.
+    Census(CensusReply),
     /// Close every stream, spread evenly over this time.
     Drain(std::time::Duration),
 }
@@ -108,6 +115,14 @@ pub struct BusEvent {
     /// What happened there.
     pub item: Item,
     cost_bytes: usize,
+    /// Whoever follows it through the shards.
+    watch: Option<Arc<dyn FanOutWatch>>,
+}
+
+/// Follows one event through its fan-out; dropped when every shard is done with it.
+pub trait FanOutWatch: fmt::Debug + Send + Sync {
+    /// A shard has handed the event to so many clients.
+    fn handed_to(&self, clients: usize);
 }
 
 /// What clients of a channel are told.
@@ -165,6 +180,7 @@ impl BusEvent {
             channel,
             cost_bytes: cost_bytes(&event),
             item: Item::Live(Arc::new(event)),
+            watch: None,
         }
     }
 
@@ -175,6 +191,7 @@ impl BusEvent {
             channel,
             cost_bytes: content.map_or(EVENT_OVERHEAD_BYTES, |event| cost_bytes(event)),
             item: Item::Kept { event, late },
+            watch: None,
         }
     }
 
@@ -184,6 +201,29 @@ impl BusEvent {
             channel,
             cost_bytes: EVENT_OVERHEAD_BYTES,
             item: Item::Gap { notice, late },
+            watch: None,
+        }
+    }
+
+    /// Has somebody follow it.
+    pub fn watched_by(&mut self, watch: Option<Arc<dyn FanOutWatch>>) {
+        self.watch = watch;
+    }
+
+    /// Its id, if it is a kept event.
+    pub fn id(&self) -> Option<EventId> {
+        match &self.item {
+            Item::Kept { event, .. } => Some(event.id),
+            Item::Live(_) | Item::Gap { .. } => None,
+        }
+    }
+
+    /// The trace that it belongs to.
+    pub fn trace_parent(&self) -> Option<TraceParent> {
+        match &self.item {
+            Item::Live(event) => event.trace_parent(),
+            Item::Kept { event, .. } => event.event.as_ref()?.trace_parent(),
+            Item::Gap { .. } => None,
         }
     }
 

@@ -281,6 +281,11 @@ impl Hub {
                 self.channels.borrow_mut().deactivate_all();
             }
             News::Revoked(revoked) => self.cut_off(&revoked),
+            News::Census(reply) => {
+                let loads = self.channels.borrow_mut().take_census(Instant::now());
+                // Whoever asked may have given up.
+                let _ = reply.try_send(loads);
+            }
             News::Drain(period) => {
                 if !self.draining.replace(true) {
                     tokio::task::spawn_local(Rc::clone(self).drain(period));
@@ -313,6 +318,7 @@ impl Hub {
                 _ = lingering.tick() => {
                     let mut channels = self.channels.borrow_mut();
                     channels.expire(Instant::now());
+                    channels.end_census(Instant::now());
                     self.clock.follow_time_of_day();
                     self.after_interest_change(&channels);
                 }

@@ -137,6 +137,12 @@ impl Subscription {
         self.interest.hub.stats.events_dropped_slow_client.add(lost);
     }
 
+    /// Why it ends, when it is dropped now.
+    pub fn close_reason(&self) -> CloseReason {
+        let reason = self.subscriber.mailbox.borrow().end_reason();
+        reason.unwrap_or(CloseReason::Client)
+    }
+
     /// Tells whether the stream is to be cut off, also while nobody polls the subscription.
     pub fn watch(&self) -> AbortWatch {
         AbortWatch(Rc::clone(&self.subscriber))
@@ -163,9 +169,7 @@ impl Drop for Subscription {
         hub.detach(&self.subscriber);
         hub.stats.connections.sub(1);
         hub.stats.subscriptions.sub(self.interest.keys.len() as u64);
-        let reason = self.subscriber.mailbox.borrow().end_reason();
-        hub.stats
-            .count_closed(reason.unwrap_or(CloseReason::Client));
+        hub.stats.count_closed(self.close_reason());
     }
 }
 

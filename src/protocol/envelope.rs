@@ -60,7 +60,10 @@ pub fn decode(payload: Bytes, max_event_bytes: usize) -> Result<Event, EnvelopeF
 
 /// Writes what [`decode`] reads back as `event`: raw data where that is enough.
 pub fn encode(event: &Event) -> Vec<u8> {
-    let bare = event.name().is_none() && event.retry().is_none() && event.audience().is_none();
+    let bare = event.name().is_none()
+        && event.retry().is_none()
+        && event.audience().is_none()
+        && event.trace_parent().is_none();
     if bare && !looks_like_envelope(event.data()) {
         return event.data().to_vec();
     }
@@ -73,6 +76,7 @@ pub fn encode(event: &Event) -> Vec<u8> {
             to: event
                 .audience()
                 .and_then(|audience| serde_json::from_str(audience.as_str()).ok()),
+            traceparent: event.trace_parent().map(|parent| parent.to_string()),
             data: &data,
         },
     };
@@ -99,7 +103,9 @@ fn read_members(members: &RawValue, max_event_bytes: usize) -> Result<Event, Env
             .map_err(|error| EnvelopeFault::Broken(error.to_string()))?,
         json => compact(json),
     };
-    let mut event = Event::new(Bytes::from(data), max_event_bytes)?;
+    let mut event = Event::new(Bytes::from(data), max_event_bytes)?
+        // One that cannot be read is none (W3C Trace Context, section 4.3).
+        .with_trace_parent(members.traceparent.and_then(|text| text.parse().ok()));
     if let Some(to) = members.to {
         event = event.with_audience(Audience::parse(&compact(to.get()))?);
     }
@@ -150,6 +156,7 @@ struct Members<'a> {
     retry: Option<u64>,
     #[serde(borrow)]
     to: Option<&'a RawValue>,
+    traceparent: Option<String>,
     #[serde(borrow)]
     data: &'a RawValue,
 }
@@ -167,6 +174,8 @@ struct MembersToWrite<'a> {
     retry: Option<u128>,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
     data: &'a str,
 }
 
@@ -352,6 +361,19 @@ mod tests {
     }
 
     #[test]
+    fn a_trace_context_is_kept_and_one_that_cannot_be_read_is_none() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let event = |trace| {
+            decoded(&format!(
+                r#"{{"sse":{{"data":"x","traceparent":"{trace}"}}}}"#
+            ))
+        };
+        assert_eq!(event(trace).unwrap().trace_parent(), trace.parse().ok());
+        assert_eq!(event("junk").unwrap().trace_parent(), None);
+        assert!(decoded(r#"{"sse":{"data":"x","traceparent":1}}"#).is_err());
+    }
+
+    #[test]
     fn deep_nesting_is_data_or_broken_but_never_a_crash() {
         let deep = "[".repeat(100_000) + &"]".repeat(100_000);
         let payload = Bytes::from(format!(r#"{{"sse":{{"data":{deep}}}}}"#));
@@ -367,8 +389,11 @@ mod tests {
             name in proptest::option::of("[a-z é\"\\\\]{1,12}"),
             retry in proptest::option::of(0u64..86_400_000),
             audience in any::<bool>(),
+            (trace, span, flags) in any::<(u128, u64, u8)>(),
         ) {
-            let mut event = Event::new(Bytes::from(data), 1 << 20).unwrap();
+            let mut event = Event::new(Bytes::from(data), 1 << 20)
+                .unwrap()
+                .with_trace_parent(crate::protocol::TraceParent::new(trace, span, flags));
             if let Some(name) = &name {
                 event = event.with_name(name).unwrap();
             }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 
 use super::audience::Audience;
 use super::id::EventId;
+use super::trace_parent::TraceParent;
 
 /// The longest event name, in bytes: names are words, and each is sent with every event.
 pub const MAX_EVENT_NAME_BYTES: usize = 1024;
@@ -140,6 +141,7 @@ pub struct Event {
     retry: Option<Duration>,
     /// Shared by the shards, and by what they keep of the event.
     audience: Option<Arc<Audience>>,
+    trace_parent: Option<TraceParent>,
     /// UTF-8, by construction.
     data: Bytes,
 }
@@ -162,6 +164,7 @@ impl Event {
             name: None,
             retry: None,
             audience: None,
+            trace_parent: None,
             data,
         })
     }
@@ -196,6 +199,12 @@ impl Event {
         self
     }
 
+    /// Says to which trace the event belongs.
+    pub fn with_trace_parent(mut self, trace_parent: Option<TraceParent>) -> Self {
+        self.trace_parent = trace_parent;
+        self
+    }
+
     /// The event's name; `None` is what clients call `message`.
     pub fn name(&self) -> Option<&EventName> {
         self.name.as_ref()
@@ -209,6 +218,11 @@ impl Event {
     /// The sessions it is meant for; `None`: everybody.
     pub fn audience(&self) -> Option<&Arc<Audience>> {
         self.audience.as_ref()
+    }
+
+    /// The trace that the event belongs to. Clients do not get it.
+    pub fn trace_parent(&self) -> Option<TraceParent> {
+        self.trace_parent
     }
 
     /// The data, UTF-8.

@@ -15,6 +15,7 @@ mod id;
 mod pattern;
 mod retry;
 mod revocation;
+mod trace_parent;
 
 pub use audience::{Audience, AudienceFault, Claims, MAX_AUDIENCE_BYTES};
 pub use channel::{ChannelName, InvalidChannelName};
@@ -35,3 +36,4 @@ pub use retry::RetryRange;
 pub use revocation::{
     InvalidRevoked, MAX_REVOCATION_TIME, MAX_REVOKED_BYTES, REVOCATION_TIME, Revocation, Revoked,
 };
+pub use trace_parent::{InvalidTraceParent, TraceParent};

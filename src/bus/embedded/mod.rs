@@ -12,7 +12,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use self::store::{Full, Limits, Store};
 use super::routing::{Routing, Wish};
-use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher, Services, TicketStore};
+use super::{
+    BusHealth, Inputs, KeepOptions, PeerSender, PublishError, Publisher, Services, TicketStore,
+    peers,
+};
 use crate::config::Config;
 use crate::hub::{BusEvent, HistoryRequest, InterestUpdate, MOST_REVOCATIONS, Revocations};
 use crate::protocol::{ChannelName, Event, EventId, Revocation};
@@ -149,6 +152,8 @@ pub(super) fn start(
         tickets: TicketStore::Embedded(EmbeddedTickets::default()),
         health,
         tally: None,
+        peers: PeerSender::Alone,
+        heard: peers::queue().1,
     }
 }
 

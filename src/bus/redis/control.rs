@@ -1,4 +1,5 @@
-//! The channel of the gateways themselves, `<prefix>$control`: who is to be kept out.
+//! The channel of the gateways themselves, `<prefix>$control`: who is to be kept out. What else is
+//! said on it is for [`peers`](crate::bus::peers).
 //!
 //! The function library stores a revocation and publishes it in one step. So a replica that has
 //! subscribed to the channel and then reads what is stored misses nobody, at the start and after
@@ -10,6 +11,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult};
 
 use super::functions::refusal;
+use super::peers;
 use crate::hub::{MOST_REVOCATIONS, Revocations};
 use crate::protocol::Revocation;
 
@@ -28,7 +30,7 @@ pub(super) type Joined = Result<Vec<Revocation>, RedisError>;
 impl Control {
     pub(super) fn new(prefix: &str, revocations: Arc<Revocations>) -> Self {
         Self {
-            channel: format!("{prefix}$control"),
+            channel: peers::channel(prefix),
             key: revocations_key(prefix),
             revocations,
             refused: None,

@@ -20,9 +20,7 @@ use crate::protocol::{
     ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Link,
     Linked, Retention, decode, decode_frame, is_frame,
 };
-use crate::telemetry::occurrences::{
-    EventBackfilled, EventReceived, IdsLost, LogLimit, MessageDropped,
-};
+use crate::telemetry::occurrences::{EventBackfilled, EventReceived, IdsLost, MessageDropped};
 use crate::telemetry::{BusMetrics, DropReason, EventKind};
 
 /// An id further ahead of the newest known one than this, and the time that has passed since that
@@ -66,7 +64,6 @@ pub(super) struct Delivery {
     pub(super) routing: Routing,
     pub(super) metrics: BusMetrics,
     pub(super) retention: Retention,
-    drop_log: LogLimit,
     /// Everything up to this id was routed, or told as missing. `None`: there are no ids here,
     /// and kept events are live ones.
     position: Option<EventId>,
@@ -109,7 +106,6 @@ impl Delivery {
             routing,
             metrics,
             retention,
-            drop_log: LogLimit::default(),
             position: None,
             positions: Positions::new(lag_bound),
             moved_at: Instant::now(),
@@ -535,13 +531,13 @@ impl Delivery {
         self.routing.channel(name).cloned()
     }
 
-    fn note_dropped(&mut self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
+    fn note_dropped(&self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
         MessageDropped {
             channel,
             reason,
             fault,
         }
-        .emit(&self.metrics, &mut self.drop_log);
+        .emit(&self.metrics);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading histories, and answering the shards that ask for them.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -23,7 +23,7 @@ use crate::protocol::{
     decode_frame,
 };
 use crate::telemetry::BusMetrics;
-use crate::telemetry::occurrences::{EntryUnreadable, HistoryReadSent, LogLimit};
+use crate::telemetry::occurrences::{EntryUnreadable, HistoryReadSent};
 
 /// One read: so much that a long history takes few of them, so little that none holds Redis up
 /// for more than some milliseconds.
@@ -42,7 +42,6 @@ pub(super) struct HistoryReader {
     prefix: String,
     max_event_bytes: usize,
     metrics: BusMetrics,
-    unreadable_log: Arc<Mutex<LogLimit>>,
 }
 
 /// What the answer says of whether Redis may drop histories, where the channel's key holds
@@ -55,7 +54,6 @@ impl HistoryReader {
             prefix: prefix.to_owned(),
             max_event_bytes,
             metrics: metrics.clone(),
-            unreadable_log: Arc::default(),
         }
     }
 
@@ -92,19 +90,12 @@ impl HistoryReader {
 
     /// Nothing is known of such a channel's history: like one that may be dropped at any time, its
     /// absence proves nothing, and its live events go on.
-    fn note_unreadable(&self, channel: &ChannelName) {
-        let mut limit = self
-            .unreadable_log
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(before) = limit.turn() {
-            tracing::warn!(
-                %channel,
-                before,
-                "the channel's key in Redis holds something that is no history (WRONGTYPE): its \
-                 clients get a $gap when they come back"
-            );
-        }
+    fn note_unreadable(channel: &ChannelName) {
+        tracing::warn!(
+            %channel,
+            "the channel's key in Redis holds something that is no history (WRONGTYPE): its \
+             clients get a $gap when they come back"
+        );
     }
 
     /// `last, epoch, now_ms, ttl_ms, old_ttl_ms, ttl_since, evictable, oldest id, its prev, start,
@@ -122,7 +113,7 @@ impl HistoryReader {
         let ttl_since = values.id()?.unwrap_or_default();
         let evictable: i64 = values.next()?;
         if evictable == NO_HISTORY {
-            self.note_unreadable(channel);
+            Self::note_unreadable(channel);
         }
         let (oldest, oldest_prev) = (values.id()?, values.id()?);
         let from = values.id()?.unwrap_or_default();

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use redis::{PushInfo, PushKind, Value};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
+use crate::bus::peers;
 use crate::protocol::{ChannelName, EventId, Frame, Revocation, decode_frame, is_frame};
 
 /// What may wait, in bytes. As much as Redis itself keeps for a subscriber that does not read
@@ -98,6 +99,7 @@ pub(super) enum Take {
 struct State {
     probe_channel: Vec<u8>,
     control_channel: Vec<u8>,
+    hears: mpsc::Sender<Bytes>,
     arrived: Arrived,
     bytes: usize,
     /// What revocations take.
@@ -110,12 +112,17 @@ struct State {
 pub(super) struct PushQueue(Arc<(Mutex<State>, Notify)>);
 
 impl PushQueue {
-    /// An empty queue; messages of `probe_channel` are probes, those of `control_channel` are
-    /// revocations.
-    pub(super) fn new(probe_channel: &str, control_channel: &str) -> Self {
+    /// An empty queue; messages of `probe_channel` are probes. Those of `control_channel` are
+    /// revocations, and what else replicas say to each other, which goes to `hears` at once.
+    pub(super) fn new(
+        probe_channel: &str,
+        control_channel: &str,
+        hears: &mpsc::Sender<Bytes>,
+    ) -> Self {
         let state = State {
             probe_channel: probe_channel.into(),
             control_channel: control_channel.into(),
+            hears: hears.clone(),
             arrived: Arrived::default(),
             bytes: 0,
             urgent_bytes: 0,
@@ -136,7 +143,11 @@ impl PushQueue {
                     if channel == state.probe_channel {
                         state.take_probe(payload);
                     } else if channel == state.control_channel {
-                        state.take_control(payload);
+                        if is_frame(&payload) {
+                            state.take_control(payload);
+                        } else {
+                            peers::take(payload, &state.hears);
+                        }
                     } else {
                         let bytes = channel.len() + payload.len();
                         state.add(Incoming::Message(Message { channel, payload }), bytes);
@@ -289,9 +300,13 @@ mod tests {
         }
     }
 
+    fn queue() -> PushQueue {
+        PushQueue::new("probe", "control", &mpsc::channel(1).0)
+    }
+
     #[tokio::test]
     async fn what_came_before_the_end_is_still_handed_out() {
-        let queue = PushQueue::new("probe", "control");
+        let queue = queue();
         queue.push(message("c", b"one".to_vec()));
         queue.push(message("c", b"two".to_vec()));
         queue.push(PushInfo {
@@ -309,7 +324,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_probe_passes_what_waits_and_its_id_does_not() {
-        let queue = PushQueue::new("probe", "control");
+        let queue = queue();
         queue.push(message("c", b"one".to_vec()));
         queue.push(message("probe", b"\xff1p7-0 5-0 1\n7".to_vec()));
         assert_eq!(queue.probe().unwrap().number, 7);
@@ -327,7 +342,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_revocation_passes_what_waits() {
-        let queue = PushQueue::new("probe", "control");
+        let (hears, mut heard) = mpsc::channel(1);
+        let queue = PushQueue::new("probe", "control", &hears);
         queue.push(message("c", b"one".to_vec()));
         queue.push(message("control", b"\xff1r5\nsub:alice".to_vec()));
         for of_a_later_version in [&b"\xff1z5\nx"[..], b"\xff9r5\nsub:bob", b"hello"] {
@@ -340,13 +356,16 @@ mod tests {
             .map(|revocation| revocation.revoked.to_string())
             .collect();
         assert_eq!((taken.items.len(), revoked), (0, vec!["sub:alice".into()]));
+        // What is no frame is for the other replicas' own business.
+        assert_eq!(heard.try_recv().unwrap(), "hello");
+        assert!(heard.try_recv().is_err());
         let taken = queue.take(Take::Everything).await.unwrap();
         assert_eq!((taken.items.len(), taken.revocations.len()), (1, 0));
     }
 
     #[tokio::test]
     async fn past_its_bound_it_ends() {
-        let queue = PushQueue::new("probe", "control");
+        let queue = queue();
         queue.push(message("c", vec![0; MOST_WAITING_BYTES * 2]));
         queue.push(message("c", vec![0; 1]));
         let taken = queue.take(Take::Everything).await.unwrap();

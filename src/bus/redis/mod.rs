@@ -1,8 +1,9 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
 //!
 //! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
-//! [subscribed](subscriptions), hears of revocations ([`control`]), sends [`probe`]s, takes what arrives from its [queue](ingest),
-//! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
+//! [subscribed](subscriptions), hears of revocations ([`control`]), sends [`probe`]s, takes what
+//! arrives from its [queue](ingest), reads what was missed ([`backfill`]) and [delivers](deliver) it
+//! to the shards. [`peers`], [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
 //! runs inside Redis, [`keeping`] what is known of it. [`tally`] has replicas count together.
 
@@ -15,6 +16,7 @@ mod history;
 mod ingest;
 mod keeping;
 pub mod library;
+mod peers;
 mod pool;
 mod probe;
 mod publish;
@@ -37,11 +39,12 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Inputs, Publisher, Services, Tally, TicketStore};
+use super::{BusHealth, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
+pub(super) use peers::RedisPeers;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
 pub(super) use tally::RedisTally;
@@ -57,6 +60,7 @@ pub(super) fn start(
     metrics: BusMetrics,
 ) -> Result<Services, redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
+    let (hears, heard) = super::peers::queue();
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
@@ -85,10 +89,12 @@ pub(super) fn start(
         updates: inputs.updates,
         reads,
         health: health_sender,
+        hears,
     };
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
+    let sender = RedisPeers::new(pool.clone(), &config.prefix);
     let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
     Ok(Services {
@@ -96,5 +102,7 @@ pub(super) fn start(
         publisher: Publisher::Redis(publisher),
         health,
         tally: Some(tally),
+        peers: PeerSender::Redis(sender),
+        heard,
     })
 }

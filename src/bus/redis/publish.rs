@@ -140,8 +140,8 @@ fn kept_command(prefix: &str, channel: &ChannelName, event: &Event, options: &Ke
     if let Some(key) = &options.key {
         command.arg("key").arg(key);
     }
-    if let Some(traceparent) = &options.traceparent {
-        command.arg("traceparent").arg(traceparent);
+    if let Some(parent) = event.trace_parent() {
+        command.arg("traceparent").arg(parent.to_string());
     }
     command
 }

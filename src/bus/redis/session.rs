@@ -11,6 +11,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult};
@@ -74,6 +75,8 @@ pub(super) struct SubscriberState {
     /// What clients' reads of history told.
     pub(super) reads: mpsc::Receiver<ReadNote>,
     pub(super) health: watch::Sender<BusHealth>,
+    /// Where messages of other replicas go.
+    pub(super) hears: mpsc::Sender<Bytes>,
 }
 
 impl SubscriberState {

@@ -67,7 +67,11 @@ impl Supervisor {
     }
 
     async fn connect(&mut self) -> Result<(MultiplexedConnection, PushQueue), SessionEnd> {
-        let queue = PushQueue::new(&self.state.probe_channel, &self.state.control.channel);
+        let queue = PushQueue::new(
+            &self.state.probe_channel,
+            &self.state.control.channel,
+            &self.state.hears,
+        );
         let sender = {
             let queue = queue.clone();
             move |push: PushInfo| {

@@ -23,6 +23,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::error::Problem;
+use super::requester::note_subject;
 use crate::bus::TicketStore;
 use crate::config::{Access, AccessRules};
 use crate::hub::{Revocations, Session};
@@ -164,6 +165,9 @@ impl Authority {
             }
         };
         let session = Session::new(&claims.claims, Some(claims.expires_at));
+        if let Some(subject) = &session.subject {
+            note_subject(subject);
+        }
         if self.revocations.is_revoked(&session) {
             self.metrics.refused(&TokenFault::Revoked);
             return Err(wrong_token(&TokenFault::Revoked).into());

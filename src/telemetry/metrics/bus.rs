@@ -161,6 +161,12 @@ impl BusMetrics {
         self.published.get((kind, outcome))
     }
 
+    /// Probes that came back, and the seconds that all of them took together.
+    pub fn probes(&self) -> (u64, f64) {
+        let probes = &self.probe_seconds;
+        (probes.get_sample_count(), probes.get_sample_sum())
+    }
+
     /// Kept events that were missed and read.
     pub fn backfilled(&self) -> u64 {
         self.backfilled.get()
