@@ -844,7 +844,7 @@ async fn a_history_is_read_in_pages() {
 }
 
 #[tokio::test]
-async fn a_page_holds_as_many_bytes_as_asked_for_and_at_least_one_event() {
+async fn a_page_holds_as_many_bytes_as_asked_for_and_at_least_two_events() {
     let (_redis, mut connection) = with_library(&settings()).await;
     let large = "x".repeat(300_000);
     for _ in 0..20 {
@@ -852,9 +852,9 @@ async fn a_page_holds_as_many_bytes_as_asked_for_and_at_least_one_event() {
     }
     // A header has some hundred bytes.
     for (max_bytes, events) in [
-        (1, 1),
-        (599_999, 1),
+        (1, 2),
         (601_000, 2),
+        (899_999, 2),
         (7 * 301_000, 7),
         (20 * 301_000, 20),
     ] {
@@ -866,6 +866,14 @@ async fn a_page_holds_as_many_bytes_as_asked_for_and_at_least_one_event() {
         let page = history(&mut connection, &["newest", "3", "100", &max_bytes]).await;
         assert_eq!(page.data.len(), events.min(3));
     }
+    // What is read before the asked for leaves room for it.
+    let from = stored(&mut connection, "a").await[15].0.to_string();
+    let page = history(&mut connection, &["from", &from, "1000", "100", "1204000"]).await;
+    assert_eq!((page.data.len(), page.complete), (4, false));
+    let from: EventId = from.parse().unwrap();
+    let start: EventId = page.start.parse().unwrap();
+    let ids: Vec<_> = stored(&mut connection, "a").await;
+    assert_eq!((start, from), (ids[13].0, ids[15].0));
 }
 
 #[tokio::test]
@@ -1071,6 +1079,7 @@ async fn a_library_that_is_gone_is_told_apart() {
     let calls = [
         &["FCALL", "fanfare_publish", "1", "new:a", "x"][..],
         &["FCALL", "fanfare_probe", "1", "new:$probe.0a", "1"],
+        &["FCALL_RO", "fanfare_config", "1", "new:$config"],
         &[
             "FCALL_RO",
             "fanfare_history",
@@ -1274,6 +1283,36 @@ async fn a_publisher_needs_only_these_rights() {
             forbidden.iter().any(|text| error.contains(text)),
             "{right}: {error}"
         );
+        // Nothing is stored that nobody is told of.
+        let length: i64 = run(&mut connection, &["EXISTS", "sse:a"]).await.unwrap();
+        assert_eq!(length, 0, "{right}");
+    }
+    // Who tries again and again does not drive the ids away from the clock.
+    let () = run(&mut connection, &["FLUSHALL"]).await.unwrap();
+    let first = publish(&mut connection, "b", &["x"]).await;
+    let mut publisher = user(&redis, &PUBLISHER.replace("+xadd", "")).await;
+    for _ in 0..5 {
+        let refused = try_publish(&mut publisher, "a", &[b"x"]).await;
+        assert!(refused.is_err());
+    }
+    let next = publish(&mut connection, "b", &["x"]).await;
+    assert!(next.since(first) < Duration::from_millis(LAG_MS), "{next}");
+}
+
+/// A primary that was just promoted has no replicas yet.
+#[tokio::test]
+async fn the_library_is_ready_where_redis_takes_no_writes_now() {
+    let (_redis, mut connection) = with_library(&settings()).await;
+    let before = ready(&mut connection, &settings()).await;
+    for (setting, refused, usual) in [("min-replicas-to-write", "1", "0"), ("maxmemory", "1", "0")]
+    {
+        let set = ["CONFIG", "SET", setting, refused];
+        let () = run(&mut connection, &set).await.unwrap();
+        let error = try_publish(&mut connection, "a", &[b"x"]).await;
+        assert!(error.is_err(), "{setting}");
+        assert_eq!(ready(&mut connection, &settings()).await, before);
+        let set = ["CONFIG", "SET", setting, usual];
+        let () = run(&mut connection, &set).await.unwrap();
     }
 }
 

@@ -9,6 +9,9 @@
 
 mod support;
 
+#[path = "support/proxy.rs"]
+mod proxy;
+
 use std::time::Duration;
 
 use support::{Events, Gateway, Redis, eventually, within};
@@ -199,6 +202,75 @@ async fn where_redis_refuses_to_write_the_gateway_stays_ready() {
     assert_eq!(id_of(&events.event().await), id);
     let log = gateway.log().join("\n");
     assert!(log.contains("refuses to keep events for now"), "{log}");
+}
+
+/// `NOREPLICAS`, as of a primary that was just promoted: a connection that is lost meanwhile costs
+/// no event and is no reason for a gap, since histories can be read all the same.
+#[tokio::test]
+async fn a_reconnection_while_redis_refuses_to_write_leaves_no_gap() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a?channel=b").await.opened().await;
+    let before = redis.keep("a", "before", &[]).await;
+    assert_eq!(next_kept(&mut events).await, (before, "before".into()));
+    // One transaction: nothing is subscribed when the event is published.
+    let mut connection = redis.connection().await;
+    let mut pipe = redis::pipe();
+    pipe.atomic().cmd("CLIENT").arg(&["KILL", "TYPE", "pubsub"]);
+    pipe.cmd("FCALL")
+        .arg(&["fanfare_publish", "1", "sse:b", "missed"]);
+    pipe.cmd("CONFIG")
+        .arg(&["SET", "min-replicas-to-write", "1"]);
+    let (_, missed, _): (i64, String, String) = pipe.query_async(&mut connection).await.unwrap();
+    assert_eq!(next_kept(&mut events).await, (missed, "missed".into()));
+    gateway.ready().await;
+    assert_eq!(gateway.post("/events/a", "x").await.0, 503);
+    redis.publish("a", "live").await;
+    assert_eq!(events.data().await, "live");
+    let _: String = redis
+        .command(&["CONFIG", "SET", "min-replicas-to-write", "0"])
+        .await;
+    let after = redis.keep("a", "after", &[]).await;
+    assert_eq!(next_kept(&mut events).await, (after, "after".into()));
+    assert_eq!(gateway.metric("fanfare_redis_reconnects_total").await, 1.0);
+}
+
+/// The name of Redis leads elsewhere, and the old one lives on: what was connected to it while
+/// the gateway went over is not used again.
+#[tokio::test]
+async fn commands_follow_the_subscription_to_another_redis() {
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    let proxy = proxy::Proxy::to(&old).await;
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &proxy.url())]).await;
+    let gateway = &gateway;
+    let is_over = &std::cell::Cell::new(false);
+    // All connections of the pool are in use all the time.
+    let load = futures_util::future::join_all((0..24).map(async |_| {
+        while !is_over.get() {
+            gateway.post("/events/a", "x").await;
+        }
+    }));
+    let go_over = async {
+        eventually("events are published", async || {
+            old.command::<i64>(&["XLEN", "sse:a"]).await > 100
+        })
+        .await;
+        proxy.point(&new);
+        let _: i64 = old.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        eventually("the gateway goes over", async || {
+            let probes = ["PUBSUB", "CHANNELS", "sse:$probe.*"];
+            !new.command::<Vec<String>>(&probes).await.is_empty()
+        })
+        .await;
+        gateway.ready().await;
+        is_over.set(true);
+    };
+    tokio::join!(load, go_over);
+    for _ in 0..32 {
+        gateway.keep("/events/b", "x").await;
+    }
+    assert_eq!(old.command::<i64>(&["EXISTS", "sse:b"]).await, 0);
+    assert_eq!(new.command::<i64>(&["XLEN", "sse:b"]).await, 32);
 }
 
 #[tokio::test]

@@ -25,7 +25,8 @@ use crate::protocol::{Cursor, EventId, GapReason, cursor_block, gap_block};
 /// Between attempts to read a history that cannot be read now.
 pub(super) const READ_AGAIN: Duration = Duration::from_millis(250);
 
-/// Between looks at whether this replica has seen what a client has from another.
+/// Between looks at whether this replica has seen what a client has from another: the first, then
+/// twice as long each time, up to [`READ_AGAIN`].
 const CATCH_UP: Duration = Duration::from_millis(20);
 
 /// Where a client wants to begin.
@@ -83,6 +84,7 @@ impl Hub {
                 })
             }
             Start::Newest(count) => {
+                let losses = self.losses.get();
                 let pages = match self.newest_pages(keys, count).await {
                     // Without kept events there is nothing to begin with.
                     Err(HistoryError::Unsupported) => {
@@ -91,6 +93,10 @@ impl Hub {
                     }
                     pages => pages?,
                 };
+                if losses != self.losses.get() {
+                    // Redis may be another one by now: what was read says nothing of it.
+                    return Err(HistoryError::Unavailable("the bus was lost".into()));
+                }
                 let floors = pages
                     .iter()
                     .flatten()
@@ -306,6 +312,7 @@ impl Hub {
         keys: Box<[ChannelKey]>,
     ) {
         let room = self.settings.max_batch_bytes();
+        let mut catch_up = CATCH_UP;
         loop {
             let has_room = poll_fn(|context| match subscriber.upgrade() {
                 Some(subscriber) => subscriber.mailbox.borrow_mut().poll_room(context, room),
@@ -343,8 +350,12 @@ impl Hub {
                 return;
             }
             if part.events.is_empty() {
-                // The client knows more than this replica has seen so far: it is on its way.
-                sleep(CATCH_UP).await;
+                // The client knows more than this replica has seen so far: it is on its way. Or
+                // Redis issues no ids now, and there is no telling where the live events begin.
+                sleep(catch_up).await;
+                catch_up = (catch_up * 2).min(READ_AGAIN);
+            } else {
+                catch_up = CATCH_UP;
             }
         }
     }
@@ -355,5 +366,89 @@ impl Hub {
         channels.detach(subscriber);
         subscriber.reach(cursor);
         channels.attach(subscriber, keys);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::mpsc;
+    use tokio::task::LocalSet;
+
+    use super::*;
+    use crate::hub::{
+        HistoryRead, HistoryRequest, HubSettings, InterestUpdate, News, StreamRequest,
+    };
+    use crate::protocol::{CursorStyle, Framing, HistoryPage, Issued, Retention, RetryRange};
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn hub() -> (Rc<Hub>, mpsc::Receiver<HistoryRequest>) {
+        let settings = HubSettings {
+            heartbeat: MINUTE,
+            retry: RetryRange::new(MINUTE, MINUTE).unwrap(),
+            client_buffer_bytes: 1 << 20,
+            slow_client: SlowClientPolicy::Close,
+            lag_bound: MINUTE,
+            tail_bytes: 1 << 20,
+        };
+        let (history, asked) = mpsc::channel(8);
+        (Hub::new(settings, Arc::default(), history), asked)
+    }
+
+    fn answer(request: HistoryRequest) {
+        let last = EventId::new(100, 0);
+        let page = HistoryPage {
+            issued: Some(Issued { epoch: last, last }),
+            now_ms: 100,
+            retention: Retention::constant(MINUTE),
+            evictable: false,
+            oldest: None,
+            from: EventId::ZERO,
+            events: Vec::new(),
+            complete: true,
+        };
+        request.reply.send(Ok(Arc::new(page))).unwrap();
+    }
+
+    /// Redis may be another one by then.
+    #[tokio::test]
+    async fn what_was_read_before_the_bus_was_lost_is_read_again() {
+        let (hub, mut asked) = hub();
+        let request = StreamRequest {
+            channels: vec!["a".parse().unwrap()],
+            start: Start::Newest(3),
+            cursor_style: CursorStyle::Silent,
+        };
+        let (sender, mut told) = mpsc::channel::<InterestUpdate>(1);
+        let bus = async {
+            let generation = told.recv().await.unwrap().changes.remove(0).1.unwrap();
+            let activate = || {
+                hub.handle(News::Active {
+                    channels: vec![("a".parse().unwrap(), generation)],
+                    position: Some(EventId::new(100, 0)),
+                });
+            };
+            activate();
+            let first = asked.recv().await.unwrap();
+            hub.handle(News::Lost);
+            answer(first);
+            tokio::task::yield_now().await;
+            activate();
+            let second = asked.recv().await.unwrap();
+            assert_eq!(second.read, HistoryRead::Newest(3));
+            answer(second);
+            std::future::pending::<()>().await;
+        };
+        let local = LocalSet::new();
+        let opened = local.run_until(async {
+            tokio::select! {
+                opened = hub.subscribe(&request, Framing::Plain, Vec::new, MINUTE) => opened,
+                () = Rc::clone(&hub).tell_interest(0, sender) => panic!("the bus is there"),
+                () = bus => panic!("it is there"),
+            }
+        });
+        assert!(opened.await.is_ok());
     }
 }

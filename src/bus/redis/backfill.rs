@@ -165,6 +165,7 @@ impl Backfill {
             seen,
             retention: None,
         };
+        let begin = cursor;
         let mut cursor = cursor;
         loop {
             let from = cursor.read_from(self.lag_bound);
@@ -179,12 +180,12 @@ impl Backfill {
                 let id = events.first().map_or(last, |first| first.id.pred());
                 let notice = GapNotice {
                     reason,
-                    after: Some(cursor.position()),
+                    after: Some(begin.position()),
                     oldest: page.oldest.map(|oldest| oldest.id),
                     id: Some(id),
                     complete_after: Some(id),
                 };
-                recovery.items.push(Recovered::Gap(notice, id));
+                recovery.items = vec![Recovered::Gap(notice, id)];
                 recovery.seen = None;
             }
             let bytes: usize = events.iter().map(cost_bytes).sum();

@@ -189,11 +189,18 @@ impl Delivery {
         }
 
         let keeps = self.position.is_some() && started.bound.is_some();
-        let mut lost = Vec::new();
+        let mut lost: Vec<(ChannelName, GapNotice)> = Vec::new();
         for (name, record) in self.routing.records() {
             let cannot_tell = record.has_hole || !keeps && record.seen.is_some();
             if record.active && (record.had_live || cannot_tell) {
-                lost.push((name.clone(), record.seen));
+                let notice = GapNotice {
+                    reason: GapReason::Lost,
+                    after: record.seen,
+                    oldest: None,
+                    id: None,
+                    complete_after: started.bound.filter(|_| cannot_tell),
+                };
+                lost.push((name.clone(), notice));
             }
             record.had_live = false;
             if cannot_tell {
@@ -201,14 +208,7 @@ impl Delivery {
                 record.has_hole = false;
             }
         }
-        for (channel, after) in lost {
-            let notice = GapNotice {
-                reason: GapReason::Lost,
-                after,
-                oldest: None,
-                id: None,
-                complete_after: None,
-            };
+        for (channel, notice) in lost {
             self.routing
                 .route(BusEvent::gap(channel, notice, false))
                 .await;
@@ -495,8 +495,10 @@ impl Delivery {
         self.reach(position);
         self.routing.flush().await;
         if std::mem::take(&mut self.told_without) {
-            let active =
-                |(name, record): (&ChannelName, &mut Record)| record.active.then(|| name.clone());
+            // One that Redis refuses was active on an earlier connection, and is not now.
+            let active = |(name, record): (&ChannelName, &mut Record)| {
+                (record.active && !record.has_hole).then(|| name.clone())
+            };
             let names: Vec<_> = self.routing.records().filter_map(active).collect();
             self.routing.tell_active(&names, Some(position)).await;
         }
@@ -865,6 +867,42 @@ mod tests {
         world.delivery.fill(hole.unwrap(), filled).await;
         let told = world.told().await;
         assert_eq!(told, "active@0 a:110 b:125 a:lost@120late a:130");
+    }
+
+    /// Redis refused the channel on the connection before: of nothing since then is anything known.
+    #[tokio::test]
+    async fn what_was_refused_is_not_kept_by_tails_and_not_active_before_it_is_subscribed() {
+        let mut world = World::new(Some(100)).await;
+        world.told().await;
+        world.delivery.start(started(110, Vec::new()), &[]).await;
+        world.delivery.miss(|name| name.as_str() == "a");
+        let channels = vec![name("b")];
+        world
+            .delivery
+            .mark(Mark {
+                channels,
+                position: None,
+            })
+            .await;
+        world.delivery.probe(probe(120)).await.unwrap();
+        let mut active = Vec::new();
+        while let Ok(message) = world.shard.try_recv() {
+            if let ShardMessage::News(News::Active { channels, .. }) = message {
+                active.extend(channels.into_iter().map(|(name, _)| name));
+            }
+        }
+        assert_eq!(active, [name("b"), name("b")]);
+        assert_eq!(world.delivery.missed(&[name("a")]).len(), 0);
+        world.again(started(200, Vec::new())).await;
+        world.delivery.routing.flush().await;
+        let ShardMessage::Events(events) = world.shard.try_recv().unwrap() else {
+            panic!("a gap");
+        };
+        let Item::Gap { notice, .. } = &events[0].item else {
+            panic!("a gap");
+        };
+        assert_eq!(notice.reason, GapReason::Lost);
+        assert_eq!((notice.id, notice.complete_after), (None, Some(id(200))));
     }
 
     #[tokio::test]

@@ -44,6 +44,8 @@ local MAX_KNOWN_KEYS = 10000
 -- Entries fetched at once while a history is read, and roughly the bytes.
 local CHUNK_ENTRIES = 64
 local CHUNK_BYTES = 1048576
+-- The newest events of a history are looked for among so many bytes: some ten milliseconds.
+local MAX_NEWEST_BYTES = 67108864
 
 -- One a prefix: ids are ordered within it.
 --   written: what this process last wrote to the state; ms, n, epoch: what that says
@@ -299,6 +301,14 @@ local function fault(option, rule)
   return redis.error_reply('ERR fanfare_publish: ' .. option .. ': ' .. rule)
 end
 
+-- The refusal where the user may not run a command; nil where it may. To be asked before anything
+-- is stored: an event that is kept and never told would be a hole.
+local function forbidden(command, key)
+  if not redis.acl_check_cmd(command, key, '') then
+    return redis.error_reply('NOPERM fanfare_publish: this user may not ' .. command .. ' to ' .. key)
+  end
+end
+
 -- Checks the value of each option and puts what it says into `fields`; returns the rule that is
 -- broken.
 local OPTIONS = {
@@ -414,9 +424,9 @@ local function publish(keys, argv)
     end
   end
 
-  -- Asked before anything is stored: an event that is kept and never told would be a hole.
-  if not redis.acl_check_cmd('PUBLISH', key, '') then
-    return redis.error_reply('NOPERM fanfare_publish: this user may not PUBLISH to ' .. key)
+  local refused = forbidden('PUBLISH', key)
+  if refused then
+    return refused
   end
   -- The first command that touches the key: another type of key is refused here.
   local newest = redis.call('XREVRANGE', key, '+', '-', 'COUNT', '1')[1]
@@ -428,9 +438,21 @@ local function publish(keys, argv)
     if first then
       return first
     end
+    refused = forbidden('SET', idempotency_key)
+    if refused then
+      return refused
+    end
   end
 
   local id = issue(domain, now)
+  -- Within one millisecond of ids the key expires when it should already, unless the TTL has
+  -- changed meanwhile: ids that run ahead of the clock stay at theirs for a while.
+  local is_expiry_new = prev:sub(1, #domain.ms_text) ~= domain.ms_text
+    or domain.ms_text == domain.ttl_changed_ms_text
+  refused = is_expiry_new and forbidden('PEXPIREAT', key)
+  if refused then
+    return refused
+  end
   local now_text = now == domain.ms and domain.ms_text or ('%.0f'):format(now)
   local rest = ' ' .. prev .. ' ' .. now_text
   if fields then
@@ -444,17 +466,18 @@ local function publish(keys, argv)
   local length_text = fields and fields.length_text or config.length_text
   local added = redis.pcall('XADD', key, 'MAXLEN', length_text, id, 'f', frame)
   if added ~= id then
+    if not (added.err and added.err:find('equal or smaller', 1, true)) then
+      return added
+    end
     -- The history is ahead of the state, which was deleted or restored by hand: jump beyond it.
     domain.ms = math.max(domain.ms, tonumber(prev:match('^%d+')))
     domain.written = nil
     id = issue(domain, now)
     frame = '\2551e' .. id .. rest
     redis.call('XADD', key, 'MAXLEN', length_text, id, 'f', frame)
+    is_expiry_new = true
   end
-  -- Within one millisecond of ids the key expires when it should already, unless the TTL has
-  -- changed meanwhile: ids that run ahead of the clock stay at theirs for a while.
-  local ms_text = domain.ms_text
-  if prev:sub(1, #ms_text) ~= ms_text or ms_text == domain.ttl_changed_ms_text then
+  if is_expiry_new then
     redis.call('PEXPIREAT', key, ('%.0f'):format(domain.ms + config.ttl_ms))
   end
   if idempotency_key then
@@ -519,10 +542,15 @@ local function walk(command, key, from, to, visit)
   end
 end
 
--- The id of the `count`-th entry below `from`, or of the last there is; nil where there is none.
-local function id_before(key, from, count)
+-- The id of the `count`-th entry below `from`, or of the last there is within `max_bytes`; nil
+-- where there is none.
+local function id_before(key, from, count, max_bytes)
   local found
-  walk('XREVRANGE', key, from, '-', function(id)
+  walk('XREVRANGE', key, from, '-', function(id, frame)
+    max_bytes = max_bytes - #frame
+    if found and max_bytes < 0 then
+      return false
+    end
     found = id
     count = count - 1
     return count > 0
@@ -546,6 +574,8 @@ end
 
 -- FCALL_RO fanfare_history 1 <prefix><channel> from <id> <preceding> <max events> <max bytes>
 -- FCALL_RO fanfare_history 1 <prefix><channel> newest <n> <max events> <max bytes>
+--   The bytes do not count for two events: who begins with the last known one gets the one after
+--   it too.
 --   ->  newest id issued, epoch, the time in Unix milliseconds, ttl_ms, old_ttl_ms, ttl_since, evictable,
 --       oldest id, its prev, start, complete, frame...
 local function history(keys, argv)
@@ -594,18 +624,19 @@ local function history(keys, argv)
 
   local start
   if newest then
-    start = id_before(key, '+', newest) or '0-0'
+    start = id_before(key, '+', newest, MAX_NEWEST_BYTES) or '0-0'
   else
     -- Redis takes no range that ends before 0-0.
     local has_before = preceding > 0 and from ~= '0-0'
-    start = has_before and id_before(key, '(' .. from, preceding) or from
+    -- What is asked for must have its place in the page.
+    start = has_before and id_before(key, '(' .. from, preceding, max_bytes / 2) or from
   end
   local reply = { last or '', epoch or '', now, config.ttl_ms, config.old_ttl_ms, config.ttl_since,
     is_evictable(), oldest, oldest_prev, start, 1 }
   local events, bytes = 0, 0
   walk('XRANGE', key, start, '+', function(_, frame)
     bytes = bytes + #frame
-    if events == max_events or events > 0 and bytes > max_bytes then
+    if events == max_events or events > 1 and bytes > max_bytes then
       reply[11] = 0
       return false
     end
@@ -617,6 +648,23 @@ local function history(keys, argv)
 end
 
 -- ----------------------------------------------------------------------------- administration
+
+local function config_reply(flag, config)
+  return { flag and 1 or 0, config.length, config.ttl_ms, config.lag_ms, config.max_event_bytes,
+    config.old_ttl_ms, config.ttl_since }
+end
+
+-- FCALL_RO fanfare_config 1 <prefix>$config  ->  whether there is one, and its six values
+--
+-- Even where Redis takes no writes now.
+local function config(keys)
+  local domain, name = find_domain(keys[1] or '')
+  if #keys ~= 1 or not domain or name ~= '$config' then
+    return redis.error_reply('ERR fanfare_config: key: is <prefix>$config, the only key')
+  end
+  local found = read_config(domain, now_ms())
+  return config_reply(not found.absent, found)
+end
 
 -- FCALL fanfare_configure 1 <prefix>$config absent|set <length> <ttl_ms> <lag_ms>
 --   <max_event_bytes>  ->  whether it was written, and the six values of $config
@@ -656,8 +704,7 @@ local function configure(keys, argv)
     domain.config = nil
     redis.call('HSET', domain.config_key, config_pairs(config))
   end
-  return { write and 1 or 0, config.length, config.ttl_ms, config.lag_ms, config.max_event_bytes,
-    config.old_ttl_ms, config.ttl_since }
+  return config_reply(write, config)
 end
 
 -- FCALL_RO fanfare_library 0  ->  version, prefix...
@@ -668,6 +715,9 @@ end
 redis.register_function('fanfare_publish', publish)
 redis.register_function('fanfare_probe', probe)
 redis.register_function('fanfare_configure', configure)
+redis.register_function{
+  function_name = 'fanfare_config', callback = config, flags = { 'no-writes' },
+}
 redis.register_function{
   function_name = 'fanfare_history', callback = history, flags = { 'no-writes' },
 }

@@ -33,6 +33,8 @@ pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
             {
                 Refusal::Missing
             }
+            // As Redis 7.0 says it of a command within a function.
+            None if detail.starts_with("The user executing the script can't") => Refusal::Forbidden,
             None => Refusal::NotNow,
         },
         _ => Refusal::NotNow,
@@ -67,6 +69,10 @@ mod tests {
             ("ERR Function not found", Refusal::Missing),
             ("ERR unknown command 'FCALL', with args", Refusal::Missing),
             ("NOPERM User x has no permissions", Refusal::Forbidden),
+            (
+                "ERR The user executing the script can't run this command or subcommand script: f",
+                Refusal::Forbidden,
+            ),
             ("READONLY You can't write", Refusal::ReadOnly),
             ("OOM command not allowed", Refusal::NotNow),
             ("NOREPLICAS Not enough good replicas", Refusal::NotNow),

@@ -11,6 +11,7 @@ use redis::aio::ConnectionLike;
 use redis::{Client, Cmd, ErrorKind, ProtocolVersion, RedisError, ServerErrorKind, Value};
 
 use super::connect::{connection_config, connection_info};
+use super::functions::{Refusal, call, call_read_only, refusal};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::EventId;
 
@@ -220,6 +221,7 @@ fn says_missing(text: &str) -> bool {
         || text.contains("fanfare_history: channel: begins with")
         || text.contains("fanfare_probe: channel: ")
         || text.contains("fanfare_configure: key: ")
+        || text.contains("fanfare_config: key: ")
 }
 
 /// Sees to it that the library is in Redis, knows the prefix, and that `$config` is written.
@@ -433,22 +435,36 @@ async fn configure(
     settings: &LibrarySettings,
     write: ConfigWrite,
 ) -> Result<HistoryConfig, LibraryError> {
+    /// A flag, and the six values.
     type Answer = (u8, u64, u64, u64, u64, u64, String);
-    let (_, length, ttl_ms, lag_ms, max_event_bytes, old_ttl_ms, ttl_since): Answer =
-        redis::cmd("FCALL")
-            .arg("fanfare_configure")
-            .arg(1)
-            .arg(format!("{}$config", settings.prefix))
-            .arg(match write {
-                ConfigWrite::WhenAbsent => "absent",
-                ConfigWrite::Always => "set",
-            })
-            .arg(settings.history_length)
-            .arg(settings.history_ttl.as_millis().to_string())
-            .arg(settings.max_replication_lag.as_millis().to_string())
-            .arg(settings.max_event_bytes)
-            .query_async(connection)
-            .await?;
+    let key = format!("{}$config", settings.prefix);
+    let mut command = call("fanfare_configure", &key);
+    command
+        .arg(match write {
+            ConfigWrite::WhenAbsent => "absent",
+            ConfigWrite::Always => "set",
+        })
+        .arg(settings.history_length)
+        .arg(settings.history_ttl.as_millis().to_string())
+        .arg(settings.max_replication_lag.as_millis().to_string())
+        .arg(settings.max_event_bytes);
+    let configured = command.query_async(connection).await;
+    let answer: Answer = match (write, configured) {
+        (ConfigWrite::WhenAbsent, Err(error))
+            if refusal(&error) == Some(Refusal::NotNow) && !is_missing(&error) =>
+        {
+            // It takes no writes, for now; its histories are there all the same.
+            let read: Result<Answer, _> = call_read_only("fanfare_config", &key)
+                .query_async(connection)
+                .await;
+            match read {
+                Ok(found @ (1, ..)) => found,
+                _ => return Err(error.into()),
+            }
+        }
+        (_, configured) => configured?,
+    };
+    let (_, length, ttl_ms, lag_ms, max_event_bytes, old_ttl_ms, ttl_since) = answer;
     Ok(HistoryConfig {
         length,
         ttl: Duration::from_millis(ttl_ms),
