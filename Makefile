@@ -1,10 +1,16 @@
 # The two commands: `make run` and `make test`.
 
-.PHONY: run test check prerequisites fmt
+.PHONY: run cluster test test-faults check prerequisites fmt
 
 # A gateway on its embedded bus. It prints the address of the demo page; Ctrl-C stops it.
 run:
 	FANFARE_DRAIN_DELAY=$${FANFARE_DRAIN_DELAY:-0s} FANFARE_DRAIN_PERIOD=$${FANFARE_DRAIN_PERIOD:-1s} cargo run
+
+# Redis, three replicas, nginx with TLS and Prometheus as processes of this machine. It prints what
+# to try; Ctrl-C stops all of it.
+cluster:
+	cargo build
+	deploy/cluster
 
 # Everything that is checked, with what the checks need installed first.
 test: prerequisites check
@@ -14,7 +20,12 @@ check:
 	cargo clippy --workspace --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
 	cargo test --workspace --locked
+	shellcheck deploy/cluster nginx/follow-names tests/prerequisites.sh
 	cargo run --quiet --locked -p load-tests --bin fanfare-load -- compare --peers fanfare --shrink 50 --runs 1 --duration 1s
+
+# What takes long: rollouts under ten thousand clients, and across versions.
+test-faults: prerequisites
+	cargo test --locked --test rollout -- --ignored --test-threads 1
 
 prerequisites:
 	tests/prerequisites.sh

@@ -4,14 +4,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::runtime::{Builder, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep, timeout_at};
+use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
 
 use crate::admin::{self, AdminState};
 use crate::bus::Bus;
@@ -24,6 +23,9 @@ use crate::telemetry::Metrics;
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
+
+/// How often a drain says how many streams are left.
+const DRAIN_PROGRESS: Duration = Duration::from_secs(2);
 
 /// Why a gateway cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -172,7 +174,6 @@ impl App {
         let admin = Arc::new(AdminState {
             metrics,
             bus: bus.health,
-            stopping: AtomicBool::new(false),
         });
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
@@ -228,7 +229,7 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
 /// Stops in named phases: not ready, so that the balancer looks elsewhere; then no new streams,
 /// and the open ones are closed, spread over the drain period; then the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
-    admin.stopping.store(true, Ordering::Relaxed);
+    admin.metrics.draining.set(1);
     tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
     sleep(config.drain_delay).await;
     tracing::info!(
@@ -242,8 +243,15 @@ async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &
     // A shard whose queue is full until the deadline is cut off with its streams.
     let _ = timeout_at(deadline, told).await;
     let mut look = interval(Duration::from_millis(50));
+    let mut progress = interval_at(Instant::now() + DRAIN_PROGRESS, DRAIN_PROGRESS);
     while admin.metrics.connections() > 0 && Instant::now() < deadline {
-        look.tick().await;
+        tokio::select! {
+            _ = look.tick() => {}
+            _ = progress.tick() => {
+                let left = deadline.duration_since(Instant::now());
+                tracing::info!(streams = admin.metrics.connections(), deadline = ?left, "draining");
+            }
+        }
     }
     let left = admin.metrics.connections();
     if left > 0 {

@@ -3,6 +3,8 @@
 # A tool that is missing and cannot be installed is an error, never a skipped test.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# Where Debian has nginx.
+PATH=$PATH:/usr/sbin
 
 # command:package
 needed=(
@@ -10,10 +12,13 @@ needed=(
   redis-cli:redis-tools
   redis-benchmark:redis-tools
   promtool:prometheus
+  prometheus:prometheus
   chromium:chromium
   chromedriver:chromium-driver
   curl:curl
   openssl:openssl
+  nginx:nginx
+  shellcheck:shellcheck
   cc:gcc
 )
 
@@ -29,6 +34,7 @@ for pair in "${needed[@]}"; do
   command -v "${pair%%:*}" >/dev/null || missing+=("${pair##*:}")
 done
 /usr/bin/python3 -c 'import redis' 2>/dev/null || missing+=(python3-redis)
+[[ -e /usr/lib/nginx/modules/ngx_stream_module.so ]] || missing+=(libnginx-mod-stream)
 command -v npm >/dev/null || missing+=(nodejs npm)
 
 if ((${#missing[@]})); then

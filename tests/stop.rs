@@ -1,4 +1,5 @@
-//! Stopping: not ready first, then streams are closed with a reconnection time, then the end.
+//! Stopping: not ready first, then streams are closed with a reconnection time, then the end. And
+//! streams that end because they are old enough.
 
 mod support;
 
@@ -58,6 +59,85 @@ async fn a_stop_drains_in_order() {
         "{first:?} to {last:?}"
     );
     assert!(gateway.process.ended().await);
+    // And says how far it is.
+    let log = gateway.log().concat();
+    for phase in ["waiting for the balancer", "closing streams", "stopped"] {
+        assert!(log.contains(phase), "{phase:?} in {log}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_tells_how_far_it_is() {
+    let gateway = Gateway::start(&[("FANFARE_DRAIN_PERIOD", "1h")]).await;
+    let _open = gateway.events("/events/a").await.opened().await;
+    assert_eq!(gateway.metric("fanfare_draining").await, 0.0);
+    gateway.process.signal("TERM");
+    eventually("the metric tells of the drain", async || {
+        gateway.metric("fanfare_draining").await == 1.0
+    })
+    .await;
+    assert_eq!(gateway.metric("fanfare_connections").await, 1.0);
+    eventually("the log tells of progress", async || {
+        let log = gateway.log();
+        let mut lines = log.iter();
+        lines.any(|line| line.contains(r#""draining""#) && line.contains(r#""streams":1"#))
+    })
+    .await;
+}
+
+/// A proxy keeps no connection for a request that would meet the end.
+#[tokio::test]
+async fn a_draining_replica_keeps_no_connection() {
+    let gateway = Gateway::start(&[("FANFARE_DRAIN_PERIOD", "1h")]).await;
+    let _open = gateway.events("/events/b").await.opened().await;
+    let post = "POST /events/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx";
+    let head = Raw::send(gateway.data, post).await.until("\r\n\r\n").await;
+    assert!(!head.contains("connection: close"), "{head}");
+    gateway.process.signal("TERM");
+    eventually("connections are closed", async || {
+        let head = Raw::send(gateway.data, post).await.until("\r\n\r\n").await;
+        head.contains("connection: close")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn streams_end_when_they_are_old_enough_each_at_its_own_time() {
+    let gateway = Gateway::start(&[
+        ("FANFARE_HEARTBEAT", "200ms"),
+        ("FANFARE_MAX_CONNECTION_AGE", "4s"),
+    ])
+    .await;
+    let mut streams = Vec::new();
+    let start = Instant::now();
+    for _ in 0..40 {
+        let mut raw = Raw::get(gateway.data, "/events/a").await;
+        raw.until("\n\n\r\n").await;
+        streams.push(raw);
+    }
+    let ends = futures_util::future::join_all(streams.iter_mut().map(async |stream| {
+        let end = stream.rest().await;
+        (start.elapsed(), end)
+    }))
+    .await;
+    for (at, end) in &ends {
+        assert!(
+            end.contains("retry: ") && end.ends_with("\n\n\r\n0\r\n\r\n"),
+            "{end:?}"
+        );
+        assert!(*at >= Duration::from_secs(2), "{at:?}");
+    }
+    let first = ends.iter().map(|(at, _)| *at).min().unwrap();
+    let last = ends.iter().map(|(at, _)| *at).max().unwrap();
+    assert!(
+        last - first > Duration::from_millis(500),
+        "{first:?} to {last:?}"
+    );
+    let aged = r#"fanfare_connections_closed_total{reason="age"}"#;
+    eventually("they are counted", async || {
+        gateway.metric(aged).await == 40.0
+    })
+    .await;
 }
 
 /// Whoever still comes is told to come back, until the process is gone.

@@ -1,7 +1,6 @@
 //! The admin listener: health and metrics, for the inside of the network. No authentication.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -22,8 +21,6 @@ pub struct AdminState {
     pub metrics: Metrics,
     /// Whether events arrive.
     pub bus: watch::Receiver<BusHealth>,
-    /// Whether the replica is being stopped.
-    pub stopping: AtomicBool,
 }
 
 /// The answer of `/readyz`.
@@ -37,7 +34,7 @@ struct Readiness {
 impl AdminState {
     fn readiness(&self) -> Readiness {
         let mut reasons = Vec::new();
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.metrics.draining.get() == 1 {
             reasons.push("stopping".to_owned());
         }
         if let BusHealth::Down(reason) = &*self.bus.borrow() {

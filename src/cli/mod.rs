@@ -1,13 +1,15 @@
 //! The command line: `fanfare` serves; its subcommands publish, read, check and load.
 
 mod functions;
+mod nginx;
 mod publish;
 mod tail;
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 
 use crate::app::App;
 use crate::config::{Config, Faults, Settings, unknown_variables};
@@ -30,10 +32,19 @@ enum Command {
     /// Print the events of channels as they arrive, one line each
     Tail(tail::Tail),
     /// Check the configuration, print what it comes to, and exit
-    Check(Box<Settings>),
+    Check(Box<Check>),
     /// The Redis functions through which events are kept
     #[command(subcommand)]
     Functions(functions::Functions),
+}
+
+#[derive(Debug, Args)]
+struct Check {
+    #[command(flatten)]
+    settings: Settings,
+    /// An nginx configuration, with all that it includes, that has to agree with the gateway's
+    #[arg(long, value_name = "FILE")]
+    nginx: Option<PathBuf>,
 }
 
 /// Why a command failed, for people.
@@ -48,7 +59,7 @@ pub fn main() -> ExitCode {
         None => serve(&cli.settings),
         Some(Command::Publish(command)) => command.run(),
         Some(Command::Tail(command)) => command.run(),
-        Some(Command::Check(settings)) => check(&settings),
+        Some(Command::Check(command)) => check(&command),
         Some(Command::Functions(command)) => command.run(),
     };
     match result {
@@ -66,8 +77,14 @@ fn serve(settings: &Settings) -> Result<(), Failure> {
     Ok(App::bind(config)?.run()?)
 }
 
-fn check(settings: &Settings) -> Result<(), Failure> {
-    let config = configuration(settings)?;
+fn check(command: &Check) -> Result<(), Failure> {
+    let config = configuration(&command.settings)?;
+    if let Some(file) = &command.nginx {
+        let faults = nginx::faults(file, &config);
+        if !faults.is_empty() {
+            return Err(Faults(faults).into());
+        }
+    }
     writeln!(std::io::stdout(), "{config}the configuration is valid")?;
     Ok(())
 }

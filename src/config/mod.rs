@@ -99,6 +99,8 @@ pub struct Config {
     pub drain_delay: Duration,
     /// Over this time streams are closed.
     pub drain_period: Duration,
+    /// No stream gets older than this. At least two heartbeats.
+    pub max_connection_age: Option<Duration>,
     /// Who may read and publish.
     pub access: Access,
     /// Which log lines are written.
@@ -145,6 +147,10 @@ impl fmt::Display for Config {
         )?;
         line("DRAIN_DELAY", &format_duration(self.drain_delay))?;
         line("DRAIN_PERIOD", &format_duration(self.drain_period))?;
+        match self.max_connection_age {
+            Some(age) => line("MAX_CONNECTION_AGE", &format_duration(age))?,
+            None => line("MAX_CONNECTION_AGE", &"off")?,
+        }
         line("LOG", &self.log)?;
         line("LOG_FORMAT", &self.log_format)
     }
@@ -160,6 +166,7 @@ impl Config {
             slow_client: self.slow_client,
             lag_bound: self.max_replication_lag,
             tail_bytes: TAIL_BYTES / self.shards,
+            max_connection_age: self.max_connection_age,
         }
     }
 }

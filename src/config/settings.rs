@@ -70,7 +70,7 @@ pub struct Settings {
     pub shards: Option<String>,
 
     /// The longest silence on a stream before a comment is sent; proxies cut silent connections
-    /// after 30 to 60 seconds
+    /// after 30 to 60 seconds. nginx/nginx.conf waits for three of them
     #[arg(
         long,
         env = "FANFARE_HEARTBEAT",
@@ -186,6 +186,17 @@ pub struct Settings {
         default_value = "20s"
     )]
     pub drain_period: String,
+
+    /// Streams are closed at an age between half of this and the whole, each at its own; browsers
+    /// come back by themselves, to the replica that has the fewest. So replicas that were started
+    /// later get their share. off, or at least two heartbeats
+    #[arg(
+        long,
+        env = "FANFARE_MAX_CONNECTION_AGE",
+        value_name = "TIME",
+        default_value = "off"
+    )]
+    pub max_connection_age: String,
 
     /// Channels that anybody may read, exact or ending in *. [default: all on a loopback
     /// listener; required on any other]
@@ -368,17 +379,25 @@ impl Settings {
                  young enough to prove that none is missing",
             );
         }
+        let heartbeat = reader.duration(
+            "HEARTBEAT",
+            &self.heartbeat,
+            (Duration::from_millis(100), Duration::from_secs(3600)),
+        );
+        let max_connection_age = match self.max_connection_age.as_str() {
+            "off" => None,
+            text => {
+                let within = (heartbeat * 2, MOST_CONNECTION_AGE);
+                Some(reader.duration("MAX_CONNECTION_AGE", text, within))
+            }
+        };
         let config = Config {
             listen,
             admin_listen,
             bus,
             prefix: self.prefix.clone(),
             shards: NonZeroUsize::new(shards).unwrap_or(NonZeroUsize::MIN),
-            heartbeat: reader.duration(
-                "HEARTBEAT",
-                &self.heartbeat,
-                (Duration::from_millis(100), Duration::from_secs(3600)),
-            ),
+            heartbeat,
             retry,
             slow_client,
             max_connections: self.read_max_connections(&mut reader),
@@ -409,6 +428,7 @@ impl Settings {
             ),
             drain_delay: reader.duration("DRAIN_DELAY", &self.drain_delay, UP_TO_AN_HOUR),
             drain_period: reader.duration("DRAIN_PERIOD", &self.drain_period, UP_TO_AN_HOUR),
+            max_connection_age,
             access,
             log: self.log.clone(),
             log_format,
@@ -513,6 +533,9 @@ const HISTORY_TTL: (Duration, Duration) = (
     Duration::from_secs(30 * 24 * 60 * 60),
 );
 
+/// Beyond this it is as good as off.
+const MOST_CONNECTION_AGE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 const UP_TO_AN_HOUR: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
 
 #[cfg(test)]
@@ -598,12 +621,13 @@ mod tests {
             "--socket-send-buffer-bytes=",
             "--drain-delay=2d",
             "--drain-period=-1s",
+            "--max-connection-age=never",
             "--public-channels=$all,",
             "--log=a=b=c",
             "--log-format=xml",
         ]);
         let settings: BTreeSet<_> = found.iter().collect();
-        assert_eq!(settings.len(), 21, "{found:?}");
+        assert_eq!(settings.len(), 22, "{found:?}");
     }
 
     #[test]
@@ -622,6 +646,10 @@ mod tests {
         );
         let Faults(told) = read(&["--history-ttl=59s"]).unwrap_err();
         assert!(told[0].rule.contains("FANFARE_MAX_REPLICATION_LAG"));
+        assert_eq!(
+            faults(&["--heartbeat=15s", "--max-connection-age=29s"]),
+            ["FANFARE_MAX_CONNECTION_AGE"]
+        );
         assert_eq!(
             faults(&["--max-connections=99999999"]),
             ["FANFARE_MAX_CONNECTIONS"]

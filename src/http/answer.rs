@@ -28,7 +28,8 @@ pub(super) fn stream_headers(headers: &mut HeaderMap) {
 pub(super) const BUSY_HEADER: &str = "fanfare-busy";
 
 /// How long clients stay away that were answered with retry-and-close. Longer than the usual
-/// reconnection time: something is short, and everybody comes back.
+/// reconnection time: something is short, and everybody comes back. nginx/nginx.conf answers the
+/// same when no replica takes a stream.
 fn busy_retry() -> Duration {
     RetryRange::new(Duration::from_secs(10), Duration::from_secs(30))
         .unwrap_or_default()

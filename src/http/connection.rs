@@ -25,10 +25,12 @@ use super::takeover::{Handoff, TrackedIo};
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// From the accepted connection, or the end of the last answer, to the end of a request's head.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// nginx/nginx.conf keeps idle connections for less.
+pub(crate) const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 
-/// A request's head: a browser's, with cookies and a token, has a few kilobytes.
-const MAX_HEAD_BYTES: usize = 32 * 1024;
+/// A request's head: a browser's, with cookies and a token, has a few kilobytes. nginx/nginx.conf
+/// takes less.
+pub(crate) const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 /// Streams of one HTTP/2 connection: a browser opens one connection to a host for all its tabs.
 const MAX_HTTP2_STREAMS: u32 = 256;

@@ -68,7 +68,17 @@ impl Edge {
         let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
+        let close = |response: &mut Response| {
+            if version <= Version::HTTP_11 {
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(CONNECTION, close);
+            }
+        };
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
+            // A proxy must not keep a connection for a request that would meet the end.
+            if self.hub.is_draining() {
+                close(&mut response);
+            }
             return response.map(EdgeBody::Plain);
         };
         if has_body {
@@ -82,12 +92,6 @@ impl Edge {
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
         // A stream ends its connection: nothing else could follow on it.
-        let close = |response: &mut Response| {
-            if version <= Version::HTTP_11 {
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(CONNECTION, close);
-            }
-        };
         close(&mut response);
         if head_only {
             return response.map(EdgeBody::Plain);

@@ -23,6 +23,7 @@ mod subscribe;
 mod takeover;
 
 pub use admission::ConnectionLimit;
+pub(crate) use connection::{HEAD_DEADLINE, MAX_HEAD_BYTES};
 pub use edge::Edge;
 pub use listener::{accept, bind};
 pub use router::router;

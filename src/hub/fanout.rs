@@ -462,6 +462,7 @@ mod tests {
             slow_client: SlowClientPolicy::Close,
             lag_bound: minute,
             tail_bytes: 1 << 20,
+            max_connection_age: None,
         };
         Hub::new(settings, Arc::default(), mpsc::channel(1).0)
     }

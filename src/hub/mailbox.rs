@@ -40,15 +40,18 @@ pub enum CloseReason {
     Unresponsive,
     /// The replica is being stopped.
     Drain,
+    /// It was open for long enough.
+    Age,
 }
 
 impl CloseReason {
     /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Client,
         Self::SlowClient,
         Self::Unresponsive,
         Self::Drain,
+        Self::Age,
     ];
 
     /// The metric label.
@@ -58,6 +61,7 @@ impl CloseReason {
             Self::SlowClient => "slow_client",
             Self::Unresponsive => "unresponsive",
             Self::Drain => "drain",
+            Self::Age => "age",
         }
     }
 }

@@ -212,6 +212,8 @@ pub struct HubSettings {
     pub lag_bound: std::time::Duration,
     /// What the recent kept events of this shard's channels may take.
     pub tail_bytes: usize,
+    /// No stream gets older than this; at least two heartbeats.
+    pub max_connection_age: Option<std::time::Duration>,
 }
 
 impl HubSettings {
@@ -219,5 +221,14 @@ impl HubSettings {
     /// drains its mailbox several times before a burst can fill it.
     pub fn max_batch_bytes(&self) -> usize {
         self.client_buffer_bytes / 4
+    }
+
+    /// How old a stream gets that is opened now, if there is a bound: at random the second half of
+    /// it, so that clients that came together do not leave together. Streams are looked at once a
+    /// heartbeat interval, so one of it is left off.
+    fn draw_age(&self) -> Option<std::time::Duration> {
+        let most = self.max_connection_age?;
+        let spread = (most / 2).saturating_sub(self.heartbeat);
+        Some(most / 2 + spread.mul_f64(fastrand::f64()))
     }
 }

@@ -392,6 +392,7 @@ mod tests {
             slow_client: SlowClientPolicy::Close,
             lag_bound: MINUTE,
             tail_bytes: 1 << 20,
+            max_connection_age: None,
         };
         let (history, asked) = mpsc::channel(8);
         (Hub::new(settings, Arc::default(), history), asked)

@@ -116,6 +116,8 @@ impl Hub {
             replay,
         } = opening;
         let subscriber = Rc::new(Subscriber::new(framing, request.cursor_style));
+        let age = self.settings.draw_age();
+        subscriber.ends_at.set(age.map(|age| Instant::now() + age));
         let mut block = first_block(self.settings.retry.draw(), cursor, request.cursor_style);
         block += &self.gap_blocks(&subscriber, keys, &part);
         let mut first = head();
@@ -284,14 +286,19 @@ impl Hub {
     }
 
     /// Sends heartbeats to silent streams, and to all that are live their cursor where it has
-    /// moved.
+    /// moved. Ends those that are old enough.
     fn beat(&self) {
         let mut sent = 0;
+        let now = Instant::now();
         let settled = self.positions.borrow().settled();
         let channels = self.channels.borrow();
         self.heartbeats
             .borrow_mut()
             .advance(|subscriber, is_silent| {
+                if subscriber.ends_at.get().is_some_and(|at| at <= now) {
+                    self.end(subscriber, CloseReason::Age);
+                    return;
+                }
                 // Bytes that wait are no silence of ours.
                 if !subscriber.mailbox.borrow().is_empty() {
                     return;

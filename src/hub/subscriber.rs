@@ -2,6 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 
+use tokio::time::Instant;
+
 use super::mailbox::Mailbox;
 use crate::protocol::{Cursor, CursorStyle, EventId, Framing};
 
@@ -30,6 +32,8 @@ pub(super) struct Subscriber {
     pub(super) skip_through: Cell<EventId>,
     /// The cursor it was told last, beside those that events carry.
     pub(super) told: Cell<Cursor>,
+    /// When it has been open for long enough.
+    pub(super) ends_at: Cell<Option<Instant>>,
     pub(super) mailbox: RefCell<Mailbox>,
     pub(super) memberships: RefCell<Vec<Membership>>,
 }
@@ -49,6 +53,7 @@ impl Subscriber {
             last_push: Cell::new(0),
             skip_through: Cell::default(),
             told: Cell::default(),
+            ends_at: Cell::default(),
             mailbox: RefCell::default(),
             memberships: RefCell::default(),
         }

@@ -110,6 +110,8 @@ pub struct Metrics {
     shards: Vec<Arc<ShardStats>>,
     /// What the bus counts.
     pub bus: BusMetrics,
+    /// 1 from the signal that stops the replica.
+    pub draining: IntGauge,
 }
 
 fn dropped_events() -> prometheus::Result<IntCounterVec> {
@@ -224,6 +226,11 @@ impl Metrics {
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
 
+        let draining = IntGauge::new(
+            "fanfare_draining",
+            "1 from the signal that stops the replica to its end; fanfare_connections are left.",
+        )?;
+
         let registry = Registry::new();
         registry.register(Box::new(received))?;
         registry.register(Box::new(bus.history_reads.clone()))?;
@@ -232,11 +239,13 @@ impl Metrics {
         registry.register(Box::new(bus.reconnects.clone()))?;
         registry.register(Box::new(bus.probe_seconds.clone()))?;
         registry.register(Box::new(build))?;
+        registry.register(Box::new(draining.clone()))?;
         registry.register(Box::new(ProcessCollector::for_self()))?;
         let metrics = Self {
             registry,
             shards,
             bus,
+            draining,
         };
         metrics.render()?;
         Ok(metrics)
@@ -365,6 +374,7 @@ mod tests {
             "fanfare_history_reads_total 0",
             "fanfare_backfilled_events_total 0",
             "fanfare_redis_up 0",
+            "fanfare_draining 0",
         ] {
             assert!(
                 text.contains(&format!("\n{series}\n")),

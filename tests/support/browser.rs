@@ -65,6 +65,8 @@ impl Browser {
             flags.push("--no-sandbox".to_owned());
         }
         let capabilities = json!({
+            // Those that tests make for themselves.
+            "acceptInsecureCerts": true,
             "goog:chromeOptions": { "binary": CHROMIUM, "args": flags },
             "goog:loggingPrefs": { "browser": "ALL" },
         });

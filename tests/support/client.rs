@@ -191,6 +191,8 @@ pub struct Log {
     pub streams: usize,
     /// What the next reconnection sends.
     pub last_event_id: String,
+    /// When its streams ended.
+    pub closed: Vec<Instant>,
     keys: HashSet<String>,
     pub gaps: Vec<Gap>,
     /// Number of blocks on the current stream.
@@ -290,6 +292,11 @@ impl Addresses {
     pub fn of(gateways: &[&Gateway]) -> Self {
         let all = gateways.iter().map(|gateway| gateway.data).collect();
         Self(Arc::new(Mutex::new(all)))
+    }
+
+    /// Whatever listens there.
+    pub fn at(address: SocketAddr) -> Self {
+        Self(Arc::new(Mutex::new(vec![address])))
     }
 
     /// Another one stands in the place of the `number`-th.
@@ -526,6 +533,7 @@ async fn run(plan: Plan, state: Arc<State>, mut modes: watch::Receiver<Mode>) {
         state.note(|log| {
             if std::mem::take(&mut log.blocks) > 0 {
                 log.seen.push(Seen::Closed);
+                log.closed.push(Instant::now());
             }
         });
         tokio::time::sleep(RECONNECT_AFTER).await;
@@ -566,6 +574,8 @@ async fn stream(plan: &Plan, attempt: usize, state: &State, mut modes: watch::Re
             return;
         }
         match &mut source {
+            // A proxy keeps the connection for another request.
+            Source::Http1(_, chunks) if chunks.ended => return,
             Source::Http1(socket, chunks) => match socket.read(&mut buffer).await {
                 Ok(0) | Err(_) => return,
                 Ok(count) => chunks.push(&buffer[..count], &mut body),
@@ -605,10 +615,16 @@ async fn open_http1(
             return None;
         }
     };
+    let text = std::str::from_utf8(&head[..end])
+        .unwrap()
+        .to_ascii_lowercase();
+    assert!(text.starts_with("http/1.1 200 "), "{text}");
+    if text.contains("\r\ncontent-length:") {
+        // Retry and close: nothing but a reconnection time.
+        return None;
+    }
     let mut chunks = Chunks::default();
     chunks.push(&head[end..], body);
-    let text = std::str::from_utf8(&head[..end]).unwrap();
-    assert!(text.starts_with("HTTP/1.1 200 "), "{text}");
     Some(Source::Http1(socket, chunks))
 }
 

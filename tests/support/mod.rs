@@ -14,6 +14,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -82,15 +83,22 @@ impl Process {
 
     /// Waits for the end and returns whether it was a success.
     pub async fn ended(&mut self) -> bool {
-        within("the process ends", async {
-            loop {
-                if let Some(status) = self.0.try_wait().unwrap() {
-                    return status.success();
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        self.ended_within(DEADLINE).await
+    }
+
+    /// As [`ended`](Self::ended), with a deadline of its own.
+    pub async fn ended_within(&mut self, deadline: Duration) -> bool {
+        let end = Instant::now() + deadline;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status.success();
             }
-        })
-        .await
+            assert!(
+                Instant::now() < end,
+                "not within {deadline:?}: the process ends"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 }
 
@@ -166,7 +174,7 @@ impl Redis {
                     .await;
                 // Until its data is loaded it answers -LOADING.
                 if let Ok(found) = found {
-                    assert_eq!(std::path::Path::new(&found[1]), own);
+                    assert_eq!(Path::new(&found[1]), own);
                     return;
                 }
             }
@@ -258,6 +266,9 @@ impl Redis {
     }
 }
 
+/// The gateway of this version.
+pub const BINARY: &str = env!("CARGO_BIN_EXE_fanfare");
+
 /// A gateway process.
 pub struct Gateway {
     pub process: Process,
@@ -287,7 +298,12 @@ impl Gateway {
 
     /// Starts a gateway and waits until it listens.
     pub async fn start_unready(variables: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
+        Self::start_binary(Path::new(BINARY), variables).await
+    }
+
+    /// Starts a gateway of any version and waits until it listens.
+    pub async fn start_binary(binary: &Path, variables: &[(&str, &str)]) -> Self {
+        let mut command = Command::new(binary);
         command
             .env("FANFARE_LISTEN", "127.0.0.1:0")
             .env("FANFARE_ADMIN_LISTEN", "127.0.0.1:0")

@@ -643,6 +643,7 @@ mod tests {
             slow_client: SlowClientPolicy::Close,
             lag_bound: LAG,
             tail_bytes: 1 << 20,
+            max_connection_age: None,
         };
         let hub = Hub::new(settings, Arc::default(), mpsc::channel(1).0);
         let request = StreamRequest {

@@ -1,0 +1,294 @@
+//! `fanfare check --nginx FILE`: whether nginx and the gateway agree.
+//!
+//! Each rule is one that costs somebody a cut stream, an event published twice, or a browser that
+//! gives up. The files under `nginx/` mark the values with `[agrees: …]`.
+
+mod syntax;
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::config::{Config, Fault};
+use crate::http::{HEAD_DEADLINE, MAX_HEAD_BYTES};
+use syntax::Directive;
+
+/// Heartbeats that a proxy waits for before it gives a replica up: one may be late, one lost.
+const HEARTBEATS: u32 = 3;
+
+/// What nginx adds to a request's head, at most: the headers that it sets.
+const ADDED_HEAD_BYTES: u64 = 1024;
+
+/// What of the nginx configuration in `file` does not fit the gateway's.
+pub(super) fn faults(file: &Path, config: &Config) -> Vec<Fault> {
+    let main = match syntax::read(file) {
+        Ok(main) => main,
+        Err(fault) => {
+            return vec![Fault {
+                setting: "nginx".to_owned(),
+                rule: format!("cannot be read: {fault}"),
+            }];
+        }
+    };
+    let mut check = Check {
+        config,
+        proxies: 0,
+        faults: Vec::new(),
+    };
+    check.block(&main, &mut Vec::new());
+    if check.proxies == 0 {
+        check.faults.push(Fault {
+            setting: file.display().to_string(),
+            rule: "passes nothing on: there is no proxy_pass".to_owned(),
+        });
+    }
+    check.faults
+}
+
+struct Check<'a> {
+    config: &'a Config,
+    proxies: usize,
+    faults: Vec<Fault>,
+}
+
+/// A block and those around it, the outermost first.
+type Blocks<'a> = Vec<&'a [Directive]>;
+
+impl Check<'_> {
+    fn block<'a>(&mut self, block: &'a [Directive], around: &mut Blocks<'a>) {
+        around.push(block);
+        for directive in block {
+            match directive.name.as_str() {
+                "upstream" => self.upstream(directive),
+                "location" if own(&directive.block, "proxy_pass").is_some() => {
+                    self.proxies += 1;
+                    around.push(&directive.block);
+                    self.location(directive, around);
+                    around.pop();
+                }
+                // Of the stream module.
+                "server" if own(&directive.block, "proxy_pass").is_some() => {
+                    self.proxies += 1;
+                    around.push(&directive.block);
+                    self.silence("proxy_timeout", "10m", directive, around);
+                    self.replicas(around);
+                    around.pop();
+                }
+                _ => {}
+            }
+            self.block(&directive.block, around);
+        }
+        around.pop();
+    }
+
+    fn upstream(&mut self, upstream: &Directive) {
+        if own(&upstream.block, "keepalive").is_none() {
+            return;
+        }
+        let found = own(&upstream.block, "keepalive_timeout");
+        if time(found, "60s").is_none_or(|kept| kept >= HEAD_DEADLINE) {
+            self.fault(
+                found.unwrap_or(upstream),
+                "keepalive_timeout",
+                format!(
+                    "is shorter than {HEAD_DEADLINE:?}, when the gateway closes an idle connection: \
+                     a POST that meets that is lost"
+                ),
+            );
+        }
+    }
+
+    fn location(&mut self, location: &Directive, around: &Blocks<'_>) {
+        let allowed = own(&location.block, "limit_except");
+        let allows =
+            |method: &str| allowed.is_none_or(|only| only.words.iter().any(|word| word == method));
+        let path = location.words.last().map_or("", String::as_str);
+        let of_events = "/events/".starts_with(path) || path.starts_with("/events");
+        if of_events && allows("GET") {
+            self.streams(location, around);
+        }
+        if allows("POST") {
+            self.requests(location, of_events, around);
+        }
+        self.head(location, around);
+    }
+
+    /// A location that streams pass.
+    fn streams(&mut self, location: &Directive, around: &Blocks<'_>) {
+        self.silence("proxy_read_timeout", "60s", location, around);
+        self.replicas(around);
+        if let Some(found) = effective(around, "gzip")
+            && found.words.iter().any(|word| word == "on")
+        {
+            self.fault(found, "gzip", "is off for streams: it holds events back");
+        }
+        let asks_for_503 = header(around, "Fanfare-Busy").is_some_and(|value| value == "503");
+        let next = effective(around, "proxy_next_upstream");
+        let tries_next = next.is_some_and(|next| next.words.iter().any(|word| word == "http_503"));
+        if asks_for_503 != tries_next {
+            self.fault(
+                next.unwrap_or(location),
+                "proxy_next_upstream",
+                "has http_503 if, and only if, the header Fanfare-Busy is set to 503",
+            );
+        }
+        if !asks_for_503 {
+            return;
+        }
+        let intercepts = effective(around, "proxy_intercept_errors")
+            .is_some_and(|found| found.words.iter().any(|word| word == "on"));
+        let answers = around
+            .iter()
+            .rev()
+            .find_map(|block| own(block, "error_page"));
+        let replaced = intercepts
+            && answers.is_some_and(|page| {
+                page.words.iter().any(|word| word == "503")
+                    && page.words.iter().any(|word| word == "=")
+            });
+        if !replaced {
+            self.fault(
+                answers.unwrap_or(location),
+                "error_page",
+                "has 503 =, with proxy_intercept_errors on: a browser gives up for good on any \
+                 status but 200",
+            );
+        }
+    }
+
+    /// The servers of the upstream that streams are passed to.
+    fn replicas(&mut self, around: &Blocks<'_>) {
+        let target = effective(around, "proxy_pass").and_then(|pass| pass.words.first());
+        let name = target.map_or("", |target| target.trim_start_matches("http://"));
+        let upstream = around.iter().find_map(|block| {
+            block.iter().find(|directive| {
+                directive.name == "upstream"
+                    && directive.words.first().is_some_and(|own| own == name)
+            })
+        });
+        for server in upstream.map_or(&[][..], |upstream| &upstream.block) {
+            let remembers = server.words.iter().all(|word| word != "max_fails=0");
+            if server.name == "server" && remembers {
+                self.fault(
+                    server,
+                    "server",
+                    "has max_fails=0: nginx trusts a replica again only when a request to it has \
+                     ended, and streams do not end",
+                );
+            }
+        }
+    }
+
+    /// A location that requests with a body pass.
+    fn requests(&mut self, location: &Directive, publishes: bool, around: &Blocks<'_>) {
+        if let Some(next) = effective(around, "proxy_next_upstream")
+            && next.words.iter().any(|word| word == "non_idempotent")
+        {
+            self.fault(
+                next,
+                "proxy_next_upstream",
+                "is without non_idempotent where POST is allowed: an event would be published twice",
+            );
+        }
+        let found = effective(around, "client_max_body_size");
+        let most = size(found.and_then(|found| found.words.first()), "1m");
+        let wanted = self.config.max_event_bytes as u64;
+        // Zero is no bound.
+        if publishes && most.is_none_or(|most| most != 0 && most < wanted) {
+            self.fault(
+                found.unwrap_or(location),
+                "client_max_body_size",
+                format!("is at least FANFARE_MAX_EVENT_BYTES, {wanted} bytes"),
+            );
+        }
+    }
+
+    /// What nginx takes of a head, the gateway has to take too.
+    fn head(&mut self, location: &Directive, around: &Blocks<'_>) {
+        let found = effective(around, "large_client_header_buffers");
+        let word = |number: usize| found.and_then(|found| found.words.get(number));
+        let buffers = word(0).map_or(Some(4), |word| word.parse::<u64>().ok());
+        let most = size(word(1), "8k").zip(buffers);
+        let fits = most.is_some_and(|(bytes, buffers)| {
+            bytes.saturating_mul(buffers) + ADDED_HEAD_BYTES <= MAX_HEAD_BYTES as u64
+        });
+        if !fits {
+            self.fault(
+                found.unwrap_or(location),
+                "large_client_header_buffers",
+                format!(
+                    "are together at most {} bytes: the gateway takes heads of {MAX_HEAD_BYTES}",
+                    MAX_HEAD_BYTES as u64 - ADDED_HEAD_BYTES
+                ),
+            );
+        }
+    }
+
+    fn silence(&mut self, name: &str, default: &str, block: &Directive, around: &Blocks<'_>) {
+        let least = self.config.heartbeat * HEARTBEATS;
+        let found = effective(around, name);
+        if time(found, default).is_none_or(|silence| silence < least) {
+            self.fault(
+                found.unwrap_or(block),
+                name,
+                format!("is at least {least:?}, {HEARTBEATS} times FANFARE_HEARTBEAT"),
+            );
+        }
+    }
+
+    fn fault(&mut self, at: &Directive, name: &str, rule: impl Into<String>) {
+        let fault = Fault {
+            setting: format!("{}:{}: {name}", at.file.display(), at.line),
+            rule: rule.into(),
+        };
+        // What stands outside is found from every location.
+        if !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
+    }
+}
+
+fn own<'a>(block: &'a [Directive], name: &str) -> Option<&'a Directive> {
+    block.iter().find(|directive| directive.name == name)
+}
+
+/// The directive that holds in the innermost block: its own, or that of a block around it.
+fn effective<'a>(around: &Blocks<'a>, name: &str) -> Option<&'a Directive> {
+    around.iter().rev().find_map(|block| own(block, name))
+}
+
+/// What a header is set to. Headers of outer blocks count only where the inner one sets none.
+fn header<'a>(around: &Blocks<'a>, name: &str) -> Option<&'a str> {
+    let sets_headers = |block: &&&'a [Directive]| own(block, "proxy_set_header").is_some();
+    let block = around.iter().rev().find(sets_headers)?;
+    let set = block.iter().find(|directive| {
+        directive.name == "proxy_set_header"
+            && directive
+                .words
+                .first()
+                .is_some_and(|header| header.eq_ignore_ascii_case(name))
+    })?;
+    set.words.get(1).map(String::as_str)
+}
+
+/// A time as nginx writes it: `45s`, `1m30s`, `500ms`, `45`.
+fn time(found: Option<&Directive>, default: &str) -> Option<Duration> {
+    let text = found.map_or(default, |found| {
+        found.words.first().map_or("", String::as_str)
+    });
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).ok()
+}
+
+/// A size as nginx writes it: `16k`, `1m`, `1g`, `4096`.
+fn size(word: Option<&String>, default: &str) -> Option<u64> {
+    let text = word.map_or(default, String::as_str).to_ascii_lowercase();
+    let (digits, unit) = match text.strip_suffix(['k', 'm', 'g']) {
+        Some(digits) if text.ends_with('k') => (digits, 1 << 10),
+        Some(digits) if text.ends_with('m') => (digits, 1 << 20),
+        Some(digits) => (digits, 1 << 30),
+        None => (text.as_str(), 1),
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit)
+}
