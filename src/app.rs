@@ -19,6 +19,7 @@ use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
 use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
 };
+use crate::supervision::{self, Pulse};
 use crate::telemetry::Metrics;
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
@@ -140,6 +141,7 @@ impl App {
         });
         let limit = ConnectionLimit::new(config.max_connections);
 
+        let mut pulses = Vec::new();
         let (failure, mut failed) = mpsc::channel(1);
         for (number, ((listener, inbox), stats)) in data_listeners
             .into_iter()
@@ -147,6 +149,8 @@ impl App {
             .zip(stats)
             .enumerate()
         {
+            let pulse = Pulse::default();
+            pulses.push(pulse.clone());
             let shard = Shard {
                 number,
                 listener,
@@ -156,6 +160,7 @@ impl App {
                 edge: (router.clone(), Arc::clone(&limit)),
                 settings: config.hub_settings(),
                 stats,
+                pulse,
             };
             let failure = failure.clone();
             std::thread::Builder::new()
@@ -182,6 +187,8 @@ impl App {
             let service = admin::router(Arc::clone(&admin));
             tokio::spawn(async move { axum::serve(listener, service).await });
             announce(&config, data_address, admin_address);
+            supervision::ready();
+            tokio::spawn(supervision::watch(pulses));
 
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -207,7 +214,7 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
         BusConfig::Redis(url) => url.address(),
     };
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = env!("FANFARE_VERSION"),
         %data,
         %admin,
         bus,
@@ -230,6 +237,7 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
 /// and the open ones are closed, spread over the drain period; then the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
     admin.metrics.draining.set(1);
+    supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE);
     tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
     sleep(config.drain_delay).await;
     tracing::info!(
@@ -291,6 +299,7 @@ struct Shard {
     edge: (axum::Router, Arc<ConnectionLimit>),
     settings: crate::hub::HubSettings,
     stats: Arc<ShardStats>,
+    pulse: Pulse,
 }
 
 impl Shard {
@@ -307,6 +316,7 @@ impl Shard {
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = tokio::task::spawn_local(interest);
             let sweep_task = tokio::task::spawn_local(hub.sweep());
+            tokio::task::spawn_local(self.pulse.beat());
             tokio::select! {
                 accepted = accept(edge, self.listener) => accepted?,
                 ended = hub_task => ended?,

@@ -14,7 +14,8 @@
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
 //! - [`http`]: the data listener, from an accepted connection to a stream.
 //! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted.
-//! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together.
+//! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
+//!   [`supervision`]: what the service manager is told of it.
 //!
 //! What holds everywhere:
 //!
@@ -40,4 +41,5 @@ mod exploration;
 pub mod http;
 pub mod hub;
 pub mod protocol;
+mod supervision;
 pub mod telemetry;

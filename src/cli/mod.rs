@@ -1,7 +1,9 @@
 //! The command line: `fanfare` serves; its subcommands publish, read, check and load.
 
 mod functions;
+mod health;
 mod nginx;
+mod pages;
 mod publish;
 mod tail;
 
@@ -17,7 +19,7 @@ use crate::telemetry::start_log;
 
 /// A multi-node Server-Sent Events gateway behind Redis pub/sub.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(version = env!("FANFARE_VERSION"), args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -36,6 +38,15 @@ enum Command {
     /// The Redis functions through which events are kept
     #[command(subcommand)]
     Functions(functions::Functions),
+    /// Ask the gateway of this machine whether it takes streams, for health checks; the exit
+    /// status tells
+    Health(health::Health),
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions(pages::Completions),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(pages::ManPages),
 }
 
 #[derive(Debug, Args)]
@@ -61,6 +72,12 @@ pub fn main() -> ExitCode {
         Some(Command::Tail(command)) => command.run(),
         Some(Command::Check(command)) => check(&command),
         Some(Command::Functions(command)) => command.run(),
+        Some(Command::Health(command)) => command.run(),
+        Some(Command::Completions(command)) => {
+            command.run();
+            Ok(())
+        }
+        Some(Command::Man(command)) => command.run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
