@@ -121,7 +121,7 @@ impl App {
             .iter()
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
-        let metrics = Metrics::new(stats.clone())?;
+        let metrics = Metrics::new(stats.clone(), config.max_connections)?;
         let (inboxes, shard_inboxes): (Vec<_>, Vec<_>) = data_listeners
             .iter()
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
@@ -135,6 +135,7 @@ impl App {
         let router = router(RouterState {
             access: config.access.clone(),
             publisher: bus.publisher,
+            metrics: metrics.bus.clone(),
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
             demo: data_address.ip().is_loopback(),

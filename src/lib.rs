@@ -13,7 +13,8 @@
 //!   channels subscribed.
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
 //! - [`http`]: the data listener, from an accepted connection to a stream.
-//! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted.
+//! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted. [`labels`]: what
+//!   metrics are split by.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
 //!   [`supervision`]: what the service manager is told of it.
 //!
@@ -40,6 +41,7 @@ pub mod config;
 mod exploration;
 pub mod http;
 pub mod hub;
+pub mod labels;
 pub mod protocol;
 mod supervision;
 pub mod telemetry;

@@ -201,7 +201,7 @@ async fn where_redis_refuses_to_write_the_gateway_stays_ready() {
     let id = gateway.keep("/events/a", "after").await;
     assert_eq!(id_of(&events.event().await), id);
     let log = gateway.log().join("\n");
-    assert!(log.contains("refuses to keep events for now"), "{log}");
+    assert!(log.contains(CANNOT_KEEP), "{log}");
 }
 
 /// `NOREPLICAS`, as of a primary that was just promoted: a connection that is lost meanwhile costs

@@ -67,8 +67,15 @@ async fn readyz(State(state): State<Arc<AdminState>>) -> Response {
 }
 
 async fn metrics(State(state): State<Arc<AdminState>>) -> Response {
-    match state.metrics.render() {
+    // Counting a replica's descriptors takes the kernel some milliseconds: not on the thread that
+    // Redis' events pass.
+    let rendered = tokio::task::spawn_blocking(move || {
+        let is_ready = state.readiness().ready;
+        state.metrics.render(is_ready)
+    });
+    let rendered = rendered.await.map_err(|error| error.to_string());
+    match rendered.and_then(|text| text.map_err(|error| error.to_string())) {
         Ok(text) => ([(CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error).into_response(),
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::hub::{BusEvent, Generation, InterestUpdate, News, ShardId, ShardMessage};
+use crate::hub::{BusEvent, EventBatch, Generation, InterestUpdate, News, ShardId, ShardMessage};
 use crate::protocol::{ChannelName, EventId};
 
 /// The shards' wishes, and their queues.
@@ -13,6 +14,8 @@ pub(super) struct Routing {
     shards: Vec<Shard>,
     wanted: HashMap<ChannelName, Wanted>,
     max_batch_bytes: usize,
+    /// When what is being routed arrived.
+    arrived: Instant,
 }
 
 /// A channel that some shard wants.
@@ -66,6 +69,7 @@ impl Routing {
             shards,
             wanted: HashMap::new(),
             max_batch_bytes,
+            arrived: Instant::now(),
         }
     }
 
@@ -186,6 +190,11 @@ impl Routing {
         }
     }
 
+    /// What is routed from here on arrived then. What was routed before is flushed.
+    pub(super) fn note_arrival(&mut self, arrived: Instant) {
+        self.arrived = arrived;
+    }
+
     /// Puts an event on its way to the shards that want its channel. It leaves with the batch: at
     /// [`Routing::flush`], or when the batch is full. Waits while a shard's queue is full.
     pub(super) async fn route(&mut self, event: BusEvent) {
@@ -198,7 +207,7 @@ impl Routing {
                 continue;
             };
             if shard.batch_bytes + bytes > self.max_batch_bytes {
-                shard.flush().await;
+                shard.flush(self.arrived).await;
             }
             shard.batch_bytes += bytes;
             shard.batch.push(event.clone());
@@ -208,7 +217,7 @@ impl Routing {
     /// Sends what waits.
     pub(super) async fn flush(&mut self) {
         for shard in &mut self.shards {
-            shard.flush().await;
+            shard.flush(self.arrived).await;
         }
     }
 }
@@ -219,11 +228,12 @@ impl Shard {
         let _ = self.inbox.send(ShardMessage::News(news)).await;
     }
 
-    async fn flush(&mut self) {
+    async fn flush(&mut self, arrived: Instant) {
         if !self.batch.is_empty() {
             let events: Arc<[BusEvent]> = self.batch.drain(..).collect();
             self.batch_bytes = 0;
-            let _ = self.inbox.send(ShardMessage::Events(events)).await;
+            let batch = EventBatch { events, arrived };
+            let _ = self.inbox.send(ShardMessage::Events(batch)).await;
         }
     }
 }

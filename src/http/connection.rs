@@ -20,6 +20,7 @@ use super::cut_off;
 use super::edge::Edge;
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
+use crate::hub::RejectReason;
 
 /// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -54,7 +55,7 @@ pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream, place: Place) {
             serve_http1(edge, socket, place, already_read, left).await;
         }
         Ok(Err(_)) => {}
-        Err(_) => edge.hub().stats().rejected_head.add(1),
+        Err(_) => edge.hub().stats().count_rejected(RejectReason::RequestHead),
     }
 }
 
@@ -113,7 +114,7 @@ async fn serve_http1(
                     error.is_parse() || (error.is_timeout() && !handoff.has_been_asked())
                 });
                 if refused {
-                    edge.hub().stats().rejected_head.add(1);
+                    edge.hub().stats().count_rejected(RejectReason::RequestHead);
                 }
                 Becomes::Closed
             })

@@ -17,7 +17,7 @@ use super::cut_off;
 use super::error::Problem;
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
-use crate::hub::{Hub, NotOpened, StreamRequest};
+use crate::hub::{Hub, NotOpened, RejectReason, StreamRequest};
 use crate::protocol::Framing;
 
 /// How long a stream waits for its channels while the bus is away.
@@ -125,11 +125,11 @@ impl Edge {
     ) -> Result<OpenStream, &'static str> {
         let stats = self.hub.stats();
         if self.hub.is_draining() {
-            stats.rejected_draining.add(1);
+            stats.count_rejected(RejectReason::Draining);
             return Err(DRAINING);
         }
         let Some(permit) = self.limit.admit() else {
-            stats.rejected_limit.add(1);
+            stats.count_rejected(RejectReason::Limit);
             return Err("this replica has all the streams it can hold");
         };
         let framing = if takeover {
@@ -151,11 +151,11 @@ impl Edge {
         match subscription {
             Ok(subscription) => Ok(OpenStream::new(subscription, permit)),
             Err(NotOpened::Draining) => {
-                stats.rejected_draining.add(1);
+                stats.count_rejected(RejectReason::Draining);
                 Err(DRAINING)
             }
             Err(NotOpened::NotActive) => {
-                stats.rejected_bus_unavailable.add(1);
+                stats.count_rejected(RejectReason::BusUnavailable);
                 Err("the channels could not be subscribed: the bus is not available")
             }
         }

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
-use tokio::time::Instant;
 
 use super::connection;
 use super::edge::Edge;
+use crate::telemetry::occurrences::{AcceptFailed, LogLimit};
 
 /// Connections that wait to be accepted, a shard. The kernel lowers it to `net.core.somaxconn`; a
 /// storm of reconnecting clients beyond it waits for TCP's retries.
@@ -19,9 +19,6 @@ const BACKLOG: i32 = 65_535;
 
 /// How long accepting rests when there are no descriptors: streams that end free some.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
-
-/// That accepting fails is logged this often at the most.
-const ACCEPT_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// When nothing is sent for so long, the kernel asks whether the client is still there.
 const KEEPALIVE: Duration = Duration::from_secs(60);
@@ -83,7 +80,7 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
 /// When the socket cannot be used on this runtime.
 pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
-    let mut quiet_until = Instant::now();
+    let mut log = LogLimit::default();
     while let Some(place) = edge.limit().place().await {
         match listener.accept().await {
             Ok((socket, _)) => {
@@ -96,10 +93,7 @@ pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Resu
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
                 ) => {}
             Err(error) => {
-                if quiet_until <= Instant::now() {
-                    tracing::error!(%error, "cannot accept connections for the moment");
-                    quiet_until = Instant::now() + ACCEPT_LOG_INTERVAL;
-                }
+                AcceptFailed(&error).emit(edge.hub().stats(), &mut log);
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }

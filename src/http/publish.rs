@@ -16,6 +16,8 @@ use super::error::Problem;
 use super::state::RouterState;
 use crate::bus::{KeepOptions, PublishError};
 use crate::protocol::{ChannelName, Event, EventId};
+use crate::telemetry::occurrences::{EventPublished, PublishFailed, PublishRefused};
+use crate::telemetry::{BusMetrics, EventKind};
 
 /// A body over the limit is read on for so many times the limit, so that its sender, who reads
 /// only when everything is sent, gets the answer instead of a broken connection.
@@ -67,6 +69,10 @@ pub(super) async fn publish(
         })??;
     let keep = fields.keep();
     let event = fields.apply(data, state.max_event_bytes)?;
+    let kind = match keep {
+        None => EventKind::Live,
+        Some(_) => EventKind::Kept,
+    };
     let published = match keep {
         None => state
             .publisher
@@ -79,23 +85,39 @@ pub(super) async fn publish(
         }
     };
     match published {
-        Ok(id) => Ok(Json(Published {
-            id: id.as_ref().map(EventId::to_string),
-        })),
-        Err(error) => Err(refused(&channel, error)),
+        Ok(id) => {
+            EventPublished(kind).emit(&state.metrics);
+            Ok(Json(Published {
+                id: id.as_ref().map(EventId::to_string),
+            }))
+        }
+        Err(error) => Err(refused(&state.metrics, kind, &channel, &error)),
     }
 }
 
 /// What a publisher is told. The reason behind an outage may name what is not its business.
-fn refused(channel: &ChannelName, error: PublishError) -> Problem {
+fn refused(
+    metrics: &BusMetrics,
+    kind: EventKind,
+    channel: &ChannelName,
+    error: &PublishError,
+) -> Problem {
     let told = match error {
-        PublishError::Rejected(rule) => return Problem::new(StatusCode::BAD_REQUEST, rule),
+        PublishError::Rejected(rule) => {
+            PublishRefused(kind).emit(metrics);
+            return Problem::new(StatusCode::BAD_REQUEST, rule);
+        }
         PublishError::Unavailable(_) => "the bus is not available",
         PublishError::Unsupported(_) => {
             "events cannot be kept at the moment; keep=false publishes a live one"
         }
     };
-    tracing::warn!(%channel, %error, "an event was not published");
+    PublishFailed {
+        kind,
+        channel,
+        error,
+    }
+    .emit(metrics);
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, told).retry_after(RETRY_AFTER)
 }
 

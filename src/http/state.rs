@@ -2,6 +2,7 @@
 
 use crate::bus::Publisher;
 use crate::config::Access;
+use crate::telemetry::BusMetrics;
 
 /// What the handlers need. Shared by all shards: nothing here is touched by an event.
 #[derive(Debug)]
@@ -10,6 +11,8 @@ pub struct RouterState {
     pub access: Access,
     /// The way to the bus.
     pub publisher: Publisher,
+    /// Where publishing is counted.
+    pub metrics: BusMetrics,
     /// Channels of one stream at the most.
     pub max_channels_per_connection: usize,
     /// Data of one event at the most.

@@ -1,19 +1,20 @@
 //! One round of fan-out: a batch of events is encoded once and handed to every member.
 
+use std::cell::OnceCell;
 use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
 
 use super::channels::Channels;
 use super::encoded::{EncodedEvent, Wire};
-use super::mailbox::{KeptSpan, Loss, Parcel, SlowClientPolicy};
+use super::mailbox::{KeptSpan, Loss, Origin, Parcel, SlowClientPolicy};
 use super::shard::Hub;
 use super::subscriber::{ChannelKey, Subscriber};
-use super::{BusEvent, GapNotice, Item};
+use super::timing::{Round, Timing};
+use super::{BusEvent, EventBatch, GapNotice, Item};
 use crate::protocol::{ChannelName, EventId, Framing, GapReason, Link, Linked, gap_block};
 
 /// The events of one channel in this round, encoded one behind the other.
@@ -24,6 +25,7 @@ struct Lot {
     /// How much of it are kept events, which stay in the channel's tail.
     kept_bytes: usize,
     events: u32,
+    timing: Timing,
     /// The least id in it; [`EventId::MAX`] where everything is live.
     first_id: EventId,
     kept: Option<KeptSpan>,
@@ -49,6 +51,7 @@ enum What {
     Live,
     Kept {
         link: Link,
+        published_ms: u64,
         /// The bytes without an id, for connections that have had later ids of other channels.
         late: Option<Wire>,
     },
@@ -80,6 +83,20 @@ impl What {
             Self::Kept { link, .. } => link.id <= position,
             Self::Gap { id, .. } => id.is_some_and(|id| id < position),
         }
+    }
+
+    /// When it came, where it is an event.
+    fn timing(&self, round: Option<&Rc<Round>>) -> Option<Timing> {
+        let (kept, published_ms) = match self {
+            Self::Live => (0, u64::MAX),
+            Self::Kept { published_ms, .. } => (1, *published_ms),
+            Self::Gap { .. } => return None,
+        };
+        Some(Timing {
+            kept,
+            published_ms,
+            round: round.cloned(),
+        })
     }
 
     /// The bytes without an id, where it is late.
@@ -127,23 +144,24 @@ async fn after_those_woken() {
 
 impl Hub {
     /// Delivers `batch` in rounds. After each every connection gets its turn to write.
-    pub(super) async fn deliver(&self, batch: &mut Vec<Arc<[BusEvent]>>) {
-        if batch.is_empty() {
-            return;
-        }
+    pub(super) async fn deliver(&self, batches: &mut Vec<EventBatch>) {
         {
-            let mut events = batch.iter().flat_map(|events| events.iter()).peekable();
-            while events.peek().is_some() {
-                self.round(&mut events);
+            let arriving = |batch: &EventBatch| batch.arrived;
+            let events = |batch| std::iter::repeat(arriving(batch)).zip(batch.events.iter());
+            let mut events = batches.iter().flat_map(events).peekable();
+            while let Some((arrived, _)) = events.peek() {
+                let round = Round::new(&self.clock, *arrived, &self.stats);
+                self.round(&mut events.by_ref().map(|(_, event)| event), &round);
+                drop(round);
                 after_those_woken().await;
             }
         }
-        batch.clear();
+        batches.clear();
     }
 
     /// Delivers as many of `events` as one round holds, at least one. Connections on one channel
     /// get that channel's events as one buffer; the others get theirs one by one, in order.
-    fn round<'a>(&self, events: &mut impl Iterator<Item = &'a BusEvent>) {
+    fn round<'a>(&self, events: &mut impl Iterator<Item = &'a BusEvent>, round: &Rc<Round>) {
         let mut channels = self.channels.borrow_mut();
         let mut lots: Vec<Lot> = Vec::new();
         let mut pieces: Vec<Piece> = Vec::new();
@@ -159,13 +177,13 @@ impl Hub {
             let Some(channel) = channels.by_key(key) else {
                 continue;
             };
-            let is_live = matches!(event.item, Item::Live(_));
-            if is_live && !channel.has_members() {
+            let has_members = channel.has_members();
+            if matches!(event.item, Item::Live(_)) && !has_members {
                 continue;
             }
             let number = *channel.lot.get_or_insert_with(|| {
                 pushes += channel.batch_members.len();
-                lots.push(Lot::new(key, event.channel.clone()));
+                lots.push(Lot::new(key, event.channel.clone(), round));
                 lots.len() - 1
             });
             pushes += channel.event_members.len() + channel.replaying_members.len();
@@ -173,6 +191,9 @@ impl Hub {
                 continue;
             };
             let (range, what) = lot.add(&event.item);
+            if has_members && range.is_some() && !matches!(what, What::Gap { .. }) {
+                round.count_event();
+            }
             pieces.push(Piece {
                 lot: number,
                 range,
@@ -185,10 +206,10 @@ impl Hub {
             .map(|lot| EncodedLot {
                 is_mostly_kept: lot.kept_bytes >= lot.buffer.len() / 2,
                 bytes: Bytes::from(lot.buffer),
-                loss: lot
-                    .kept
-                    .filter(|_| self.tells_of_loss())
-                    .map(|span| Loss::Kept(Rc::new(span))),
+                origin: Rc::new(Origin {
+                    timing: Some(lot.timing),
+                    loss: lot.kept.filter(|_| self.tells_of_loss()).map(Loss::Kept),
+                }),
                 key: lot.key,
                 channel: lot.channel,
                 events: lot.events,
@@ -214,13 +235,14 @@ impl Hub {
             else {
                 continue;
             };
+            let origins = PieceOrigins::default();
             for member in &channel.event_members {
-                self.push_piece(member, lot, piece, true);
+                self.push_piece(member, lot, piece, &origins, true);
             }
             // Kept events come to these from their replay.
             if piece.what.id().is_none() {
                 for member in &channel.replaying_members {
-                    self.push_piece(member, lot, piece, true);
+                    self.push_piece(member, lot, piece, &origins, true);
                 }
             }
         }
@@ -275,7 +297,7 @@ impl Hub {
             if lot.first_id <= member.skip_through.get() {
                 // It has had some of it.
                 for piece in pieces.iter().filter(|piece| piece.lot == number) {
-                    self.push_piece(member, lot, piece, false);
+                    self.push_piece(member, lot, piece, &PieceOrigins::default(), false);
                 }
                 continue;
             }
@@ -287,7 +309,7 @@ impl Hub {
                 let parcel = Parcel {
                     bytes: lot.bytes.clone(),
                     events: lot.events,
-                    loss: lot.loss.clone(),
+                    origin: Some(Rc::clone(&lot.origin)),
                 };
                 self.push(member, parcel);
             }
@@ -301,6 +323,7 @@ impl Hub {
         member: &Subscriber,
         lot: &EncodedLot,
         piece: &Piece,
+        origins: &PieceOrigins,
         is_one_of_many: bool,
     ) {
         if piece.what.was_had(member.skip_through.get()) {
@@ -320,17 +343,61 @@ impl Hub {
             _ => 1,
         };
         member.last_push.set(self.tick());
-        let span = if self.tells_of_loss() {
-            piece.what.span(&lot.channel, late.is_none())
-        } else {
-            None
-        };
         let parcel = Parcel {
             bytes: wire.framed(member.framing),
             events,
-            loss: span.map(|span| Loss::Kept(Rc::new(span))),
+            origin: match late {
+                None => origins.of(member.framing, |in_round| {
+                    self.origin(lot, piece, in_round, true)
+                }),
+                Some(_) => self.origin(lot, piece, false, false),
+            },
         };
         self.push(member, parcel);
+    }
+
+    /// Where an event comes from, for those that get it by itself.
+    fn origin(
+        &self,
+        lot: &EncodedLot,
+        piece: &Piece,
+        in_round: bool,
+        with_id: bool,
+    ) -> Option<Rc<Origin>> {
+        let round = lot
+            .origin
+            .timing
+            .as_ref()
+            .and_then(|timing| timing.round.as_ref());
+        let timing = piece.what.timing(round.filter(|_| in_round));
+        let span = self
+            .tells_of_loss()
+            .then(|| piece.what.span(&lot.channel, with_id));
+        let loss = span.flatten().map(Loss::Kept);
+        (timing.is_some() || loss.is_some()).then(|| Rc::new(Origin { timing, loss }))
+    }
+}
+
+/// The origin of a piece, made when somebody needs it.
+#[derive(Default)]
+struct PieceOrigins {
+    chunked: OnceCell<Option<Rc<Origin>>>,
+    plain: OnceCell<Option<Rc<Origin>>>,
+}
+
+impl PieceOrigins {
+    /// hyper does not say when its client is not ready to take something, so what it writes takes
+    /// no part in the round.
+    fn of(
+        &self,
+        framing: Framing,
+        make: impl FnOnce(bool) -> Option<Rc<Origin>>,
+    ) -> Option<Rc<Origin>> {
+        let (made, in_round) = match framing {
+            Framing::Chunked => (&self.chunked, true),
+            Framing::Plain => (&self.plain, false),
+        };
+        made.get_or_init(|| make(in_round)).clone()
     }
 }
 
@@ -344,17 +411,22 @@ struct EncodedLot {
     events: u32,
     first_id: EventId,
     gaps: Vec<GapReason>,
-    loss: Option<Loss>,
+    origin: Rc<Origin>,
 }
 
 impl Lot {
-    fn new(key: ChannelKey, channel: ChannelName) -> Self {
+    fn new(key: ChannelKey, channel: ChannelName, round: &Rc<Round>) -> Self {
         Self {
             key,
             channel,
             buffer: Vec::new(),
             kept_bytes: 0,
             events: 0,
+            timing: Timing {
+                kept: 0,
+                published_ms: u64::MAX,
+                round: Some(Rc::clone(round)),
+            },
             first_id: EventId::MAX,
             kept: None,
             gaps: Vec::new(),
@@ -370,15 +442,23 @@ impl Lot {
                 (Some(event.append_chunk(None, &mut self.buffer)), What::Live)
             }
             Item::Kept { event, late } => {
+                let published_ms = event.published_ms;
                 let payload = event.event.as_ref().map(|content| {
                     self.events += 1;
+                    self.timing.kept += 1;
+                    self.timing.published_ms = self.timing.published_ms.min(published_ms);
                     content.append_chunk(Some(event.id), &mut self.buffer)
                 });
                 let late = event.event.as_ref().filter(|_| *late);
                 let late =
                     late.map(|content| Wire::encoded(|buffer| content.append_chunk(None, buffer)));
                 let link = event.link();
-                (payload, What::Kept { link, late })
+                let what = What::Kept {
+                    link,
+                    published_ms,
+                    late,
+                };
+                (payload, what)
             }
             Item::Gap { notice, late } => {
                 let GapNotice {
@@ -426,9 +506,10 @@ impl Lot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::{HubSettings, News};
+    use crate::hub::{CloseReason, HubSettings, LatencyTotal, News};
     use crate::protocol::{Cursor, CursorStyle, Event, KeptEvent, RetryRange};
-    use std::time::Duration;
+    use std::sync::Arc;
+    use std::time::{Duration, Instant};
     use tokio::sync::mpsc;
 
     fn id(ms: u64) -> EventId {
@@ -486,7 +567,8 @@ mod tests {
     fn deliver(hub: &Hub, events: &[BusEvent]) {
         let mut events = events.iter().peekable();
         while events.peek().is_some() {
-            hub.round(&mut events);
+            let round = Round::new(&hub.clock, Instant::now(), &hub.stats);
+            hub.round(&mut events, &round);
         }
     }
 
@@ -548,6 +630,82 @@ mod tests {
         assert_eq!((text(&client).as_str(), client.last_push.get()), ("", 0));
         deliver(&hub, &[kept("a", 6, Some(event(1)))]);
         assert_ne!(client.last_push.get(), 0);
+    }
+
+    /// Counted so far: deliveries, and events that were fanned out.
+    fn timed(hub: &Hub) -> [u64; 2] {
+        [&hub.stats.delivery, &hub.stats.fanout].map(|latencies| {
+            let mut total = LatencyTotal::default();
+            latencies.add_to(&mut total);
+            total.buckets.iter().sum::<u64>() + total.over
+        })
+    }
+
+    /// Has the socket take all that waits.
+    fn write_all(hub: &Hub, subscriber: &Subscriber) {
+        let now = hub.clock.read();
+        let sent = |parcel: &Parcel| hub.count_sent(parcel, now);
+        let mut mailbox = subscriber.mailbox.borrow_mut();
+        mailbox.written(usize::MAX, sent);
+    }
+
+    #[test]
+    fn deliveries_and_rounds_are_timed_by_what_is_written() {
+        let hub = hub();
+        let one = client(&hub, &["a"]);
+        let both = client(&hub, &["a", "b"]);
+        let events = [
+            kept("a", 5, Some(event(1))),
+            kept("b", 6, Some(event(1))),
+            BusEvent::live(name("a"), event(1)),
+            // For nobody.
+            kept("c", 7, Some(event(1))),
+            kept("a", 8, None),
+        ];
+        deliver(&hub, &events);
+        write_all(&hub, &one);
+        // A round is over with its last write.
+        assert_eq!(timed(&hub), [1, 0]);
+        write_all(&hub, &both);
+        assert_eq!(timed(&hub), [3, 3]);
+    }
+
+    #[test]
+    fn a_client_that_is_not_ready_holds_up_no_round() {
+        let hub = hub();
+        let ready = client(&hub, &["a"]);
+        let slow = client(&hub, &["a"]);
+        deliver(&hub, &[kept("a", 5, Some(event(1)))]);
+        slow.mailbox.borrow_mut().block(hub.clock.read());
+        write_all(&hub, &ready);
+        assert_eq!(timed(&hub), [1, 1]);
+        deliver(&hub, &[kept("a", 6, Some(event(1)))]);
+        write_all(&hub, &ready);
+        assert_eq!(timed(&hub), [2, 2]);
+        // It counts as a delivery all the same, a late one.
+        write_all(&hub, &slow);
+        assert_eq!(timed(&hub), [4, 2]);
+        // And then it is ready again.
+        deliver(&hub, &[kept("a", 7, Some(event(1)))]);
+        write_all(&hub, &ready);
+        assert_eq!(timed(&hub), [5, 2]);
+        write_all(&hub, &slow);
+        assert_eq!(timed(&hub), [6, 3]);
+        // An event that is larger than the sockets' buffers is fanned out all the same.
+        deliver(&hub, &[kept("a", 8, Some(event(1)))]);
+        for client in [&ready, &slow] {
+            client.mailbox.borrow_mut().block(hub.clock.read());
+        }
+        assert_eq!(timed(&hub), [6, 4]);
+    }
+
+    #[test]
+    fn what_nobody_takes_is_not_timed() {
+        let hub = hub();
+        let client = client(&hub, &["a"]);
+        deliver(&hub, &[kept("a", 5, Some(event(1)))]);
+        client.mailbox.borrow_mut().abort(CloseReason::Client);
+        assert_eq!(timed(&hub), [0, 0]);
     }
 
     /// Otherwise they would be taken for events it has had.

@@ -5,10 +5,13 @@ use std::fmt;
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
 use super::encoded::EncodedEvent;
+use super::stats::CloseReason;
+use super::timing::Timing;
 use crate::protocol::{ChannelName, EventId, Framing, GapReason, gap_block};
 
 /// What happens to a client that reads slower than events arrive.
@@ -26,43 +29,6 @@ impl fmt::Display for SlowClientPolicy {
             Self::Close => "close",
             Self::Latest => "latest",
         })
-    }
-}
-
-/// Why a stream ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CloseReason {
-    /// The client closed it, or its connection broke.
-    Client,
-    /// The client was slower than its mailbox could hold.
-    SlowClient,
-    /// The client took nothing for so long that the kernel gave it up.
-    Unresponsive,
-    /// The replica is being stopped.
-    Drain,
-    /// It was open for long enough.
-    Age,
-}
-
-impl CloseReason {
-    /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 5] = [
-        Self::Client,
-        Self::SlowClient,
-        Self::Unresponsive,
-        Self::Drain,
-        Self::Age,
-    ];
-
-    /// The metric label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Client => "client",
-            Self::SlowClient => "slow_client",
-            Self::Unresponsive => "unresponsive",
-            Self::Drain => "drain",
-            Self::Age => "age",
-        }
     }
 }
 
@@ -84,7 +50,16 @@ pub enum MailboxState {
 pub(super) struct Parcel {
     pub(super) bytes: Bytes,
     pub(super) events: u32,
-    /// What the client must be told if it does not get them.
+    /// Shared with the parcels of other clients.
+    pub(super) origin: Option<Rc<Origin>>,
+}
+
+/// Where a parcel comes from: what there is to do when it is written, and when it is dropped.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Origin {
+    /// `None`: of a replay, or no event.
+    pub(super) timing: Option<Timing>,
+    /// What the client must be told if it does not get the parcel.
     pub(super) loss: Option<Loss>,
 }
 
@@ -92,7 +67,7 @@ pub(super) struct Parcel {
 #[derive(Clone, Debug)]
 pub(super) enum Loss {
     /// Kept events are skipped.
-    Kept(Rc<KeptSpan>),
+    Kept(KeptSpan),
     /// The parcel tells of channels whose events were skipped before.
     Told(Box<[KeptSpan]>),
 }
@@ -133,13 +108,33 @@ impl Parcel {
         Self {
             bytes,
             events: 0,
-            loss: None,
+            origin: None,
         }
     }
 
     /// What it takes: its place in the queue counts, or a flood of small events would be free.
     fn cost_bytes(&self) -> usize {
-        self.bytes.len() + size_of::<Self>()
+        let origin = self.origin.as_ref().map_or(0, |_| size_of::<Origin>());
+        self.bytes.len() + size_of::<Self>() + origin
+    }
+
+    /// When its events came.
+    pub(super) fn timing(&self) -> Option<&Timing> {
+        self.origin.as_ref()?.timing.as_ref()
+    }
+
+    /// Lets go of its round of fan-out: its client is not ready to take it.
+    fn leave_round(&mut self) {
+        if let Some(origin) = &mut self.origin
+            && let Some(Timing { round: Some(_), .. }) = origin.timing
+        {
+            let mut own = Origin::clone(origin);
+            own.timing = own.timing.map(|timing| Timing {
+                round: None,
+                ..timing
+            });
+            *origin = Rc::new(own);
+        }
     }
 }
 
@@ -152,6 +147,8 @@ pub(super) struct Mailbox {
     waiting_bytes: usize,
     /// The first parcel is partly on the wire, or is the head of the response: it stays.
     front_stays: bool,
+    /// The socket took no more when it was last tried.
+    blocked: bool,
     end: Option<End>,
     waker: Option<Waker>,
     /// The replay that goes on once there is room.
@@ -211,7 +208,10 @@ impl Mailbox {
     }
 
     /// Queues a parcel past the bound: for the few bytes of the gateway's own that must arrive.
-    pub(super) fn queue(&mut self, parcel: Parcel) {
+    pub(super) fn queue(&mut self, mut parcel: Parcel) {
+        if self.blocked {
+            parcel.leave_round();
+        }
         self.waiting_bytes += parcel.cost_bytes();
         self.parcels.push_back(parcel);
         self.wake();
@@ -230,9 +230,13 @@ impl Mailbox {
             };
             self.waiting_bytes -= parcel.cost_bytes();
             events += u64::from(parcel.events);
-            match parcel.loss {
+            match parcel
+                .origin
+                .as_ref()
+                .and_then(|origin| origin.loss.as_ref())
+            {
                 None => {}
-                Some(Loss::Kept(span)) => skip(&mut skipped, &span),
+                Some(Loss::Kept(span)) => skip(&mut skipped, span),
                 Some(Loss::Told(spans)) => {
                     told_before += spans.len();
                     spans.iter().for_each(|span| skip(&mut skipped, span));
@@ -337,9 +341,21 @@ impl Mailbox {
         filled
     }
 
-    /// Removes what was written and returns how many events were completed with it.
-    pub(super) fn written(&mut self, mut bytes: usize) -> u64 {
-        let mut events = 0;
+    /// Notes that the socket takes no more at `now`. For the rounds of what waits this was the
+    /// last that could be done here.
+    pub(super) fn block(&mut self, now: Duration) {
+        self.blocked = true;
+        for parcel in &mut self.parcels {
+            if let Some(round) = parcel.timing().and_then(|timing| timing.round.as_ref()) {
+                round.note_write(now);
+            }
+            parcel.leave_round();
+        }
+    }
+
+    /// Removes what was written and hands `sent` every parcel that was completed with it.
+    pub(super) fn written(&mut self, mut bytes: usize, mut sent: impl FnMut(&Parcel)) {
+        self.blocked = false;
         while let Some(front) = self.parcels.front_mut() {
             if bytes < front.bytes.len() {
                 front.bytes.advance(bytes);
@@ -349,9 +365,10 @@ impl Mailbox {
                 break;
             }
             bytes -= front.bytes.len();
-            events += self.take().map_or(0, |parcel| u64::from(parcel.events));
+            if let Some(parcel) = self.take() {
+                sent(&parcel);
+            }
         }
-        events
     }
 
     /// Takes the oldest parcel whole, for a writer that frames it itself.
@@ -399,7 +416,10 @@ fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing) -> Parcel {
     Parcel {
         bytes: framing.frame(blocks.as_bytes()),
         events: 0,
-        loss: Some(Loss::Told(skipped.into())),
+        origin: Some(Rc::new(Origin {
+            timing: None,
+            loss: Some(Loss::Told(skipped.into())),
+        })),
     }
 }
 
@@ -412,7 +432,7 @@ mod tests {
         Parcel {
             bytes: Bytes::copy_from_slice(bytes),
             events: 1,
-            loss: None,
+            origin: None,
         }
     }
 
@@ -431,8 +451,12 @@ mod tests {
             after: Some(EventId::new(id - 1, 0)),
             last: Some(EventId::new(id, 0)),
         };
+        let origin = Origin {
+            timing: None,
+            loss: Some(Loss::Kept(span)),
+        };
         Parcel {
-            loss: Some(Loss::Kept(Rc::new(span))),
+            origin: Some(Rc::new(origin)),
             ..parcel(format!("{channel}{id};").as_bytes())
         }
     }
@@ -440,7 +464,10 @@ mod tests {
     #[test]
     fn latest_tells_once_for_each_channel_what_was_skipped() {
         let mut mailbox = Mailbox::default();
-        let rules = rules(4 * PLACE, SlowClientPolicy::Latest);
+        let rules = rules(
+            4 * PLACE + 4 * size_of::<Origin>(),
+            SlowClientPolicy::Latest,
+        );
         let mut gaps_told = 0;
         for id in 2..30 {
             let channel = if id % 2 == 0 { "a" } else { "b" };
@@ -466,6 +493,13 @@ mod tests {
         assert!(text.contains(r#"{"channel":"a","reason":"slow","after":"1-0","oldest":null}"#));
         assert!(text.contains(r#"{"channel":"b","reason":"slow","after":"2-0","oldest":null}"#));
         assert!(rest.ends_with("b29;"), "{text}");
+    }
+
+    /// Notes a write, and returns how many events it completed.
+    fn written(mailbox: &mut Mailbox, bytes: usize) -> u64 {
+        let mut events = 0;
+        mailbox.written(bytes, |parcel| events += u64::from(parcel.events));
+        events
     }
 
     fn poll(mailbox: &mut Mailbox) -> MailboxState {
@@ -517,7 +551,7 @@ mod tests {
             mailbox.push(parcel(text), rules(limit, latest));
         }
         // "aaaa" made room for "cccc".
-        assert_eq!(mailbox.written(1), 0);
+        assert_eq!(written(&mut mailbox, 1), 0);
         let pushed = mailbox.push(parcel(b"dddd"), rules(limit - 1, latest));
         assert_eq!(pushed, Pushed::Dropped { events: 1, gaps: 0 });
         assert_eq!(contents(&mut mailbox), b"bbbdddd");
@@ -539,7 +573,7 @@ mod tests {
         mailbox.queue(parcel(b"last"));
         mailbox.end(CloseReason::Drain);
         assert_eq!(poll(&mut mailbox), MailboxState::Ready);
-        assert_eq!(mailbox.written(4), 1);
+        assert_eq!(written(&mut mailbox, 4), 1);
         assert_eq!(poll(&mut mailbox), MailboxState::Ended);
     }
 
@@ -560,7 +594,7 @@ mod tests {
                 let all: Vec<u8> = slices[..filled].iter().flat_map(|s| s.to_vec()).collect();
                 let written = cut.min(all.len());
                 out.extend_from_slice(&all[..written]);
-                events += mailbox.written(written);
+                events += self::written(&mut mailbox, written);
             }
             prop_assert_eq!(out, texts.concat().into_bytes());
             prop_assert_eq!(events, texts.len() as u64);
@@ -581,7 +615,7 @@ mod tests {
                 prop_assert_eq!(held, mailbox.waiting_bytes);
                 prop_assert!(held < LIMIT + PLACE + 40);
                 let bytes: usize = mailbox.parcels.iter().map(|parcel| parcel.bytes.len()).sum();
-                mailbox.written(written.min(bytes));
+                self::written(&mut mailbox, written.min(bytes));
             }
         }
     }

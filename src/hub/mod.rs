@@ -22,18 +22,23 @@ mod stats;
 mod subscriber;
 mod subscription;
 pub(crate) mod tail;
+mod timing;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
 use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
 
 pub use interest::{Generation, InterestUpdate, ShardId};
-pub use mailbox::{CloseReason, MailboxState, SlowClientPolicy};
+pub use mailbox::{MailboxState, SlowClientPolicy};
 pub use resume::Start;
 pub use shard::Hub;
-pub use stats::{Counter, Gauge, ResumeOutcome, ResumeSource, ShardStats};
+pub use stats::{
+    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RejectReason,
+    ResumeOutcome, ResumeSource, ShardStats,
+};
 pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};
 
 /// Batches that may wait for a shard. The bus waits beyond that, and Redis behind it: each batch
@@ -45,10 +50,19 @@ pub const INBOX_BATCHES: usize = 64;
 /// What a shard is told, in order.
 #[derive(Clone, Debug)]
 pub enum ShardMessage {
-    /// Events of channels the shard has interest in, in the order of publication.
-    Events(Arc<[BusEvent]>),
+    /// Events of channels the shard has interest in.
+    Events(EventBatch),
     /// What has become of the bus, or is to become of the shard.
     News(News),
+}
+
+/// Events in the order of publication, and when the first of them arrived at this replica.
+#[derive(Clone, Debug)]
+pub struct EventBatch {
+    /// The events.
+    pub events: Arc<[BusEvent]>,
+    /// When they were read from Redis, or published here.
+    pub arrived: Instant,
 }
 
 /// News for a shard.

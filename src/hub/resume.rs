@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use super::HistoryError;
 use super::encoded::EncodedEvent;
 use super::history::Page;
-use super::mailbox::{KeptSpan, Loss, Parcel, SlowClientPolicy};
+use super::mailbox::{KeptSpan, Loss, Origin, Parcel, SlowClientPolicy};
 use super::replay::{Gap, Part, Replay, Step, View};
 use super::shard::Hub;
 use super::stats::{ResumeOutcome, ResumeSource};
@@ -292,11 +292,10 @@ impl Hub {
         let tells_of_loss = self.settings.slow_client == SlowClientPolicy::Latest;
         for event in &part.events {
             if let Some(wire) = &event.wire {
-                let loss = || Loss::Kept(Rc::new(KeptSpan::of(event)));
                 let parcel = Parcel {
                     bytes: wire.framed(subscriber.framing),
                     events: 1,
-                    loss: tells_of_loss.then(loss),
+                    origin: tells_of_loss.then(|| lost_as(Loss::Kept(KeptSpan::of(event)))),
                 };
                 self.push(subscriber, parcel);
             }
@@ -340,7 +339,7 @@ impl Hub {
                 let parcel = Parcel {
                     bytes: subscriber.framing.frame(gaps.as_bytes()),
                     events: 0,
-                    loss: Some(Loss::Told(self.told_spans(&keys, &part))),
+                    origin: Some(lost_as(Loss::Told(self.told_spans(&keys, &part)))),
                 };
                 subscriber.mailbox.borrow_mut().queue(parcel);
             }
@@ -367,6 +366,14 @@ impl Hub {
         subscriber.reach(cursor);
         channels.attach(subscriber, keys);
     }
+}
+
+/// The origin of a parcel of a replay: how late it is says how long its client was away.
+fn lost_as(loss: Loss) -> Rc<Origin> {
+    Rc::new(Origin {
+        timing: None,
+        loss: Some(loss),
+    })
 }
 
 #[cfg(test)]

@@ -11,13 +11,15 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::channels::Channels;
 use super::heartbeat::{HeartbeatWheel, TICKS_PER_INTERVAL};
-use super::mailbox::{CloseReason, Parcel, PushRules, Pushed};
+use super::mailbox::{Parcel, PushRules, Pushed};
 use super::positions::Positions;
 use super::resume::{Opening, READ_AGAIN, Start};
+use super::stats::CloseReason;
 use super::subscriber::{ChannelKey, Member, Subscriber};
 use super::subscription::{Interest, NotOpened, StreamRequest, Subscription};
+use super::timing::Clock;
 use super::{
-    BusEvent, HistoryRequest, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId,
+    EventBatch, HistoryRequest, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId,
     ShardMessage, ShardStats,
 };
 use crate::protocol::{
@@ -37,6 +39,7 @@ pub struct Hub {
     /// Reads of history are asked for here.
     pub(super) history: mpsc::Sender<HistoryRequest>,
     pub(super) stats: Arc<ShardStats>,
+    pub(super) clock: Clock,
     pub(super) channels: RefCell<Channels>,
     pub(super) heartbeats: RefCell<HeartbeatWheel>,
     /// Some channels became active.
@@ -60,6 +63,7 @@ impl Hub {
             settings,
             history,
             stats,
+            clock: Clock::start(),
             channels: RefCell::new(Channels::new(settings.tail_bytes)),
             positions: RefCell::new(Positions::new(settings.lag_bound)),
             heartbeats: RefCell::new(HeartbeatWheel::new()),
@@ -194,7 +198,7 @@ impl Hub {
     /// one batch.
     pub async fn run(self: Rc<Self>, mut inbox: Inbox) {
         let mut messages = Vec::new();
-        let mut batch: Vec<Arc<[BusEvent]>> = Vec::new();
+        let mut batch: Vec<EventBatch> = Vec::new();
         while inbox.recv_many(&mut messages, INBOX_BATCHES).await > 0 {
             for message in messages.drain(..) {
                 match message {
@@ -265,7 +269,7 @@ impl Hub {
         }
     }
 
-    /// Sends heartbeats, and gives up channels that nobody came back to.
+    /// Sends heartbeats, gives up channels that nobody came back to, and keeps the clock right.
     pub async fn sweep(self: Rc<Self>) {
         let tick = self.settings.heartbeat.div_f64(TICKS_PER_INTERVAL as f64);
         let mut heartbeats = interval(tick.max(Duration::from_millis(1)));
@@ -279,6 +283,7 @@ impl Hub {
                 _ = lingering.tick() => {
                     let mut channels = self.channels.borrow_mut();
                     channels.expire(Instant::now());
+                    self.clock.follow_time_of_day();
                     self.after_interest_change(&channels);
                 }
             }

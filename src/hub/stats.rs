@@ -1,8 +1,74 @@
 //! What a shard counts. One thread writes; any thread reads when metrics are scraped.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use crate::labels::{Labels, labels};
 use crate::protocol::GapReason;
+
+labels! { "reason":
+    /// Why a stream ended.
+    pub enum CloseReason {
+        /// The client closed it, or its connection broke.
+        Client = "client",
+        /// The client was slower than its mailbox could hold.
+        SlowClient = "slow_client",
+        /// The client took nothing for so long that the kernel gave it up.
+        Unresponsive = "unresponsive",
+        /// The replica is being stopped.
+        Drain = "drain",
+        /// It was open for long enough.
+        Age = "age",
+    }
+}
+
+labels! { "reason":
+    /// Why a stream was not opened.
+    pub enum RejectReason {
+        /// The replica has all the streams it can hold.
+        Limit = "limit",
+        /// The replica is being stopped.
+        Draining = "draining",
+        /// The channels did not become active in time.
+        BusUnavailable = "bus_unavailable",
+        /// The request's head was malformed, too large, or did not come in time.
+        RequestHead = "request_head",
+    }
+}
+
+labels! { "outcome":
+    /// What became of a cursor.
+    pub enum ResumeOutcome {
+        /// Nothing was missed.
+        Complete = "complete",
+        /// The client was told of a gap.
+        Gap = "gap",
+    }
+}
+
+labels! { "source":
+    /// Where what a client missed came from.
+    pub enum ResumeSource {
+        /// This replica had all of it.
+        Tail = "tail",
+        /// History was read.
+        History = "history",
+    }
+}
+
+impl Labels for GapReason {
+    fn names() -> Vec<&'static str> {
+        vec!["reason"]
+    }
+
+    fn all() -> Vec<Self> {
+        Self::ALL.to_vec()
+    }
+
+    fn values(self) -> Vec<&'static str> {
+        vec![self.label()]
+    }
+}
 
 /// A count that only grows. One writer: a plain load and store, so no locked instruction stands on
 /// the delivery path.
@@ -13,7 +79,7 @@ impl Counter {
     /// Adds `amount`. To be called by the owning thread only: a second writer would lose counts.
     pub fn add(&self, amount: u64) {
         self.0
-            .store(self.0.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
+            .store(self.get().wrapping_add(amount), Ordering::Relaxed);
     }
 
     /// The count so far.
@@ -30,20 +96,88 @@ impl Gauge {
     /// Raises it by `amount`.
     pub fn add(&self, amount: u64) {
         self.0
-            .store(self.0.load(Ordering::Relaxed) + amount, Ordering::Relaxed);
+            .store(self.get().wrapping_add(amount), Ordering::Relaxed);
     }
 
     /// Lowers it by `amount`.
     pub fn sub(&self, amount: u64) {
-        self.0.store(
-            self.0.load(Ordering::Relaxed).saturating_sub(amount),
-            Ordering::Relaxed,
-        );
+        self.0
+            .store(self.get().saturating_sub(amount), Ordering::Relaxed);
     }
 
     /// The number now.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The upper bounds of [`Latencies`], in microseconds: each about half as much again as the one
+/// before, with 250 ms, the objective of `docs/operations.md`, among them.
+pub const LATENCY_BOUNDS_US: [u64; 26] = [
+    100, 250, 500, 1_000, 1_500, 2_500, 3_500, 5_000, 7_500, 10_000, 15_000, 25_000, 35_000,
+    50_000, 75_000, 100_000, 150_000, 250_000, 350_000, 500_000, 750_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000,
+];
+
+/// How long something took, each time. One writer, like [`Counter`].
+#[derive(Debug, Default)]
+pub struct Latencies {
+    /// Those up to each bound and above the one before.
+    buckets: [Counter; LATENCY_BOUNDS_US.len()],
+    /// Those above the last bound.
+    over: Counter,
+    sum_us: Counter,
+}
+
+impl Latencies {
+    /// Counts `times` occurrences that took so long.
+    pub fn add(&self, took: Duration, times: u64) {
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let bucket = LATENCY_BOUNDS_US.partition_point(|bound| *bound < took_us);
+        self.buckets.get(bucket).unwrap_or(&self.over).add(times);
+        self.sum_us.add(took_us.saturating_mul(times));
+    }
+
+    /// Adds what was counted here to `total`.
+    pub fn add_to(&self, total: &mut LatencyTotal) {
+        for (sum, bucket) in total.buckets.iter_mut().zip(&self.buckets) {
+            *sum += bucket.get();
+        }
+        total.over += self.over.get();
+        total.sum_us = total.sum_us.wrapping_add(self.sum_us.get());
+    }
+}
+
+/// The [`Latencies`] of all shards.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LatencyTotal {
+    /// Those up to each of [`LATENCY_BOUNDS_US`] and above the one before.
+    pub buckets: [u64; LATENCY_BOUNDS_US.len()],
+    /// Those above the last bound.
+    pub over: u64,
+    /// What all took together.
+    pub sum_us: u64,
+}
+
+/// Counts by the values of a label. The enum's discriminants are the places.
+#[derive(Debug)]
+struct Counts<const N: usize>([Counter; N]);
+
+impl<const N: usize> Default for Counts<N> {
+    fn default() -> Self {
+        Self(std::array::from_fn(|_| Counter::default()))
+    }
+}
+
+impl<const N: usize> Counts<N> {
+    fn add(&self, place: usize, amount: u64) {
+        if let Some(counter) = self.0.get(place) {
+            counter.add(amount);
+        }
+    }
+
+    fn get(&self, place: usize) -> u64 {
+        self.0.get(place).map_or(0, Counter::get)
     }
 }
 
@@ -59,112 +193,99 @@ pub struct ShardStats {
     pub subscriptions: Gauge,
     /// Streams opened.
     pub connections_opened: Counter,
-    /// Streams closed, by [`CloseReason`](super::CloseReason).
-    connections_closed: [Counter; super::CloseReason::ALL.len()],
-    /// Streams answered with retry-and-close because their channels did not become active.
-    pub rejected_bus_unavailable: Counter,
-    /// Streams answered with retry-and-close at the connection limit.
-    pub rejected_limit: Counter,
-    /// Streams answered with retry-and-close while draining.
-    pub rejected_draining: Counter,
-    /// Connections closed because a request's head was malformed, too large, or did not come in
-    /// time.
-    pub rejected_head: Counter,
+    closed: Counts<{ CloseReason::COUNT }>,
+    rejected: Counts<{ RejectReason::COUNT }>,
+    /// Accepting a connection failed: descriptors have run out, most likely.
+    pub accept_errors: Counter,
     /// Events written to clients, counted once a client.
     pub events_delivered: Counter,
-    /// Events a slow client did not get under the `latest` policy, counted once a client.
+    /// Events a slow client did not get, counted once a client.
     pub events_dropped_slow_client: Counter,
     /// Bytes written to streams, heads included.
     pub sent_bytes: Counter,
     /// Heartbeats sent.
     pub heartbeats: Counter,
-    /// Gaps told, by [`GapReason`].
-    gaps: [Counter; GapReason::ALL.len()],
-    /// Streams opened with a cursor, by [`ResumeOutcome`] and [`ResumeSource`].
-    resumes: [[Counter; ResumeSource::ALL.len()]; ResumeOutcome::ALL.len()],
+    gaps: Counts<{ GapReason::ALL.len() }>,
+    resumes: Counts<{ ResumeOutcome::COUNT * ResumeSource::COUNT }>,
+    /// From the publication of a kept event to its write, once a client.
+    pub delivery: Latencies,
+    /// From the arrival of an event at this replica to its last write, once an event.
+    pub fanout: Latencies,
 }
 
-/// What became of a cursor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResumeOutcome {
-    /// Nothing was missed.
-    Complete,
-    /// The client was told of a gap.
-    Gap,
-}
-
-impl ResumeOutcome {
-    /// Every outcome, in the order of their discriminants.
-    pub const ALL: [Self; 2] = [Self::Complete, Self::Gap];
-
-    /// The metric label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Complete => "complete",
-            Self::Gap => "gap",
-        }
-    }
-}
-
-/// Where what a client missed came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ResumeSource {
-    /// This replica had all of it.
-    Tail,
-    /// History was read.
-    History,
-}
-
-impl ResumeSource {
-    /// Every source, in the order of their discriminants.
-    pub const ALL: [Self; 2] = [Self::Tail, Self::History];
-
-    /// The metric label.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Tail => "tail",
-            Self::History => "history",
-        }
-    }
+fn resume_place(outcome: ResumeOutcome, source: ResumeSource) -> usize {
+    outcome as usize * ResumeSource::COUNT + source as usize
 }
 
 impl ShardStats {
     /// Streams closed for this reason.
-    pub fn closed(&self, reason: super::CloseReason) -> u64 {
-        self.connections_closed
-            .get(reason as usize)
-            .map_or(0, Counter::get)
+    pub fn closed(&self, reason: CloseReason) -> u64 {
+        self.closed.get(reason as usize)
+    }
+
+    /// Counts a stream's end.
+    pub fn count_closed(&self, reason: CloseReason) {
+        self.closed.add(reason as usize, 1);
+    }
+
+    /// Streams not opened for this reason.
+    pub fn rejected(&self, reason: RejectReason) -> u64 {
+        self.rejected.get(reason as usize)
+    }
+
+    /// Counts a stream that is not opened.
+    pub fn count_rejected(&self, reason: RejectReason) {
+        self.rejected.add(reason as usize, 1);
     }
 
     /// Gaps told for this reason.
     pub fn gaps(&self, reason: GapReason) -> u64 {
-        self.gaps.get(reason as usize).map_or(0, Counter::get)
+        self.gaps.get(reason as usize)
     }
 
     pub(super) fn count_gaps(&self, reason: GapReason, gaps: u64) {
-        if let Some(counter) = self.gaps.get(reason as usize) {
-            counter.add(gaps);
-        }
+        self.gaps.add(reason as usize, gaps);
     }
 
     /// Streams opened with a cursor that came to this.
     pub fn resumes(&self, outcome: ResumeOutcome, source: ResumeSource) -> u64 {
-        let counter = self.resumes.get(outcome as usize);
-        counter
-            .and_then(|sources| sources.get(source as usize))
-            .map_or(0, Counter::get)
+        self.resumes.get(resume_place(outcome, source))
     }
 
     pub(super) fn count_resume(&self, outcome: ResumeOutcome, source: ResumeSource) {
-        let counter = self.resumes.get(outcome as usize);
-        if let Some(counter) = counter.and_then(|sources| sources.get(source as usize)) {
-            counter.add(1);
-        }
+        self.resumes.add(resume_place(outcome, source), 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latencies_are_counted_up_to_their_bound() {
+        let (one, two) = (Latencies::default(), Latencies::default());
+        one.add(Duration::ZERO, 1);
+        one.add(Duration::from_micros(250), 2);
+        two.add(Duration::from_micros(251), 3);
+        two.add(Duration::from_secs(31), 4);
+        let mut total = LatencyTotal::default();
+        one.add_to(&mut total);
+        two.add_to(&mut total);
+        assert_eq!(total.buckets[..4], [1, 2, 3, 0]);
+        assert_eq!(total.buckets.iter().sum::<u64>(), 6);
+        assert_eq!(total.over, 4);
+        assert_eq!(total.sum_us, 2 * 250 + 3 * 251 + 4 * 31_000_000);
+        assert!(LATENCY_BOUNDS_US.is_sorted());
     }
 
-    pub(super) fn count_closed(&self, reason: super::CloseReason) {
-        if let Some(counter) = self.connections_closed.get(reason as usize) {
-            counter.add(1);
-        }
+    #[test]
+    fn every_resume_has_a_place_of_its_own() {
+        let stats = ShardStats::default();
+        stats.count_resume(ResumeOutcome::Complete, ResumeSource::History);
+        stats.count_resume(ResumeOutcome::Gap, ResumeSource::Tail);
+        stats.count_resume(ResumeOutcome::Gap, ResumeSource::Tail);
+        let counts = ResumeOutcome::ALL
+            .map(|outcome| ResumeSource::ALL.map(|source| stats.resumes(outcome, source)));
+        assert_eq!(counts, [[0, 1], [2, 0]]);
     }
 }

@@ -3,14 +3,16 @@
 use std::io::IoSlice;
 use std::rc::Rc;
 use std::task::Context;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::mailbox::{CloseReason, MailboxState};
+use super::mailbox::{MailboxState, Parcel};
 use super::resume::Start;
 use super::shard::Hub;
+use super::stats::CloseReason;
 use super::subscriber::{ChannelKey, Subscriber};
 use crate::protocol::{ChannelName, CursorStyle};
 
@@ -101,17 +103,25 @@ impl Subscription {
             // Sixteen: a writer rarely falls further behind, and a longer list costs every write.
             let mut slices = [IoSlice::new(&[]); 16];
             let filled = mailbox.gather(&mut slices);
-            write(slices.get(..filled).unwrap_or_default())?
+            write(slices.get(..filled).unwrap_or_default())
         };
-        let events = mailbox.written(written);
-        self.count_sent(written, events);
+        let hub = &self.interest.hub;
+        let written = written.inspect_err(|_| {
+            mailbox.block(hub.clock.now());
+            hub.clock.expire();
+        })?;
+        let now = hub.clock.now();
+        hub.stats.sent_bytes.add(written as u64);
+        mailbox.written(written, |parcel| hub.count_sent(parcel, now));
         Ok(())
     }
 
     /// Takes the oldest bytes that wait, for a writer that frames them itself.
     pub fn take(&mut self) -> Option<Bytes> {
         let parcel = self.subscriber.mailbox.borrow_mut().take()?;
-        self.count_sent(parcel.bytes.len(), u64::from(parcel.events));
+        let hub = &self.interest.hub;
+        hub.stats.sent_bytes.add(parcel.bytes.len() as u64);
+        hub.count_sent(&parcel, hub.clock.read());
         Some(parcel.bytes)
     }
 
@@ -124,12 +134,6 @@ impl Subscription {
     /// Tells whether the stream is to be cut off, also while nobody polls the subscription.
     pub fn watch(&self) -> AbortWatch {
         AbortWatch(Rc::clone(&self.subscriber))
-    }
-
-    fn count_sent(&self, bytes: usize, events: u64) {
-        let stats = &self.interest.hub.stats;
-        stats.sent_bytes.add(bytes as u64);
-        stats.events_delivered.add(events);
     }
 }
 
@@ -168,6 +172,14 @@ impl Hub {
             channels.release(key, now);
         }
         self.after_interest_change(&channels);
+    }
+
+    /// Counts a parcel that was written.
+    pub(super) fn count_sent(&self, parcel: &Parcel, now: Duration) {
+        self.stats.events_delivered.add(parcel.events.into());
+        if let Some(timing) = parcel.timing() {
+            timing.written(&self.clock, now, &self.stats);
+        }
     }
 
     fn detach(&self, subscriber: &Subscriber) {

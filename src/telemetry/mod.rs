@@ -2,6 +2,7 @@
 
 mod log;
 mod metrics;
+pub(crate) mod occurrences;
 
 pub use log::{LogFormat, start_log};
-pub use metrics::{BusMetrics, DropReason, Metrics};
+pub use metrics::{BusMetrics, DropReason, EventKind, Metrics, PublishOutcome};

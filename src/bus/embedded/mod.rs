@@ -14,7 +14,8 @@ use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher};
 use crate::config::Config;
 use crate::hub::{BusEvent, HistoryRequest, InterestUpdate};
 use crate::protocol::{ChannelName, Event, EventId};
-use crate::telemetry::{BusMetrics, DropReason};
+use crate::telemetry::occurrences::{EventReceived, NoAudience};
+use crate::telemetry::{BusMetrics, EventKind};
 
 /// Published events that may wait: publishers beyond it wait for their answer.
 const PUBLISH_QUEUE: usize = 64;
@@ -167,6 +168,7 @@ impl EmbeddedBus {
                 },
                 Some(request) = asked.recv() => self.answer(request),
                 _ = published.recv_many(&mut events, PUBLISH_QUEUE) => {
+                    self.routing.note_arrival(std::time::Instant::now());
                     for event in events.drain(..) {
                         self.publish(event).await;
                     }
@@ -208,16 +210,16 @@ impl EmbeddedBus {
             event,
             keep,
         } = published;
-        let received = match keep {
-            Some(_) => &self.metrics.kept_received,
-            None => &self.metrics.live_received,
-        };
         if self.routing.wants(channel.as_str()) {
-            received.inc();
+            let kind = match keep {
+                Some(_) => EventKind::Kept,
+                None => EventKind::Live,
+            };
+            EventReceived(kind).emit(&self.metrics);
         }
         let nobody_may = event.audience().is_some();
         if nobody_may {
-            self.metrics.dropped(DropReason::NoAudience).inc();
+            NoAudience.emit(&self.metrics);
         }
         match keep {
             None if nobody_may => {}

@@ -20,16 +20,16 @@ use crate::protocol::{
     ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Link,
     Linked, Retention, decode, decode_frame, is_frame,
 };
-use crate::telemetry::{BusMetrics, DropReason};
+use crate::telemetry::occurrences::{
+    EventBackfilled, EventReceived, IdsLost, LogLimit, MessageDropped, NoAudience,
+};
+use crate::telemetry::{BusMetrics, DropReason, EventKind};
 
 /// An id further ahead of the newest known one than so many lag bounds, and the time that has
 /// passed since that was new, is believed only once Redis says that it has issued it: a forged one
 /// would move every cursor to where no event follows for long. A failover moves ids by one bound,
 /// and probes, which are ours alone, tell every few seconds where ids are.
 const MOST_AHEAD_LAG_BOUNDS: u32 = 10;
-
-/// Broken messages are logged this often at the most.
-const DROP_LOG_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An event that history must be read for first.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ pub(super) struct Delivery {
     pub(super) routing: Routing,
     pub(super) metrics: BusMetrics,
     pub(super) retention: Retention,
-    drop_log: DropLog,
+    drop_log: LogLimit,
     /// Everything up to this id was routed, or told as missing. `None`: there are no ids here,
     /// and kept events are live ones.
     position: Option<EventId>,
@@ -83,13 +83,6 @@ pub(super) struct Delivery {
     epoch: Option<EventId>,
     /// What is not newer was read when this connection began.
     settled: EventId,
-}
-
-/// Until when broken messages are counted without being logged, and how many were.
-#[derive(Default)]
-struct DropLog {
-    quiet_until: Option<Instant>,
-    dropped_quietly: u64,
 }
 
 /// Ids of a primary only grow.
@@ -116,7 +109,7 @@ impl Delivery {
             routing,
             metrics,
             retention,
-            drop_log: DropLog::default(),
+            drop_log: LogLimit::default(),
             position: None,
             positions: Positions::new(lag_bound),
             moved_at: Instant::now(),
@@ -157,7 +150,7 @@ impl Delivery {
         if let (Some(from), Some(to)) = (self.position, started.bound)
             && to < from
         {
-            tracing::warn!(%from, %to, "Redis has lost the newest ids: they begin anew");
+            IdsLost { from, to }.emit();
             self.routing.flush().await;
             self.routing.tell_rewound(to).await;
             // Nothing of the new sequence is late.
@@ -240,7 +233,7 @@ impl Delivery {
     async fn recovered(&mut self, channel: ChannelName, item: Recovered) {
         match item {
             Recovered::Event(event) => {
-                self.metrics.backfilled.inc();
+                EventBackfilled.emit(&self.metrics);
                 self.route_kept(channel, event).await;
             }
             Recovered::Gap(notice, _) => {
@@ -310,14 +303,12 @@ impl Delivery {
     }
 
     async fn live(&mut self, channel: ChannelName, payload: Bytes) {
-        self.metrics.live_received.inc();
+        EventReceived(EventKind::Live).emit(&self.metrics);
         if let Some(record) = self.routing.record(&channel) {
             record.had_live = true;
         }
         match decode(payload, self.max_event_bytes) {
-            Ok(event) if event.audience().is_some() => {
-                self.metrics.dropped(DropReason::NoAudience).inc();
-            }
+            Ok(event) if event.audience().is_some() => NoAudience.emit(&self.metrics),
             Ok(event) => self.routing.route(BusEvent::live(channel, event)).await,
             Err(fault) => self.note_dropped(&channel, DropReason::from(&fault), &fault),
         }
@@ -329,7 +320,7 @@ impl Delivery {
         frame: KeptFrame,
     ) -> Option<Interrupted> {
         if channel.is_some() {
-            self.metrics.kept_received.inc();
+            EventReceived(EventKind::Kept).emit(&self.metrics);
         }
         let (event, withheld) = kept_event(frame);
         let Some(channel) = channel else {
@@ -341,7 +332,7 @@ impl Delivery {
         };
         match withheld {
             None => {}
-            Some(Withheld::NoAudience) => self.metrics.dropped(DropReason::NoAudience).inc(),
+            Some(Withheld::NoAudience) => NoAudience.emit(&self.metrics),
             Some(Withheld::Fault(fault)) => {
                 self.note_dropped(&channel, DropReason::from(&fault), &fault);
             }
@@ -552,18 +543,13 @@ impl Delivery {
         self.routing.channel(name).cloned()
     }
 
-    /// Counts a broken message, and logs at most one a second: a broken publisher must not fill
-    /// the log.
     fn note_dropped(&mut self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
-        self.metrics.dropped(reason).inc();
-        let now = Instant::now();
-        if self.drop_log.quiet_until.is_some_and(|until| now < until) {
-            self.drop_log.dropped_quietly += 1;
-            return;
+        MessageDropped {
+            channel,
+            reason,
+            fault,
         }
-        self.drop_log.quiet_until = Some(now + DROP_LOG_INTERVAL);
-        let before = std::mem::take(&mut self.drop_log.dropped_quietly);
-        tracing::warn!(%channel, %fault, before, "a message from Redis was dropped");
+        .emit(&self.metrics, &mut self.drop_log);
     }
 }
 
@@ -664,7 +650,7 @@ mod tests {
             let (inbox, shard) = mpsc::channel(64);
             let mut routing = Routing::new(vec![inbox], 1 << 20);
             routing.apply(interest().await);
-            let metrics = Metrics::new(Vec::new()).unwrap().bus;
+            let metrics = Metrics::new(vec![Arc::default()], 1).unwrap().bus;
             let retention = Retention::constant(Duration::from_secs(3600));
             let prefix = "sse:".to_owned();
             let mut delivery = Delivery::new(prefix, 1024, LAG, retention, routing, metrics);
@@ -689,8 +675,8 @@ mod tests {
             let mut told = String::new();
             while let Ok(message) = self.shard.try_recv() {
                 match message {
-                    ShardMessage::Events(events) => {
-                        for event in events.iter() {
+                    ShardMessage::Events(batch) => {
+                        for event in batch.events.iter() {
                             let channel = &event.channel;
                             let _ = match &event.item {
                                 Item::Live(_) => write!(told, " {channel}:live"),
@@ -762,7 +748,7 @@ mod tests {
         world.delivery.fill(hole, Filled::Hole(recovery)).await;
         let told = world.told().await;
         assert_eq!(told, "active@0 a:110 b:125 a:120late a:130");
-        assert_eq!(world.delivery.metrics.backfilled.get(), 1);
+        assert_eq!(world.delivery.metrics.backfilled(), 1);
 
         let rewound = world.delivery.message(kept_message("a", 140, 0)).await;
         let rewound = rewound.unwrap();
@@ -896,10 +882,10 @@ mod tests {
         assert_eq!(world.delivery.missed(&[name("a")]).len(), 0);
         world.again(started(200, Vec::new())).await;
         world.delivery.routing.flush().await;
-        let ShardMessage::Events(events) = world.shard.try_recv().unwrap() else {
+        let ShardMessage::Events(batch) = world.shard.try_recv().unwrap() else {
             panic!("a gap");
         };
-        let Item::Gap { notice, .. } = &events[0].item else {
+        let Item::Gap { notice, .. } = &batch.events[0].item else {
             panic!("a gap");
         };
         assert_eq!(notice.reason, GapReason::Lost);

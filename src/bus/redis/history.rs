@@ -22,7 +22,8 @@ use crate::protocol::{
     ChannelName, EventId, Frame, HistoryPage, Issued, KeptEvent, Link, Linked, Retention,
     decode_frame,
 };
-use crate::telemetry::{BusMetrics, DropReason};
+use crate::telemetry::BusMetrics;
+use crate::telemetry::occurrences::{EntryUnreadable, HistoryReadSent};
 
 /// One read: so much that a long history takes few of them, so little that none holds Redis up
 /// for more than some milliseconds.
@@ -65,7 +66,7 @@ impl HistoryReader {
         command
             .arg(MAX_PAGE_EVENTS)
             .arg(MAX_PAGE_BYTES.max(two_events));
-        self.metrics.history_reads.inc();
+        HistoryReadSent.emit(&self.metrics);
         let answer = command.query_async(connection).await?;
         self.page(answer)
     }
@@ -110,7 +111,7 @@ impl HistoryReader {
         match decode_frame(Bytes::from(bytes), self.max_event_bytes) {
             Ok(Frame::Event(frame)) => Some(kept_event(frame).0),
             Ok(Frame::Probe { .. }) | Err(_) => {
-                self.metrics.dropped(DropReason::Frame).inc();
+                EntryUnreadable.emit(&self.metrics);
                 None
             }
         }

@@ -72,6 +72,8 @@ pub(super) struct ProbeArrival {
 #[derive(Debug, Default)]
 pub(super) struct Arrived {
     pub(super) items: VecDeque<Incoming>,
+    /// When the first of them came.
+    pub(super) since: Option<std::time::Instant>,
     /// The newest probe. Noted as it comes in: a backlog of ours is no fault of Redis.
     pub(super) probe: Option<ProbeArrival>,
 }
@@ -155,8 +157,8 @@ impl PushQueue {
                         std::mem::take(&mut state.arrived)
                     }
                     Take::ProbesOnly => Arrived {
-                        items: VecDeque::new(),
                         probe: state.arrived.probe.take(),
+                        ..Arrived::default()
                     },
                 };
                 if !arrived.items.is_empty() || arrived.probe.is_some() {
@@ -194,6 +196,9 @@ impl State {
         if self.bytes > MOST_WAITING_BYTES && !self.arrived.items.is_empty() {
             self.end = Some(QueueEnd::Overflowed);
         } else {
+            self.arrived
+                .since
+                .get_or_insert_with(std::time::Instant::now);
             self.arrived.items.push_back(item);
         }
     }

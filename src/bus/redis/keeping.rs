@@ -12,6 +12,8 @@ use tokio::time::Instant;
 
 use super::library::{Library, LibrarySettings, ensure};
 use crate::protocol::Retention;
+use crate::telemetry::BusMetrics;
+use crate::telemetry::occurrences::{EventsKept, EventsNotKept};
 
 /// How soon a library that was not to be had is asked for again: somebody may have loaded it, or
 /// given the right to.
@@ -54,12 +56,14 @@ pub(super) struct Keeping {
     /// The functions are refused for now, as it was told last.
     refused: bool,
     ask_at: Option<Instant>,
+    metrics: BusMetrics,
 }
 
 impl Keeping {
-    pub(super) fn new(settings: LibrarySettings) -> Self {
+    pub(super) fn new(settings: LibrarySettings, metrics: BusMetrics) -> Self {
         Self {
             settings,
+            metrics,
             support: Arc::default(),
             unavailable: None,
             difference: None,
@@ -96,9 +100,8 @@ impl Keeping {
     pub(super) fn note(&mut self, library: Library) -> Option<Retention> {
         match library {
             Library::Ready { config } => {
-                if self.unavailable.take().is_some() {
-                    tracing::info!("the function library is there: events can be kept");
-                }
+                let again = self.unavailable.take().is_some();
+                EventsKept { again }.emit(&self.metrics);
                 let difference = config.differs_from(&self.settings);
                 if let Some(difference) = &difference
                     && self.difference.as_ref() != Some(difference)
@@ -119,10 +122,13 @@ impl Keeping {
                 })
             }
             Library::Unavailable(reason) => {
-                if self.unavailable.as_ref() != Some(&reason) {
-                    tracing::warn!(reason, "events cannot be kept; live events go on");
-                    self.unavailable = Some(reason);
+                let is_new = self.unavailable.as_ref() != Some(&reason);
+                EventsNotKept {
+                    reason: &reason,
+                    is_new,
                 }
+                .emit(&self.metrics);
+                self.unavailable = Some(reason);
                 self.ask_at = Some(Instant::now() + RETRY);
                 self.support.is_ready.store(false, Ordering::Relaxed);
                 None
@@ -133,18 +139,15 @@ impl Keeping {
     /// Redis runs the functions, or refuses to for now.
     pub(super) fn note_refused(&mut self, reason: Option<String>) {
         match reason {
-            Some(reason) if !self.refused => {
-                self.refused = true;
-                tracing::warn!(
-                    reason,
-                    "Redis refuses to keep events for now; live events go on"
-                );
+            Some(reason) => EventsNotKept {
+                reason: &reason,
+                is_new: !std::mem::replace(&mut self.refused, true),
             }
-            None if self.refused => {
-                self.refused = false;
-                tracing::info!("Redis keeps events again");
+            .emit(&self.metrics),
+            None => EventsKept {
+                again: std::mem::take(&mut self.refused),
             }
-            _ => {}
+            .emit(&self.metrics),
         }
     }
 }

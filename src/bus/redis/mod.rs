@@ -52,7 +52,7 @@ pub(super) fn start(
 ) -> Result<(Publisher, watch::Receiver<BusHealth>), redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
     let pool = CommandPool::new(url)?;
-    let keeping = Keeping::new(LibrarySettings::from(config));
+    let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);
     let histories = HistoryService {

@@ -29,6 +29,7 @@ use crate::bus::BusHealth;
 use crate::bus::routing::Wish;
 use crate::hub::InterestUpdate;
 use crate::protocol::{ChannelName, Cursor, EventId};
+use crate::telemetry::occurrences::{ProbeReturned, RedisUp};
 
 /// How often the way through Redis is tried, and how long the probe may take.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
@@ -184,6 +185,9 @@ impl<'a> Session<'a> {
                     if let Some(probe) = arrived.probe {
                         self.probe_returned(probe);
                     }
+                    if let Some(since) = arrived.since {
+                        self.state.delivery.routing.note_arrival(since);
+                    }
                     self.held.extend(arrived.items);
                     self.deliver().await?;
                 }
@@ -195,7 +199,8 @@ impl<'a> Session<'a> {
                 }
                 Some(answer) = OptionFuture::from(self.subscriptions.answer()) => {
                     let routing = &self.state.delivery.routing;
-                    let settled = self.subscriptions.settle(answer, routing);
+                    let metrics = &self.state.delivery.metrics;
+                    let settled = self.subscriptions.settle(answer, routing, metrics);
                     self.subscribed(settled.map_err(SessionEnd::Subscribe)?);
                 }
                 Some(read) = &mut self.reading => {
@@ -265,6 +270,7 @@ impl<'a> Session<'a> {
         let delivery = &mut self.state.delivery;
         match (std::mem::replace(&mut self.phase, Phase::Serving), read) {
             (Phase::Starting(channels), Read::Started(started)) => {
+                delivery.routing.note_arrival(std::time::Instant::now());
                 let position = started.bound;
                 delivery.start(started, &channels).await;
                 let subscriptions = &self.subscriptions;
@@ -418,8 +424,7 @@ impl<'a> Session<'a> {
             return;
         };
         let took = probe.at.saturating_duration_since(sent);
-        let metrics = &self.state.delivery.metrics;
-        metrics.probe_seconds.observe(took.as_secs_f64());
+        ProbeReturned { took }.emit(&self.state.delivery.metrics);
         self.proven = true;
     }
 
@@ -430,8 +435,7 @@ impl<'a> Session<'a> {
         if *state.health.borrow() == BusHealth::Up {
             return;
         }
-        state.delivery.metrics.up.set(1);
         state.health.send_replace(BusHealth::Up);
-        tracing::info!("Redis is up: events arrive");
+        RedisUp.emit(&state.delivery.metrics);
     }
 }

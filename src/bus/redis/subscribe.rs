@@ -17,6 +17,7 @@ use super::pool::CommandPool;
 use super::session::{Session, SessionEnd, SubscriberState};
 use crate::bus::BusHealth;
 use crate::config::RedisUrl;
+use crate::telemetry::occurrences::RedisDown;
 
 /// Between attempts to connect: doubled from the first to the last, each drawn from the upper
 /// half, so that replicas do not come back together.
@@ -62,7 +63,6 @@ impl Supervisor {
             if self.absorbing_interest(sleep(delay)).await.is_none() {
                 return;
             }
-            self.state.delivery.metrics.reconnects.inc();
         }
     }
 
@@ -128,18 +128,18 @@ impl Supervisor {
             // It was proven: the next attempt is a first one.
             self.backoff = *BACKOFF.start();
         }
-        let changed = self.state.health.send_if_modified(|health| {
+        let is_new = self.state.health.send_if_modified(|health| {
             let down = BusHealth::Down(reason.clone());
             let changed = *health != down;
             *health = down;
             changed
         });
-        self.state.delivery.metrics.up.set(0);
-        if was_up {
-            tracing::warn!(reason, "Redis lost: streams stay open, nothing arrives");
-        } else if changed {
-            tracing::warn!(reason, "Redis is not available");
+        RedisDown {
+            reason: &reason,
+            was_up,
+            is_new,
         }
+        .emit(&self.state.delivery.metrics);
         self.state.delivery.routing.tell_lost().await;
     }
 }

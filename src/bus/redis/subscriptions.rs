@@ -9,6 +9,8 @@ use redis::{RedisError, RedisResult};
 use super::backfill::{read_state, state_key};
 use crate::bus::routing::Routing;
 use crate::protocol::{ChannelName, EventId};
+use crate::telemetry::BusMetrics;
+use crate::telemetry::occurrences::ChannelRefused;
 
 /// Channels named in one command: some ten kilobytes, so that no command holds Redis up.
 const CHANNELS_PER_COMMAND: usize = 512;
@@ -235,6 +237,7 @@ impl Subscriptions {
         &mut self,
         answer: Answer,
         routing: &Routing,
+        metrics: &BusMetrics,
     ) -> RedisResult<Option<Subscribed>> {
         let Some(Command { verb, channels, .. }) = self.command.take() else {
             return Ok(None);
@@ -242,7 +245,7 @@ impl Subscriptions {
         let position = match answer {
             Ok(position) => position,
             Err(error) if verb == Verb::Subscribe && error.code() == Some("NOPERM") => {
-                self.narrow(channels, &error, routing);
+                self.narrow(channels, &error, routing, metrics);
                 return Ok(None);
             }
             Err(error) => return Err(error),
@@ -271,7 +274,13 @@ impl Subscriptions {
 
     /// Redis refuses a command as a whole when its user may not read one of the channels. Halves
     /// are tried until that channel stands alone, so that it costs nobody else anything.
-    fn narrow(&mut self, mut channels: Vec<ChannelName>, error: &RedisError, routing: &Routing) {
+    fn narrow(
+        &mut self,
+        mut channels: Vec<ChannelName>,
+        error: &RedisError,
+        routing: &Routing,
+        metrics: &BusMetrics,
+    ) {
         for name in &channels {
             self.standing.remove(name);
         }
@@ -281,7 +290,11 @@ impl Subscriptions {
             return;
         }
         for name in channels {
-            tracing::warn!(channel = %name, %error, "Redis refuses a channel");
+            ChannelRefused {
+                channel: &name,
+                error,
+            }
+            .emit(metrics);
             self.settled_at_start(1);
             if routing.wants(&name) {
                 self.standing.insert(name, Standing::Refused);

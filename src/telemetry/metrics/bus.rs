@@ -1,0 +1,192 @@
+//! What the control runtime counts: the bus, and publishing over HTTP.
+
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+use crate::labels::{Labels, labels};
+use crate::protocol::{EnvelopeFault, EventFault};
+
+labels! { "kind":
+    /// How an event is published.
+    pub enum EventKind {
+        /// It leaves nothing behind.
+        Live = "live",
+        /// It stands in its channel's history.
+        Kept = "kept",
+    }
+}
+
+labels! { "reason":
+    /// Why an event did not reach a client it was meant for.
+    pub enum DropReason {
+        /// Larger than the limit.
+        TooLarge = "too_large",
+        /// Not UTF-8.
+        NotUtf8 = "not_utf8",
+        /// A broken envelope, or a field that is out of its bounds.
+        Envelope = "envelope",
+        /// An event name that is not allowed.
+        EventName = "event_name",
+        /// Restricted to claims that no session can hold yet.
+        NoAudience = "no_audience",
+        /// A frame of the function library that cannot be read.
+        Frame = "frame",
+        /// An id so far ahead of those known that it cannot be one of this Redis.
+        IdAhead = "id_ahead",
+        /// Its client was too slow; counted by the shards.
+        SlowClient = "slow_client",
+    }
+}
+
+labels! { "outcome":
+    /// What became of an event that was to be published over HTTP.
+    pub enum PublishOutcome {
+        /// The bus has taken it.
+        Published = "published",
+        /// It breaks a rule of the bus.
+        Refused = "refused",
+        /// The bus did not take it.
+        Unavailable = "unavailable",
+    }
+}
+
+impl From<&EnvelopeFault> for DropReason {
+    fn from(fault: &EnvelopeFault) -> Self {
+        match fault {
+            EnvelopeFault::Broken(_) => Self::Envelope,
+            EnvelopeFault::Event(fault) => match fault {
+                EventFault::TooLarge { .. } => Self::TooLarge,
+                EventFault::NotUtf8 => Self::NotUtf8,
+                EventFault::RetryTooLong => Self::Envelope,
+                EventFault::NameBreaksLine | EventFault::NameReserved | EventFault::NameTooLong => {
+                    Self::EventName
+                }
+            },
+        }
+    }
+}
+
+/// What the bus counts; [occurrences](crate::telemetry::occurrences) write it.
+#[derive(Clone, Debug)]
+pub struct BusMetrics {
+    received: CounterBy<EventKind>,
+    dropped: CounterBy<DropReason>,
+    published: CounterBy<(EventKind, PublishOutcome)>,
+    pub(in crate::telemetry) history_reads: IntCounter,
+    pub(in crate::telemetry) backfilled: IntCounter,
+    pub(in crate::telemetry) up: IntGauge,
+    pub(in crate::telemetry) keeps: IntGauge,
+    pub(in crate::telemetry) losses: IntCounter,
+    pub(in crate::telemetry) reconnects: IntCounter,
+    pub(in crate::telemetry) refused_channels: IntCounter,
+    pub(in crate::telemetry) probe_seconds: Histogram,
+}
+
+impl BusMetrics {
+    /// Registers everything but the dropped events, a family that the shards have a part in.
+    pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            received: CounterBy::new(
+                "fanfare_events_received_total",
+                "Events received from the bus for channels with interest, those dropped afterwards included.",
+            )?,
+            dropped: CounterBy::new("fanfare_events_dropped_total", "Events dropped.")?,
+            published: CounterBy::new(
+                "fanfare_events_published_total",
+                "Events published over HTTP, at this replica.",
+            )?,
+            history_reads: IntCounter::new(
+                "fanfare_history_reads_total",
+                "Reads of history sent to Redis.",
+            )?,
+            backfilled: IntCounter::new(
+                "fanfare_backfilled_events_total",
+                "Kept events that the subscription missed and that were read from history.",
+            )?,
+            up: IntGauge::new(
+                "fanfare_redis_up",
+                "1 while a probe has proven the subscriber connection; 0 on the embedded bus.",
+            )?,
+            keeps: IntGauge::new(
+                "fanfare_redis_keeps_events",
+                "1 while Redis takes kept events, as far as is known; 0 on the embedded bus.",
+            )?,
+            losses: IntCounter::new(
+                "fanfare_redis_losses_total",
+                "Times that events stopped arriving: a proven subscriber connection was lost.",
+            )?,
+            reconnects: IntCounter::new(
+                "fanfare_redis_reconnects_total",
+                "Subscriber connections that were lost or could not be made.",
+            )?,
+            refused_channels: IntCounter::new(
+                "fanfare_redis_refused_channels_total",
+                "Subscriptions to a channel that Redis refused.",
+            )?,
+            probe_seconds: Histogram::with_opts(
+                HistogramOpts::new(
+                    "fanfare_redis_probe_seconds",
+                    "From publishing a probe to receiving it.",
+                )
+                // Up to the deadline, after which the connection is replaced.
+                .buckets(vec![
+                    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0,
+                ]),
+            )?,
+        };
+        registry.register(Box::new(metrics.received.family.clone()))?;
+        registry.register(Box::new(metrics.published.family.clone()))?;
+        registry.register(Box::new(metrics.history_reads.clone()))?;
+        registry.register(Box::new(metrics.backfilled.clone()))?;
+        registry.register(Box::new(metrics.up.clone()))?;
+        registry.register(Box::new(metrics.keeps.clone()))?;
+        registry.register(Box::new(metrics.losses.clone()))?;
+        registry.register(Box::new(metrics.reconnects.clone()))?;
+        registry.register(Box::new(metrics.refused_channels.clone()))?;
+        registry.register(Box::new(metrics.probe_seconds.clone()))?;
+        Ok(metrics)
+    }
+
+    /// Events received.
+    pub fn received(&self, kind: EventKind) -> IntCounter {
+        self.received.get(kind)
+    }
+
+    /// Events dropped by the bus.
+    pub fn dropped(&self, reason: DropReason) -> IntCounter {
+        self.dropped.get(reason)
+    }
+
+    /// Events published over HTTP.
+    pub fn published(&self, kind: EventKind, outcome: PublishOutcome) -> IntCounter {
+        self.published.get((kind, outcome))
+    }
+
+    /// Kept events that were missed and read.
+    pub fn backfilled(&self) -> u64 {
+        self.backfilled.get()
+    }
+}
+
+/// A counter split by labels, every series there from the start.
+#[derive(Clone, Debug)]
+struct CounterBy<L> {
+    family: IntCounterVec,
+    labels: std::marker::PhantomData<L>,
+}
+
+impl<L: Labels> CounterBy<L> {
+    fn new(name: &str, help: &str) -> prometheus::Result<Self> {
+        let family = IntCounterVec::new(Opts::new(name, help), &L::names())?;
+        for labels in L::all() {
+            family.with_label_values(&labels.values());
+        }
+        Ok(Self {
+            family,
+            labels: std::marker::PhantomData,
+        })
+    }
+
+    fn get(&self, labels: L) -> IntCounter {
+        self.family.with_label_values(&labels.values())
+    }
+}

@@ -1,0 +1,252 @@
+//! What happens to a replica, one type each: it writes the log line and counts together, so that
+//! neither is forgotten and both say the same.
+//!
+//! What shards count of each stream and event is counted where it happens, and not logged.
+
+use std::fmt::Display;
+use std::io;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{BusMetrics, DropReason, EventKind, PublishOutcome};
+use crate::hub::ShardStats;
+use crate::protocol::{ChannelName, EventId};
+
+/// What may happen very often is logged this often at the most.
+const LOG_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Lets one line through for each [`LOG_INTERVAL`], and counts the others.
+#[derive(Debug, Default)]
+pub(crate) struct LogLimit {
+    quiet_until: Option<Instant>,
+    suppressed: u64,
+}
+
+impl LogLimit {
+    /// Whether it is time for a line: how many were left out before it.
+    fn turn(&mut self) -> Option<u64> {
+        let now = Instant::now();
+        if self.quiet_until.is_some_and(|until| now < until) {
+            self.suppressed += 1;
+            return None;
+        }
+        self.quiet_until = Some(now + LOG_INTERVAL);
+        Some(std::mem::take(&mut self.suppressed))
+    }
+}
+
+/// An event has arrived for somebody.
+pub(crate) struct EventReceived(pub(crate) EventKind);
+
+impl EventReceived {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.received(self.0).inc();
+    }
+}
+
+/// A message of the bus reaches nobody, because of what it says.
+pub(crate) struct MessageDropped<'a> {
+    pub(crate) channel: &'a ChannelName,
+    pub(crate) reason: DropReason,
+    pub(crate) fault: &'a dyn Display,
+}
+
+impl MessageDropped<'_> {
+    /// A broken publisher must not fill the log: `limit`.
+    pub(crate) fn emit(self, metrics: &BusMetrics, limit: &mut LogLimit) {
+        metrics.dropped(self.reason).inc();
+        if let Some(before) = limit.turn() {
+            let Self { channel, fault, .. } = self;
+            tracing::warn!(%channel, %fault, before, "a message from Redis was dropped");
+        }
+    }
+}
+
+/// An event is for claims that no session can hold.
+pub(crate) struct NoAudience;
+
+impl NoAudience {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.dropped(DropReason::NoAudience).inc();
+    }
+}
+
+/// An entry of a history cannot be read.
+pub(crate) struct EntryUnreadable;
+
+impl EntryUnreadable {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.dropped(DropReason::Frame).inc();
+    }
+}
+
+/// A history is read.
+pub(crate) struct HistoryReadSent;
+
+impl HistoryReadSent {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.history_reads.inc();
+    }
+}
+
+/// An event that the subscription missed was read from history.
+pub(crate) struct EventBackfilled;
+
+impl EventBackfilled {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.backfilled.inc();
+    }
+}
+
+/// A probe has come back.
+pub(crate) struct ProbeReturned {
+    pub(crate) took: Duration,
+}
+
+impl ProbeReturned {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.probe_seconds.observe(self.took.as_secs_f64());
+    }
+}
+
+/// What is subscribed arrives.
+pub(crate) struct RedisUp;
+
+impl RedisUp {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.up.set(1);
+        tracing::info!("Redis is up: events arrive");
+    }
+}
+
+/// The subscriber connection has ended, or was not made.
+pub(crate) struct RedisDown<'a> {
+    pub(crate) reason: &'a str,
+    /// Until now events arrived.
+    pub(crate) was_up: bool,
+    /// The reason is another one than before.
+    pub(crate) is_new: bool,
+}
+
+impl RedisDown<'_> {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.up.set(0);
+        metrics.reconnects.inc();
+        let reason = self.reason;
+        if self.was_up {
+            metrics.losses.inc();
+            tracing::warn!(reason, "Redis lost: streams stay open, nothing arrives");
+        } else if self.is_new {
+            tracing::warn!(reason, "Redis is not available");
+        }
+    }
+}
+
+/// Redis refuses the subscription to a channel.
+pub(crate) struct ChannelRefused<'a> {
+    pub(crate) channel: &'a ChannelName,
+    pub(crate) error: &'a dyn Display,
+}
+
+impl ChannelRefused<'_> {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.refused_channels.inc();
+        let Self { channel, error } = self;
+        tracing::warn!(%channel, %error, "Redis refuses a channel");
+    }
+}
+
+/// Redis takes kept events.
+pub(crate) struct EventsKept {
+    /// Until now it did not; `false` at the start.
+    pub(crate) again: bool,
+}
+
+impl EventsKept {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.keeps.set(1);
+        if self.again {
+            tracing::info!("Redis keeps events again");
+        }
+    }
+}
+
+/// Redis takes no kept events.
+pub(crate) struct EventsNotKept<'a> {
+    pub(crate) reason: &'a str,
+    /// It was not so, or for another reason.
+    pub(crate) is_new: bool,
+}
+
+impl EventsNotKept<'_> {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.keeps.set(0);
+        if self.is_new {
+            let reason = self.reason;
+            tracing::warn!(reason, "events cannot be kept; live events go on");
+        }
+    }
+}
+
+/// Redis does not know ids any more that it had issued.
+pub(crate) struct IdsLost {
+    pub(crate) from: EventId,
+    pub(crate) to: EventId,
+}
+
+impl IdsLost {
+    /// What it means to clients is counted as gaps.
+    pub(crate) fn emit(self) {
+        let Self { from, to } = self;
+        tracing::warn!(%from, %to, "Redis has lost the newest ids: they begin anew");
+    }
+}
+
+/// Somebody has published over HTTP.
+pub(crate) struct EventPublished(pub(crate) EventKind);
+
+impl EventPublished {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.published(self.0, PublishOutcome::Published).inc();
+    }
+}
+
+/// Somebody wanted to publish over HTTP what the bus refuses; the publisher is told why.
+pub(crate) struct PublishRefused(pub(crate) EventKind);
+
+impl PublishRefused {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics.published(self.0, PublishOutcome::Refused).inc();
+    }
+}
+
+/// The bus did not take what somebody published over HTTP.
+pub(crate) struct PublishFailed<'a> {
+    pub(crate) kind: EventKind,
+    pub(crate) channel: &'a ChannelName,
+    pub(crate) error: &'a dyn Display,
+}
+
+impl PublishFailed<'_> {
+    pub(crate) fn emit(self, metrics: &BusMetrics) {
+        metrics
+            .published(self.kind, PublishOutcome::Unavailable)
+            .inc();
+        let Self { channel, error, .. } = self;
+        tracing::warn!(%channel, %error, "an event was not published");
+    }
+}
+
+/// A connection was not accepted.
+pub(crate) struct AcceptFailed<'a>(pub(crate) &'a io::Error);
+
+impl AcceptFailed<'_> {
+    pub(crate) fn emit(self, stats: &ShardStats, limit: &mut LogLimit) {
+        stats.accept_errors.add(1);
+        if let Some(before) = limit.turn() {
+            let error = self.0;
+            tracing::error!(%error, before, "cannot accept connections for the moment");
+        }
+    }
+}
