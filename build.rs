@@ -14,5 +14,5 @@ fn main() {
         Ok(revision) if !revision.is_empty() => format!("{version} ({revision})"),
         _ => version,
     };
-    println!("cargo::rustc-env=FANFARE_VERSION={version}");
+    println!("cargo::rustc-env=VERSION_AND_REVISION={version}");
 }

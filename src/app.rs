@@ -215,7 +215,7 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
         BusConfig::Redis(url) => url.address(),
     };
     tracing::info!(
-        version = env!("FANFARE_VERSION"),
+        version = env!("VERSION_AND_REVISION"),
         %data,
         %admin,
         bus,

@@ -19,7 +19,7 @@ use crate::telemetry::start_log;
 
 /// A multi-node Server-Sent Events gateway behind Redis pub/sub.
 #[derive(Debug, Parser)]
-#[command(version = env!("FANFARE_VERSION"), args_conflicts_with_subcommands = true)]
+#[command(version = env!("VERSION_AND_REVISION"), args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
