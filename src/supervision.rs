@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, interval_at};
 
 /// Beats in the time that the service manager waits for one: a late one is no end.
@@ -72,7 +73,8 @@ pub(crate) async fn watch(pulses: Vec<Pulse>) {
     loop {
         looks.tick().await;
         if watchdog.all_turn() {
-            tell(&[NotifyState::Watchdog]);
+            // One after the other: what is not read does not pile up here.
+            let _ = tell([NotifyState::Watchdog]).await;
         } else {
             tracing::warn!("a shard's thread has not turned since the last look");
         }
@@ -81,22 +83,26 @@ pub(crate) async fn watch(pulses: Vec<Pulse>) {
 
 /// Streams are served.
 pub(crate) fn ready() {
-    tell(&[NotifyState::Ready]);
+    tell([NotifyState::Ready]);
 }
 
 /// A drain of at most `longest` begins. The service manager waits that long, whatever its unit says.
 pub(crate) fn stopping(longest: Duration) {
     let microseconds = u32::try_from(longest.as_micros()).unwrap_or(u32::MAX);
-    tell(&[
+    tell([
         NotifyState::Stopping,
         NotifyState::ExtendTimeoutUsec(microseconds),
     ]);
 }
 
-fn tell(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager cannot be told");
-    }
+/// On a thread where it may wait: sending blocks while the service manager does not read, and that is
+/// no reason for the control runtime to stand still.
+fn tell(state: impl AsRef<[NotifyState<'static>]> + Send + 'static) -> JoinHandle<()> {
+    spawn_blocking(move || {
+        if let Err(error) = sd_notify::notify(state.as_ref()) {
+            tracing::warn!(%error, "the service manager cannot be told");
+        }
+    })
 }
 
 #[cfg(test)]

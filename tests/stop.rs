@@ -243,5 +243,6 @@ async fn the_service_manager_is_told() {
     assert_eq!(stopping, "STOPPING=1\nEXTEND_TIMEOUT_USEC=5000000\n");
     // A drain is no reason to be thought dead.
     assert_eq!(hear().await, "WATCHDOG=1\n");
+    // Nor does it wait for a service manager that does not listen any more.
     assert!(gateway.process.ended().await);
 }
