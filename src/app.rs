@@ -7,14 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::runtime::{Builder, LocalOptions, Runtime};
+use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
 
 use crate::admin::{self, AdminState};
 use crate::bus::Bus;
-use crate::config::{BusConfig, Config};
+use crate::config::{Access, BusConfig, Config, JwksUrl};
+use crate::http::auth::{Authority, Jwks, KeyRing};
 use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
 use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
@@ -44,6 +45,9 @@ pub enum AppError {
     /// The Redis URL cannot be used.
     #[error("FANFARE_REDIS_URL cannot be used: {0}")]
     Redis(#[from] redis::RedisError),
+    /// No HTTP client can be had.
+    #[error("the JWK set cannot be fetched: {0}")]
+    Jwks(#[from] reqwest::Error),
     /// A runtime or a signal handler cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -132,8 +136,15 @@ impl App {
             inboxes.clone(),
             metrics.bus.clone(),
         )?;
+        let ring = key_ring(&config.access, &metrics, control.handle())?;
+        let authority = Authority::new(
+            config.access.clone(),
+            ring.clone(),
+            bus.tickets,
+            metrics.auth.clone(),
+        );
         let router = router(RouterState {
-            access: config.access.clone(),
+            authority,
             publisher: bus.publisher,
             metrics: metrics.bus.clone(),
             max_channels_per_connection: config.max_channels_per_connection,
@@ -180,6 +191,7 @@ impl App {
         let admin = Arc::new(AdminState {
             metrics,
             bus: bus.health,
+            keys: ring,
         });
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
@@ -209,6 +221,28 @@ impl App {
     }
 }
 
+/// The keys that tokens are verified with, where there are to be tokens.
+fn key_ring(
+    access: &Access,
+    metrics: &Metrics,
+    control: &Handle,
+) -> Result<Option<Arc<KeyRing>>, AppError> {
+    let Access::Rules(rules) = access else {
+        return Ok(None);
+    };
+    let Some(tokens) = &rules.tokens else {
+        return Ok(None);
+    };
+    let fetch = |url: &JwksUrl| {
+        let metrics = metrics.auth.clone();
+        Jwks::start(url.url().clone(), tokens.jwks_max_age, metrics, control)
+    };
+    let jwks = tokens.jwks_url.as_ref().map(fetch).transpose()?;
+    let rules = tokens.rules.clone();
+    let (fixed, files) = (tokens.fixed.clone(), tokens.files.clone());
+    Ok(Some(KeyRing::start(rules, fixed, files, jwks, control)))
+}
+
 fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
     let bus = match &config.bus {
         BusConfig::Embedded => "memory:".to_owned(),
@@ -223,10 +257,14 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
         max_connections = config.max_connections,
         "listening"
     );
-    if config.access.may_publish() {
-        tracing::warn!(
+    match &config.access {
+        Access::Open => tracing::warn!(
             "open: whoever reaches the data listener, on loopback, may read and publish everything"
-        );
+        ),
+        Access::Rules(rules) if rules.tokens.is_none() => tracing::info!(
+            "no key is configured: public channels may be read, and nobody may publish over HTTP"
+        ),
+        Access::Rules(_) => {}
     }
     tracing::info!("the admin listener has no authentication: keep it inside your network");
     if data.ip().is_loopback() {

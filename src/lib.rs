@@ -12,7 +12,8 @@
 //! - [`bus`]: where events come from, Redis or this process, and keeping exactly the wanted
 //!   channels subscribed.
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
-//! - [`http`]: the data listener, from an accepted connection to a stream.
+//! - [`http`]: the data listener, from an accepted connection to a stream; [`http::auth`]: who asks,
+//!   and what they may do.
 //! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted. [`labels`]: what
 //!   metrics are split by.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
@@ -27,7 +28,7 @@
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
 //! - `protocol` imports nothing of this crate, `hub` only `protocol`; `bus` and `http` know the
-//!   hub and not each other, but for the [`bus::Publisher`].
+//!   hub and not each other, but for the [`bus::Publisher`] and the [`bus::TicketStore`].
 //!
 //! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
 //! it better), and a protocol beside Server-Sent Events.

@@ -13,10 +13,17 @@ mod support;
 #[path = "support/browser.rs"]
 mod browser;
 
+#[path = "support/proxy.rs"]
+mod proxy;
+
+#[path = "support/tokens.rs"]
+mod tokens;
+
 use std::io::{BufRead, BufReader, Read};
 use std::process::{ChildStdout, Command, Stdio};
 
 use browser::Browser;
+use proxy::Proxy;
 use serde_json::{Value, json};
 use support::{Gateway, Process, Redis, eventually, within};
 
@@ -340,6 +347,85 @@ async fn browser_page_receives_what_redis_publishes() {
     eventually("the stream ends with the page", async || {
         gateway.post("/events/orders?keep=false", "gone").await;
         gateway.metric("fanfare_connections").await == 0.0
+    })
+    .await;
+}
+
+/// A page that has tickets only stays on its channels through lost connections, and misses nothing.
+#[tokio::test]
+async fn a_page_draws_a_ticket_for_every_stream() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(
+        &redis,
+        &[
+            ("FANFARE_JWT_SECRET", tokens::SECRET),
+            ("FANFARE_RETRY", "100ms,200ms"),
+        ],
+    )
+    .await;
+    let proxy = Proxy::to_address(gateway.data).await;
+    let browser = Browser::start().await;
+    // A page of the gateway's own origin; what is on it does not matter.
+    browser.goto(&proxy.http_url("/none")).await;
+    let script = std::fs::read_to_string(format!("{EXAMPLES}/browser/tickets.js")).unwrap();
+    let token = tokens::granting(json!({ "subscribe": ["orders"] }));
+    let start = format!(
+        r#"
+        const source = new Blob([{}], {{ type: "text/javascript" }});
+        window.seen = []; window.ends = 0; window.draws = 0; window.token = {};
+        import(URL.createObjectURL(source)).then(({{ TicketSource }}) => {{
+          const events = new TicketSource("/events/orders", async () => {{
+            window.draws += 1;
+            const headers = {{ authorization: `Bearer ${{window.token}}` }};
+            const answer = await fetch("/tickets", {{ method: "POST", headers }});
+            if (answer.status === 401) return null;
+            return (await answer.json()).ticket;
+          }});
+          for (const name of ["message", "paid"]) {{
+            events.addEventListener(name, (event) => window.seen.push(event.type + " " + event.data));
+          }}
+          events.addEventListener("open", () => {{ window.open_ = (window.open_ ?? 0) + 1; }});
+          events.addEventListener("end", () => {{ window.ends += 1; }});
+        }});
+        "#,
+        json!(script),
+        json!(token),
+    );
+    browser.run(&start).await;
+    let opened = async |times: u64| {
+        eventually(&format!("stream {times} is open"), async || {
+            browser.run("return window.open_ ?? 0").await == json!(times)
+        })
+        .await;
+    };
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        opened(round + 1).await;
+        redis.keep("orders", &format!("here {round}"), &[]).await;
+        expected.push(format!("message here {round}"));
+        eventually("it arrives", async || {
+            browser.run("return window.seen").await == json!(expected)
+        })
+        .await;
+        proxy.refuse();
+        redis
+            .keep("orders", &format!("away {round}"), &["event", "paid"])
+            .await;
+        expected.push(format!("paid away {round}"));
+        proxy.point_at(gateway.data);
+        eventually("what was missed arrives", async || {
+            browser.run("return window.seen").await == json!(expected)
+        })
+        .await;
+    }
+    opened(4).await;
+    let draws = browser.run("return window.draws").await;
+    assert!(draws.as_u64().unwrap() >= 4, "{draws}");
+    // Without a token there are no more tickets, and the page is told.
+    browser.run("window.token = 'x'").await;
+    proxy.cut();
+    eventually("the end is told", async || {
+        browser.run("return window.ends").await == json!(1)
     })
     .await;
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::bus::BusHealth;
+use crate::http::auth::KeyRing;
 use crate::telemetry::Metrics;
 
 /// What the admin listener tells of the replica.
@@ -21,6 +22,8 @@ pub struct AdminState {
     pub metrics: Metrics,
     /// Whether events arrive.
     pub bus: watch::Receiver<BusHealth>,
+    /// The keys that tokens are verified with.
+    pub keys: Option<Arc<KeyRing>>,
 }
 
 /// The answer of `/readyz`.
@@ -29,6 +32,9 @@ struct Readiness {
     ready: bool,
     /// Why not.
     reasons: Vec<String>,
+    /// What is wrong, and does not keep it from serving yet.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<String>,
 }
 
 impl AdminState {
@@ -40,9 +46,12 @@ impl AdminState {
         if let BusHealth::Down(reason) = &*self.bus.borrow() {
             reasons.push(format!("redis: {reason}"));
         }
+        let keys = self.keys.as_deref();
+        reasons.extend(keys.and_then(KeyRing::outage));
         Readiness {
             ready: reasons.is_empty(),
             reasons,
+            warnings: keys.map(KeyRing::warnings).unwrap_or_default(),
         }
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod chain;
 mod embedded;
 mod redis;
 mod routing;
+mod tickets;
 
 use std::sync::Arc;
 
@@ -22,6 +23,7 @@ use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, Kep
 use crate::telemetry::BusMetrics;
 
 pub use redis::{library, publish_once};
+pub use tickets::{TicketStore, TicketsUnavailable};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
 /// what changes meanwhile, so this many shards never wait for one another.
@@ -142,8 +144,17 @@ pub struct Bus {
     pub history: mpsc::Sender<HistoryRequest>,
     /// Publishes for the HTTP edge.
     pub publisher: Publisher,
+    /// Keeps tickets for the HTTP edge.
+    pub tickets: TicketStore,
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
+}
+
+/// What a bus serves the HTTP edge with.
+struct Services {
+    publisher: Publisher,
+    tickets: TicketStore,
+    health: watch::Receiver<BusHealth>,
 }
 
 impl Bus {
@@ -161,15 +172,16 @@ impl Bus {
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
         let inputs = Inputs { updates, asked };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
-        let (publisher, health) = match &config.bus {
+        let services = match &config.bus {
             BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
             BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
         };
         Ok(Self {
             interest,
             history,
-            publisher,
-            health,
+            publisher: services.publisher,
+            tickets: services.tickets,
+            health: services.health,
         })
     }
 }

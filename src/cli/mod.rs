@@ -6,15 +6,16 @@ mod nginx;
 mod pages;
 mod publish;
 mod tail;
+mod token;
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::App;
-use crate::config::{Config, Faults, Settings, unknown_variables};
+use crate::config::{Config, Faults, Settings, exposed_secrets, unknown_variables};
 use crate::telemetry::start_log;
 
 /// A multi-node Server-Sent Events gateway behind Redis pub/sub.
@@ -65,26 +66,31 @@ type Failure = Box<dyn std::error::Error>;
 pub fn main() -> ExitCode {
     // rustls has no default of its own; a second install has no effect.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let cli = Cli::parse();
-    let result = match cli.command {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let _ = writeln!(std::io::stderr(), "fanfare: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), Failure> {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches)?;
+    let exposed = exposed_secrets(&matches);
+    if !exposed.is_empty() {
+        return Err(Faults(exposed).into());
+    }
+    match cli.command {
         None => serve(&cli.settings),
         Some(Command::Publish(command)) => command.run(),
         Some(Command::Tail(command)) => command.run(),
         Some(Command::Check(command)) => check(&command),
         Some(Command::Functions(command)) => command.run(),
         Some(Command::Health(command)) => command.run(),
-        Some(Command::Completions(command)) => {
-            command.run();
-            Ok(())
-        }
+        Some(Command::Completions(command)) => command.run(),
         Some(Command::Man(command)) => command.run(),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            let _ = writeln!(std::io::stderr(), "fanfare: {failure}");
-            ExitCode::FAILURE
-        }
     }
 }
 
@@ -138,7 +144,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

@@ -1,5 +1,6 @@
 //! `fanfare completions` and `fanfare man`, for packagers: made from the command line's own definition.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, CommandFactory};
@@ -13,9 +14,11 @@ pub(super) struct Completions {
 }
 
 impl Completions {
-    pub(super) fn run(&self) {
-        let mut output = std::io::stdout();
-        clap_complete::generate(self.shell, &mut Cli::command(), "fanfare", &mut output);
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        let mut script = Vec::new();
+        clap_complete::generate(self.shell, &mut Cli::command(), "fanfare", &mut script);
+        // Somebody who reads the beginning only is no reason to panic.
+        Ok(std::io::stdout().write_all(&script)?)
     }
 }
 

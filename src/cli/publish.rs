@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Args;
+use reqwest::header::{AUTHORIZATION, HeaderValue};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use super::token::Token;
 use super::{Failure, runtime};
 use crate::bus::{KeepOptions, publish_once};
-use crate::config::RedisUrl;
+use crate::config::{RedisUrl, secret};
 use crate::protocol::{ChannelName, Event, EventId};
 
 /// The limit that a gateway has unless told otherwise; Redis would take more, gateways drop it.
@@ -40,14 +43,21 @@ pub(super) struct Publish {
     #[arg(long, conflicts_with_all = ["history", "key"])]
     live: bool,
     /// Publish through this Redis
-    #[arg(long, env = "FANFARE_REDIS_URL", hide_env_values = true)]
-    redis_url: Option<String>,
+    #[arg(
+        long,
+        env = "FANFARE_REDIS_URL",
+        hide_env_values = true,
+        value_parser = secret
+    )]
+    redis_url: Option<SecretString>,
     /// What stands before the channel's name in Redis
     #[arg(long, env = "FANFARE_PREFIX", default_value = "sse:")]
     prefix: String,
     /// Publish over HTTP to this gateway, when no Redis is named
     #[arg(long, default_value = "http://127.0.0.1:8080")]
     url: String,
+    #[command(flatten)]
+    token: Token,
 }
 
 impl Publish {
@@ -68,14 +78,24 @@ impl Publish {
             traceparent: None,
         });
         let runtime = runtime()?;
-        let id = match self.redis_url.as_deref() {
+        let id = match self.redis_url.as_ref().map(ExposeSecret::expose_secret) {
             Some(url) if url != "memory:" => {
                 let url = RedisUrl::parse(url).map_err(|rule| format!("the Redis URL {rule}"))?;
                 let keep = keep.as_ref();
                 let publish = publish_once(&url, &self.prefix, &self.channel, &event, keep);
                 runtime.block_on(publish)?
             }
-            _ => runtime.block_on(post(&self.url, &self.channel, &event, keep.as_ref()))?,
+            _ => {
+                let authorization = self.token.authorization()?;
+                let post = post(
+                    &self.url,
+                    authorization,
+                    &self.channel,
+                    &event,
+                    keep.as_ref(),
+                );
+                runtime.block_on(post)?
+            }
         };
         if let Some(id) = id {
             writeln!(std::io::stdout(), "{id}")?;
@@ -92,6 +112,7 @@ struct Published {
 
 async fn post(
     url: &str,
+    authorization: Option<HeaderValue>,
     channel: &ChannelName,
     event: &Event,
     keep: Option<&KeepOptions>,
@@ -112,13 +133,14 @@ async fn post(
             url.query_pairs_mut().append_pair(name, value);
         }
     }
-    let response = reqwest::Client::builder()
+    let client = reqwest::Client::builder()
         .timeout(Duration::from_secs(10))
-        .build()?
-        .post(url)
-        .body(event.data().clone())
-        .send()
-        .await?;
+        .build()?;
+    let mut request = client.post(url).body(event.data().clone());
+    if let Some(authorization) = authorization {
+        request = request.header(AUTHORIZATION, authorization);
+    }
+    let response = request.send().await?;
     let status = response.status();
     let answer = response.text().await?;
     if !status.is_success() {

@@ -8,6 +8,7 @@ use futures_util::StreamExt;
 use serde_json::Value;
 use sse_stream::{Sse, SseByteStream};
 
+use super::token::Token;
 use super::{Failure, runtime};
 use crate::protocol::{ChannelName, Cursor};
 
@@ -34,6 +35,8 @@ pub(super) struct Tail {
     /// Exit after this many events
     #[arg(long, value_name = "N")]
     count: Option<u64>,
+    #[command(flatten)]
+    token: Token,
 }
 
 impl Tail {
@@ -62,6 +65,7 @@ impl Tail {
             retry: DEFAULT_RETRY,
             left: self.count.unwrap_or(u64::MAX),
             resumes: false,
+            token: self.token,
         };
         while reader.left > 0 {
             match reader.read().await? {
@@ -94,6 +98,7 @@ struct Reader {
     left: u64,
     /// There was a connection before, which the user is to be told of once this one stands.
     resumes: bool,
+    token: Token,
 }
 
 impl Reader {
@@ -105,6 +110,9 @@ impl Reader {
             .header("accept", "text/event-stream");
         if let Some(cursor) = &self.cursor {
             request = request.header("last-event-id", cursor);
+        }
+        if let Some(authorization) = self.token.authorization()? {
+            request = request.header(reqwest::header::AUTHORIZATION, authorization);
         }
         let response = match request.send().await {
             Ok(response) => response,

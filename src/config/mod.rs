@@ -3,7 +3,9 @@
 //! Settings come as text, from flags or the environment under the same names, and become a
 //! [`Config`] only when all of them are right. All faults are reported at once.
 
+mod access;
 mod environment;
+mod exposed;
 mod redis_url;
 mod settings;
 mod values;
@@ -16,12 +18,15 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use crate::hub::{HubSettings, SlowClientPolicy};
-use crate::protocol::{ChannelName, ChannelPattern, RetryRange};
+use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
 
+pub use access::{Access, AccessRules, AccessSettings, JwksUrl, TokenConfig};
 pub use environment::unknown_variables;
+pub use exposed::exposed_secrets;
 pub use redis_url::RedisUrl;
 pub use settings::{Fault, Faults, Settings};
+pub use values::secret;
 
 /// What the recent kept events of all channels may take, in all shards together: most clients
 /// that come back find what they missed there.
@@ -34,30 +39,6 @@ pub enum BusConfig {
     Embedded,
     /// From Redis.
     Redis(RedisUrl),
-}
-
-/// Who may read and publish over HTTP.
-#[derive(Clone, Debug)]
-pub enum Access {
-    /// Everybody everything: a listener on loopback without rules.
-    Open,
-    /// Everybody may read the channels these patterns name; nobody may publish over HTTP.
-    Public(Vec<ChannelPattern>),
-}
-
-impl Access {
-    /// Whether anybody may read `channel`.
-    pub fn may_read(&self, channel: &ChannelName) -> bool {
-        match self {
-            Self::Open => true,
-            Self::Public(patterns) => patterns.iter().any(|pattern| pattern.matches(channel)),
-        }
-    }
-
-    /// Whether anybody may publish over HTTP.
-    pub fn may_publish(&self) -> bool {
-        matches!(self, Self::Open)
-    }
 }
 
 /// A configuration that keeps every rule.
@@ -120,13 +101,7 @@ impl fmt::Display for Config {
             BusConfig::Redis(url) => line("REDIS_URL", &format_args!("… at {}", url.address()))?,
         }
         line("PREFIX", &self.prefix)?;
-        match &self.access {
-            Access::Open => line("PUBLIC_CHANNELS", &"* (and anybody may publish)")?,
-            Access::Public(patterns) => {
-                let patterns: Vec<_> = patterns.iter().map(ToString::to_string).collect();
-                line("PUBLIC_CHANNELS", &patterns.join(","))?;
-            }
-        }
+        self.access.write(&mut line)?;
         line("SHARDS", &self.shards)?;
         line("HEARTBEAT", &format_duration(self.heartbeat))?;
         line("RETRY", &self.retry)?;

@@ -6,12 +6,14 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::Args;
+use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 
-use super::values::{duration, duration_range, list, size};
-use super::{Access, BusConfig, Config, RedisUrl};
+use super::access::AccessSettings;
+use super::values::{duration, duration_range, secret, size};
+use super::{BusConfig, Config, RedisUrl};
 use crate::hub::SlowClientPolicy;
-use crate::protocol::{ChannelPattern, RetryRange};
+use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
 
 /// Descriptors kept free for everything that is no client: Redis, the admin listener, files, and
@@ -47,9 +49,10 @@ pub struct Settings {
         long,
         env = "FANFARE_REDIS_URL",
         value_name = "URL",
-        hide_env_values = true
+        hide_env_values = true,
+        value_parser = secret
     )]
-    pub redis_url: Option<String>,
+    pub redis_url: Option<SecretString>,
 
     /// A file that holds the Redis URL, for a URL with a password
     #[arg(long, env = "FANFARE_REDIS_URL_FILE", value_name = "FILE")]
@@ -198,10 +201,9 @@ pub struct Settings {
     )]
     pub max_connection_age: String,
 
-    /// Channels that anybody may read, exact or ending in *. [default: all on a loopback
-    /// listener; required on any other]
-    #[arg(long, env = "FANFARE_PUBLIC_CHANNELS", value_name = "PATTERNS")]
-    pub public_channels: Option<String>,
+    /// Who may read and publish
+    #[command(flatten)]
+    pub access: AccessSettings,
 
     /// Which log lines are written: error, warn, info, debug, or target=level directives
     #[arg(
@@ -248,10 +250,10 @@ impl fmt::Display for Faults {
 impl std::error::Error for Faults {}
 
 /// Takes values out of settings and keeps the faults.
-struct Reader(Vec<Fault>);
+pub(super) struct Reader(Vec<Fault>);
 
 impl Reader {
-    fn fault(&mut self, setting: &str, rule: impl Into<String>) {
+    pub(super) fn fault(&mut self, setting: &str, rule: impl Into<String>) {
         self.0.push(Fault {
             setting: format!("FANFARE_{setting}"),
             rule: rule.into(),
@@ -273,7 +275,12 @@ impl Reader {
         })
     }
 
-    fn duration(&mut self, setting: &str, text: &str, within: (Duration, Duration)) -> Duration {
+    pub(super) fn duration(
+        &mut self,
+        setting: &str,
+        text: &str,
+        within: (Duration, Duration),
+    ) -> Duration {
         let value = duration(text).and_then(|value| {
             let (least, most) = within;
             if (least..=most).contains(&value) {
@@ -321,7 +328,7 @@ impl Settings {
         }
         let open = listen.ip().is_loopback();
         let bus = self.read_bus(open, &mut reader);
-        let access = self.read_access(open, &mut reader);
+        let access = self.access.read(open, &mut reader);
         let prefix_is_plain = !self.prefix.is_empty()
             && self.prefix.len() <= 64
             && self.prefix.bytes().all(|byte| {
@@ -446,7 +453,7 @@ impl Settings {
                 reader.fault("REDIS_URL_FILE", "and FANFARE_REDIS_URL exclude each other");
                 return BusConfig::Embedded;
             }
-            (Some(url), None) => Some(url.clone()),
+            (Some(url), None) => Some(url.expose_secret().to_owned()),
             (None, Some(file)) => match std::fs::read_to_string(file) {
                 Ok(url) => Some(url.trim_end().to_owned()),
                 Err(error) => {
@@ -476,30 +483,6 @@ impl Settings {
                 BusConfig::Embedded
             }
         }
-    }
-
-    fn read_access(&self, open: bool, reader: &mut Reader) -> Access {
-        let Some(patterns) = &self.public_channels else {
-            if !open {
-                reader.fault(
-                    "PUBLIC_CHANNELS",
-                    "is required when FANFARE_LISTEN is not a loopback address: \
-                     which channels anybody may read",
-                );
-            }
-            return Access::Open;
-        };
-        let mut parsed = Vec::new();
-        for pattern in list(patterns) {
-            match ChannelPattern::parse(pattern) {
-                Ok(pattern) => parsed.push(pattern),
-                Err(rule) => reader.fault("PUBLIC_CHANNELS", format!("has {pattern:?}: {rule}")),
-            }
-        }
-        if parsed.is_empty() {
-            reader.fault("PUBLIC_CHANNELS", "names no channel");
-        }
-        Access::Public(parsed)
     }
 
     fn read_max_connections(&self, reader: &mut Reader) -> usize {
@@ -543,6 +526,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::config::Access;
     use clap::Parser;
 
     #[derive(Parser)]
@@ -568,7 +552,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:8080");
         assert_eq!(config.admin_listen.to_string(), "127.0.0.1:9080");
         assert!(matches!(config.bus, BusConfig::Embedded));
-        assert!(config.access.may_publish());
+        assert!(matches!(config.access, Access::Open));
         assert_eq!(config.heartbeat, Duration::from_secs(15));
         assert_eq!(config.max_event_bytes, 1 << 20);
         assert_eq!(config.history_length, 1000);
@@ -593,10 +577,12 @@ mod tests {
             ],
         ]
         .concat();
-        let access = read(&told).unwrap().access;
-        let name = |name| crate::protocol::ChannelName::parse(name).unwrap();
-        assert!(access.may_read(&name("news.eu")) && access.may_read(&name("alerts")));
-        assert!(!access.may_read(&name("orders")) && !access.may_publish());
+        let Access::Rules(rules) = read(&told).unwrap().access else {
+            panic!("it is open");
+        };
+        let public: Vec<_> = rules.public.iter().map(ToString::to_string).collect();
+        assert_eq!(public, ["news.*", "alerts"]);
+        assert!(rules.tokens.is_none());
     }
 
     /// Every setting wrong once; all are reported together.
@@ -623,15 +609,95 @@ mod tests {
             "--drain-period=-1s",
             "--max-connection-age=never",
             "--public-channels=$all,",
+            "--token-channels=user.{sub}*",
+            "--jwt-secret=short",
+            "--jwt-secret-file=/nowhere",
+            "--jwt-public-key-file=/dev/null",
+            "--jwks-url=http://id.example/keys",
+            "--jwks-max-age=0s",
+            "--jwt-issuer=,",
+            "--jwt-audience=",
             "--log=a=b=c",
             "--log-format=xml",
         ]);
         let settings: BTreeSet<_> = found.iter().collect();
-        assert_eq!(settings.len(), 22, "{found:?}");
+        assert_eq!(settings.len(), 30, "{found:?}");
+    }
+
+    #[test]
+    fn keys_say_who_may_read() {
+        let secret = "--jwt-secret=0123456789abcdefghijklmnopqrstuv";
+        let outside = ["--listen=0.0.0.0:8080", "--redis-url=memory:", secret];
+        let config = read(&outside).unwrap();
+        let printed = format!("{config}{config:?}");
+        assert!(
+            printed.contains("FANFARE_JWT_SECRET=… (HS256)"),
+            "{printed}"
+        );
+        assert!(!printed.contains("0123"), "{printed}");
+        let Access::Rules(rules) = config.access else {
+            panic!("it is open");
+        };
+        assert!(rules.public.is_empty() && rules.tokens.is_some());
+        // Loopback is not open either, once there is a key.
+        assert!(matches!(read(&[secret]).unwrap().access, Access::Rules(_)));
+    }
+
+    #[test]
+    fn settings_do_not_print_secrets() {
+        let command = Command::parse_from([
+            "fanfare",
+            "--jwt-secret=canary-canary-canary-canary-canary",
+            "--redis-url=redis://user:canary@127.0.0.1",
+        ]);
+        let printed = format!("{:?}", command.settings);
+        assert!(!printed.contains("canary"), "{printed}");
+    }
+
+    #[test]
+    fn what_needs_a_key_is_a_fault_without_one() {
+        let found = faults(&[
+            "--token-channels=a",
+            "--jwt-issuer=me",
+            "--jwt-audience=me",
+            "--jwks-max-age=1h",
+        ]);
+        let expected = [
+            "TOKEN_CHANNELS",
+            "JWT_ISSUER",
+            "JWT_AUDIENCE",
+            "JWKS_MAX_AGE",
+        ];
+        assert_eq!(found, expected.map(|name| format!("FANFARE_{name}")));
+        for url in [
+            "http://10.0.0.1/jwks",
+            "https://user:canary@id.example/jwks",
+            "ftp://127.0.0.1/jwks",
+            "file:///etc/jwks",
+            "jwks",
+        ] {
+            let Faults(told) = read(&[&format!("--jwks-url={url}")]).unwrap_err();
+            assert_eq!(told[0].setting, "FANFARE_JWKS_URL");
+            assert!(!told[0].rule.contains("canary"), "{}", told[0].rule);
+        }
+        for url in [
+            "https://id.example/jwks?x=1",
+            "http://127.0.0.1:1/jwks",
+            "http://[::1]/jwks",
+        ] {
+            assert!(read(&[&format!("--jwks-url={url}")]).is_ok(), "{url}");
+        }
     }
 
     #[test]
     fn contradictions_are_faults() {
+        assert_eq!(
+            faults(&[
+                "--jwt-secret=0123456789abcdefghijklmnopqrstuv",
+                "--jwt-secret-file=/dev/null"
+            ]),
+            ["FANFARE_JWT_SECRET_FILE", "FANFARE_JWT_SECRET_FILE"]
+        );
         assert_eq!(
             faults(&["--listen=127.0.0.1:9080"]),
             ["FANFARE_ADMIN_LISTEN"]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use secrecy::SecretString;
 
 /// `500ms`, `15s`, `2m`, `0s`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
@@ -30,6 +31,14 @@ pub(super) fn list(text: &str) -> impl Iterator<Item = &str> {
     text.split(',')
         .map(str::trim)
         .filter(|item| !item.is_empty())
+}
+
+/// Reads an argument that is printed nowhere.
+///
+/// # Errors
+/// None; clap takes only parsers that may fail.
+pub fn secret(text: &str) -> Result<SecretString, std::convert::Infallible> {
+    Ok(text.into())
 }
 
 #[cfg(test)]

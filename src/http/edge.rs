@@ -13,6 +13,7 @@ use tower_service::Service;
 
 use super::admission::{ConnectionLimit, OpenStream};
 use super::answer::{BUSY_HEADER, busy};
+use super::auth::{HeldTicket, NotSpent, Undecided, wrong_ticket};
 use super::cut_off;
 use super::error::Problem;
 use super::stream::EdgeBody;
@@ -30,6 +31,11 @@ pub struct Edge {
     hub: Rc<Hub>,
     router: Router,
     limit: Arc<ConnectionLimit>,
+}
+
+/// Whether an answer says who asks may not.
+fn is_denied(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 impl Edge {
@@ -59,6 +65,7 @@ impl Edge {
     {
         let version = request.version();
         let head_only = request.method() == Method::HEAD;
+        let is_stream = head_only || request.method() == Method::GET;
         let wants_503 = request
             .headers()
             .get(BUSY_HEADER)
@@ -75,12 +82,21 @@ impl Edge {
             }
         };
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
+            let undecided = response.extensions_mut().remove::<Undecided>();
+            if let (true, Some(Undecided(why))) = (is_stream, undecided) {
+                self.hub.stats().count_rejected(RejectReason::Undecided);
+                response = busy(wants_503, why);
+                close(&mut response);
+            } else if is_stream && is_denied(response.status()) {
+                self.hub.stats().count_rejected(RejectReason::Denied);
+            }
             // A proxy must not keep a connection for a request that would meet the end.
             if self.hub.is_draining() {
                 close(&mut response);
             }
             return response.map(EdgeBody::Plain);
         };
+        let ticket = response.extensions_mut().remove::<HeldTicket>();
         if has_body {
             // Unread bytes would hide from hyper that the client is gone.
             let problem = Problem::new(
@@ -99,7 +115,18 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let opened = self.open(&stream, &head, handoff.is_some()).await;
+        let mut opened = self.open(&stream, &head, handoff.is_some()).await;
+        if let (Ok(_), Some(ticket)) = (&opened, &ticket) {
+            // Only now, so that a client that is told to come back can.
+            match ticket.spend().await {
+                Ok(()) => {}
+                Err(NotSpent::NotNow) => opened = Err("the ticket could not be spent"),
+                Err(NotSpent::Gone) => {
+                    self.hub.stats().count_rejected(RejectReason::Denied);
+                    return wrong_ticket().into_response().map(EdgeBody::Plain);
+                }
+            }
+        }
         match (opened, handoff) {
             (Err(why), _) => {
                 let mut response = busy(wants_503, why);

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
 
 /// A fault of a request, as problem details (RFC 9457): which field breaks which rule.
 #[derive(Debug, Serialize)]
-pub(super) struct Problem {
+pub struct Problem {
     #[serde(serialize_with = "status_number")]
     status: StatusCode,
     title: &'static str,
@@ -18,6 +18,8 @@ pub(super) struct Problem {
     field: Option<&'static str>,
     #[serde(skip)]
     retry_after: Option<Duration>,
+    #[serde(skip)]
+    challenge: Option<HeaderValue>,
 }
 
 fn status_number<S: serde::Serializer>(
@@ -36,7 +38,19 @@ impl Problem {
             detail: detail.into(),
             field: None,
             retry_after: None,
+            challenge: None,
         }
+    }
+
+    /// A credential that is missing or wrong; `error` is the code of RFC 6750, section 3.1.
+    pub(super) fn unauthorized(detail: impl Into<String>, error: Option<&'static str>) -> Self {
+        let mut problem = Self::new(StatusCode::UNAUTHORIZED, detail);
+        problem.challenge = Some(match error {
+            None => HeaderValue::from_static("Bearer"),
+            Some(error) => HeaderValue::try_from(format!("Bearer error=\"{error}\""))
+                .unwrap_or(HeaderValue::from_static("Bearer")),
+        });
+        problem
     }
 
     /// A field that breaks a rule.
@@ -72,6 +86,9 @@ impl IntoResponse for Problem {
         if let Some(after) = self.retry_after {
             let seconds = HeaderValue::from(after.as_secs().max(1));
             response.headers_mut().insert(RETRY_AFTER, seconds);
+        }
+        if let Some(challenge) = self.challenge {
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
         response
     }

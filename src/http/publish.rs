@@ -12,8 +12,10 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
+use super::auth::Refusal;
 use super::error::Problem;
 use super::state::RouterState;
+use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
 use crate::protocol::{ChannelName, Event, EventId};
 use crate::telemetry::occurrences::{EventPublished, PublishFailed, PublishRefused};
@@ -49,15 +51,11 @@ pub(super) async fn publish(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Published>, Problem> {
-    if !state.access.may_publish() {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            "publishing over HTTP is open on loopback listeners only; publish through Redis",
-        ));
-    }
+) -> Result<Json<Published>, Refusal> {
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
+    let caller = state.authority.caller(&headers, None).await?;
+    state.authority.check_publish(&caller, &channel)?;
     let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
     let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
         .await
@@ -91,7 +89,7 @@ pub(super) async fn publish(
                 id: id.as_ref().map(EventId::to_string),
             }))
         }
-        Err(error) => Err(refused(&state.metrics, kind, &channel, &error)),
+        Err(error) => Err(refused(&state.metrics, kind, &channel, &error).into()),
     }
 }
 
@@ -188,6 +186,7 @@ impl Fields {
                         return Err(Problem::field("history", rule));
                     }
                 }
+                "token" | "jwt" => return Err(token_in_query()),
                 _ => {
                     let rule = format!(
                         "{key:?} is unknown; there are event, retry, to, key, history and keep"

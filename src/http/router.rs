@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 
 use super::error::Problem;
 use super::state::RouterState;
-use super::{demo, publish, subscribe};
+use super::{auth, demo, publish, subscribe};
 
 /// The router of the data listener.
 pub fn router(state: RouterState) -> Router {
@@ -19,7 +19,8 @@ pub fn router(state: RouterState) -> Router {
         .route(
             "/events/{channel}",
             get(subscribe::by_path).merge(post(publish::publish)),
-        );
+        )
+        .route("/tickets", post(auth::draw));
     if demo {
         router = router.route("/", get(demo::page));
     }

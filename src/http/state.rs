@@ -1,14 +1,14 @@
 //! What the handlers of the router share.
 
+use super::auth::Authority;
 use crate::bus::Publisher;
-use crate::config::Access;
 use crate::telemetry::BusMetrics;
 
 /// What the handlers need. Shared by all shards: nothing here is touched by an event.
 #[derive(Debug)]
 pub struct RouterState {
     /// Who may read and publish.
-    pub access: Access,
+    pub authority: Authority,
     /// The way to the bus.
     pub publisher: Publisher,
     /// Where publishing is counted.

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::answer::stream_headers;
+use super::auth::{Caller, Refusal};
 use super::error::Problem;
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};
@@ -23,9 +24,9 @@ pub(super) async fn by_path(
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
+) -> Result<Response, Refusal> {
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
-    stream_head(&state, Some(&channel), query.as_deref(), &headers)
+    stream_head(&state, Some(&channel), query.as_deref(), &headers).await
 }
 
 /// Opens a stream on the channels of the query.
@@ -33,68 +34,62 @@ pub(super) async fn by_query(
     State(state): State<Arc<RouterState>>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
-) -> Result<Response, Problem> {
-    stream_head(&state, None, query.as_deref(), &headers)
+) -> Result<Response, Refusal> {
+    stream_head(&state, None, query.as_deref(), &headers).await
 }
 
-fn stream_head(
+async fn stream_head(
     state: &RouterState,
     path: Option<&str>,
     query: Option<&str>,
     headers: &HeaderMap,
-) -> Result<Response, Problem> {
+) -> Result<Response, Refusal> {
     let mut begin = Begin::default();
     let mut cursor_style = CursorStyle::Silent;
-    let mut channels = Vec::new();
-    let mut add = |name: &str| {
-        let name = ChannelName::parse(name).map_err(|rule| Problem::field("channel", rule))?;
-        if !channels.contains(&name) {
-            if channels.len() >= state.max_channels_per_connection {
-                return Err(Problem::field(
-                    "channel",
-                    format!(
-                        "a stream has at most {} channels (FANFARE_MAX_CHANNELS_PER_CONNECTION)",
-                        state.max_channels_per_connection
-                    ),
-                ));
-            }
-            channels.push(name);
-        }
-        Ok(())
+    let mut ticket = None;
+    let mut channels = Channels {
+        names: Vec::new(),
+        most: state.max_channels_per_connection,
     };
-    path.map(&mut add).transpose()?;
+    let parse =
+        |name: &str| ChannelName::parse(name).map_err(|rule| Problem::field("channel", rule));
+    if let Some(name) = path {
+        channels.add(parse(name)?)?;
+    }
     for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
         match &*key {
-            "channel" => add(&value)?,
+            "channel" => channels.add(parse(&value)?)?,
+            "ticket" if ticket.is_some() => {
+                return Err(Problem::field("ticket", "stands twice").into());
+            }
+            "ticket" => ticket = Some(value),
             "last_event_id" => begin.after(&value),
             "history" => begin.newest = Some(newest(&value)?),
             "cursor" if value == "event" => cursor_style = CursorStyle::Event,
             "cursor" => {
-                return Err(Problem::field("cursor", "is event, or left out"));
+                return Err(Problem::field("cursor", "is event, or left out").into());
             }
-            "token" | "jwt" => {
-                return Err(Problem::new(
-                    StatusCode::BAD_REQUEST,
-                    "a token does not belong into a URL, where logs and histories keep it",
-                ));
-            }
+            "token" | "jwt" => return Err(token_in_query().into()),
             _ => {}
         }
     }
-    if channels.is_empty() {
-        return Err(Problem::field(
-            "channel",
-            "name at least one: /events?channel=orders",
-        ));
+    let Caller {
+        session,
+        grants,
+        ticket,
+        ..
+    } = {
+        let caller = state.authority.caller(headers, ticket.as_deref()).await?;
+        for channel in &channels.names {
+            state.authority.check_read(&caller, channel)?;
+        }
+        caller
+    };
+    for channel in grants.join {
+        channels.add(channel)?;
     }
-    if let Some(channel) = channels
-        .iter()
-        .find(|channel| !state.access.may_read(channel))
-    {
-        return Err(Problem::new(
-            StatusCode::FORBIDDEN,
-            format!("channel {channel} is not public here"),
-        ));
+    if channels.names.is_empty() {
+        return Err(Problem::field("channel", "name at least one: /events?channel=orders").into());
     }
     // What the browser itself sends wins over what the page began with.
     if let Some(cursor) = headers.get("last-event-id") {
@@ -102,12 +97,48 @@ fn stream_head(
     }
     let mut response = StatusCode::OK.into_response();
     stream_headers(response.headers_mut());
+    if let Some(ticket) = ticket {
+        response.extensions_mut().insert(ticket);
+    }
     response.extensions_mut().insert(StreamRequest {
-        channels,
+        channels: channels.names,
         start: begin.start(),
         cursor_style,
+        session,
     });
     Ok(response)
+}
+
+/// The answer to a token in a URL.
+pub(super) fn token_in_query() -> Problem {
+    Problem::new(
+        StatusCode::BAD_REQUEST,
+        "a token does not belong into a URL, where logs and histories keep it: send it in the \
+         Authorization header or the cookie fanfare, or draw a ticket",
+    )
+}
+
+/// The channels of one stream, each once.
+struct Channels {
+    names: Vec<ChannelName>,
+    most: usize,
+}
+
+impl Channels {
+    fn add(&mut self, name: ChannelName) -> Result<(), Problem> {
+        if self.names.contains(&name) {
+            return Ok(());
+        }
+        if self.names.len() >= self.most {
+            let rule = format!(
+                "a stream has at most {} channels (FANFARE_MAX_CHANNELS_PER_CONNECTION)",
+                self.most
+            );
+            return Err(Problem::field("channel", rule));
+        }
+        self.names.push(name);
+        Ok(())
+    }
 }
 
 /// Stands for a header that is not even text.

@@ -17,6 +17,7 @@ mod mailbox;
 pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
+mod session;
 mod shard;
 mod stats;
 mod subscriber;
@@ -34,6 +35,7 @@ use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptE
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{MailboxState, SlowClientPolicy};
 pub use resume::Start;
+pub use session::Session;
 pub use shard::Hub;
 pub use stats::{
     CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RejectReason,

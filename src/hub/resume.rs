@@ -428,6 +428,7 @@ mod tests {
             channels: vec!["a".parse().unwrap()],
             start: Start::Newest(3),
             cursor_style: CursorStyle::Silent,
+            session: None,
         };
         let (sender, mut told) = mpsc::channel::<InterestUpdate>(1);
         let bus = async {

@@ -33,6 +33,10 @@ labels! { "reason":
         BusUnavailable = "bus_unavailable",
         /// The request's head was malformed, too large, or did not come in time.
         RequestHead = "request_head",
+        /// Who asks may not read it: no token, a wrong one, another's.
+        Denied = "denied",
+        /// Nobody could tell who asks: keys or tickets were not to be had.
+        Undecided = "undecided",
     }
 }
 

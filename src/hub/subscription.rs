@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tokio::time::Instant;
 
 use super::mailbox::{MailboxState, Parcel};
 use super::resume::Start;
+use super::session::Session;
 use super::shard::Hub;
 use super::stats::CloseReason;
 use super::subscriber::{ChannelKey, Subscriber};
@@ -25,6 +27,8 @@ pub struct StreamRequest {
     pub start: Start,
     /// How its client learns its cursor.
     pub cursor_style: CursorStyle,
+    /// Who reads; `None`: anybody, without a token.
+    pub session: Option<Arc<Session>>,
 }
 
 /// Why a stream was not opened.

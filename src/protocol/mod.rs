@@ -3,6 +3,7 @@
 //! Pure: nothing here knows tokio, Redis, HTTP or another module of this crate. Everything that
 //! arrives from outside becomes one of these types first, so a value that exists is valid.
 
+mod audience;
 mod channel;
 mod control;
 mod cursor;
@@ -14,6 +15,7 @@ mod id;
 mod pattern;
 mod retry;
 
+pub use audience::{Audience, AudienceFault, Claims, MAX_AUDIENCE_BYTES};
 pub use channel::{ChannelName, InvalidChannelName};
 pub use control::{CursorStyle, cursor_block, first_block, gap_block, retry_block};
 pub use cursor::{Cursor, InvalidCursor};

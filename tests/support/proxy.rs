@@ -1,4 +1,4 @@
-//! A TCP proxy between a gateway and Redis, that can be pointed elsewhere, cut and stalled.
+//! A TCP proxy, mostly between a gateway and Redis, that can be pointed elsewhere, cut and stalled.
 
 #![allow(dead_code, reason = "every test file uses a part of it")]
 #![allow(unreachable_pub, reason = "a module of several test crates")]
@@ -47,10 +47,15 @@ impl Drop for Proxy {
 impl Proxy {
     /// Starts a proxy to `redis`.
     pub async fn to(redis: &Redis) -> Self {
+        Self::to_address(address_of(redis)).await
+    }
+
+    /// Starts a proxy to whatever listens at `target`.
+    pub async fn to_address(target: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (rules, watched) = watch::channel(Rules {
-            target: Some(address_of(redis)),
+            target: Some(target),
             stalled: false,
             epoch: 0,
         });
@@ -67,6 +72,11 @@ impl Proxy {
         format!("redis://{}", self.address)
     }
 
+    /// The URL of a path behind it.
+    pub fn http_url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
     /// Its port.
     pub fn port(&self) -> u16 {
         self.address.port()
@@ -74,8 +84,12 @@ impl Proxy {
 
     /// New connections go to `redis`; what is open stays.
     pub fn point(&self, redis: &Redis) {
-        let target = Some(address_of(redis));
-        self.rules.send_modify(|rules| rules.target = target);
+        self.point_at(address_of(redis));
+    }
+
+    /// New connections go to `target`; what is open stays.
+    pub fn point_at(&self, target: SocketAddr) {
+        self.rules.send_modify(|rules| rules.target = Some(target));
     }
 
     /// Closes what is open.

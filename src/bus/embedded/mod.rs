@@ -1,6 +1,7 @@
 //! A bus inside the process: one replica, no Redis, the same behaviour.
 
 mod store;
+mod tickets;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,12 +11,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use self::store::{Full, Limits, Store};
 use super::routing::{Routing, Wish};
-use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher};
+use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher, Services, TicketStore};
 use crate::config::Config;
 use crate::hub::{BusEvent, HistoryRequest, InterestUpdate};
 use crate::protocol::{ChannelName, Event, EventId};
 use crate::telemetry::occurrences::{EventReceived, NoAudience};
 use crate::telemetry::{BusMetrics, EventKind};
+
+pub(super) use tickets::EmbeddedTickets;
 
 /// Published events that may wait: publishers beyond it wait for their answer.
 const PUBLISH_QUEUE: usize = 64;
@@ -100,7 +103,7 @@ pub(super) fn start(
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
-) -> (Publisher, watch::Receiver<BusHealth>) {
+) -> Services {
     let (publisher, published) = mpsc::channel(PUBLISH_QUEUE);
     let (_, health) = watch::channel(BusHealth::Up);
     let clock = Clock::start();
@@ -116,7 +119,11 @@ pub(super) fn start(
         metrics,
     };
     control.spawn(bus.run(inputs, published));
-    (Publisher::Embedded(EmbeddedPublisher(publisher)), health)
+    Services {
+        publisher: Publisher::Embedded(EmbeddedPublisher(publisher)),
+        tickets: TicketStore::Embedded(EmbeddedTickets::default()),
+        health,
+    }
 }
 
 /// The time of day when the process began, and what has passed since: it never steps.

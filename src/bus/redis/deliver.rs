@@ -636,6 +636,7 @@ mod tests {
             channels: vec![name("a"), name("b")],
             start: Start::Live,
             cursor_style: CursorStyle::Silent,
+            session: None,
         };
         let (sender, mut told) = mpsc::channel(1);
         tokio::select! {

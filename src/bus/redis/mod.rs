@@ -20,6 +20,7 @@ mod publish;
 mod session;
 mod subscribe;
 mod subscriptions;
+mod tickets;
 
 use std::sync::Arc;
 
@@ -33,13 +34,14 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Inputs, Publisher};
+use super::{BusHealth, Inputs, Publisher, Services, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
+pub(super) use tickets::RedisTickets;
 
 /// Starts the bus. Redis need not be there yet.
 pub(super) fn start(
@@ -49,7 +51,7 @@ pub(super) fn start(
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
-) -> Result<(Publisher, watch::Receiver<BusHealth>), redis::RedisError> {
+) -> Result<Services, redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
     let pool = CommandPool::new(url)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
@@ -85,5 +87,9 @@ pub(super) fn start(
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
-    Ok((Publisher::Redis(publisher), health))
+    Ok(Services {
+        tickets: TicketStore::Redis(RedisTickets::new(publisher.clone(), &config.prefix)),
+        publisher: Publisher::Redis(publisher),
+        health,
+    })
 }

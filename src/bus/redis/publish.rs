@@ -66,7 +66,7 @@ impl RedisPublisher {
     }
 
     /// From any runtime: a pooled connection is used only where it was made.
-    async fn run<T>(&self, command: Cmd) -> Result<T, PublishError>
+    pub(super) async fn run<T>(&self, command: Cmd) -> Result<T, PublishError>
     where
         T: redis::FromRedisValue + Send + 'static,
     {

@@ -19,6 +19,7 @@ use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
 use self::family::{float, gauge, gauges, label};
 use self::shards::Shards;
 use crate::hub::{LatencyTotal, ShardStats};
+use crate::telemetry::AuthMetrics;
 
 pub use bus::{BusMetrics, DropReason, EventKind, PublishOutcome};
 
@@ -31,6 +32,8 @@ pub struct Metrics {
     connections_limit: usize,
     /// What the bus counts.
     pub bus: BusMetrics,
+    /// What is counted about tokens and keys.
+    pub auth: AuthMetrics,
     /// 1 from the signal that stops the replica.
     pub draining: IntGauge,
 }
@@ -47,12 +50,14 @@ impl Metrics {
             "1 from the signal that stops the replica to its end; fanfare_connections are left.",
         )?;
         registry.register(Box::new(draining.clone()))?;
+        let auth = AuthMetrics::new(&registry)?;
         let metrics = Self {
             bus: BusMetrics::register(&registry)?,
             registry,
             shard_count: shards.len(),
             shards: Shards::new(shards),
             connections_limit,
+            auth,
             draining,
         };
         metrics.render(false)?;

@@ -117,7 +117,7 @@ impl Shards {
             ),
             counters_by(
                 "fanfare_connections_rejected_total",
-                "Streams answered with retry-and-close, and connections closed for their request's head.",
+                "Streams that were refused or answered with retry-and-close, and connections closed for their request's head.",
                 |reason: RejectReason| self.sum(|shard| shard.rejected(reason)),
             ),
             counters_by(

@@ -1,0 +1,294 @@
+//! Who asks, and what they may do.
+//!
+//! A request's credential ([`credentials`]) is a token, or a [ticket](tickets) that was drawn with
+//! one. A token is [verified](token) with the [keys] of the [`ring`], which reads files and the
+//! [JWK set](jwks) anew on the control runtime. What it [grants] and the rules of the
+//! configuration are a [`Caller`]'s; the hub gets its [`Session`].
+//!
+//! [`token`], [`keys`], [`credentials`] and [`grants`] are pure.
+
+mod credentials;
+mod grants;
+mod jwks;
+mod keys;
+mod ring;
+#[cfg(test)]
+mod tests;
+mod tickets;
+mod token;
+
+use std::sync::Arc;
+
+use axum::response::{IntoResponse, Response};
+use http::{HeaderMap, StatusCode};
+
+use super::error::Problem;
+use crate::bus::TicketStore;
+use crate::config::{Access, AccessRules};
+use crate::hub::Session;
+use crate::protocol::ChannelName;
+use crate::telemetry::AuthMetrics;
+
+use self::credentials::{Credential, credential};
+use self::grants::any_matches;
+use self::ring::NotVerified;
+use self::token::VerifiedClaims;
+
+pub use self::credentials::CredentialSource;
+pub use self::grants::{Grants, TokenChannels};
+pub use self::jwks::Jwks;
+pub use self::keys::Key;
+pub use self::ring::{KeyFile, KeyRing};
+pub(super) use self::tickets::{HeldTicket, NotSpent, draw, wrong_ticket};
+pub use self::token::{TokenFault, TokenRules};
+
+/// Decides who a caller is and what channels are theirs. Shared by all shards.
+#[derive(Debug)]
+pub struct Authority {
+    access: Access,
+    ring: Option<Arc<KeyRing>>,
+    tickets: TicketStore,
+    metrics: AuthMetrics,
+}
+
+/// Whoever made a request, as far as it is known.
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    /// How it is known.
+    pub source: CredentialSource,
+    /// What its token says, for the hub; `None` for a caller without one.
+    pub session: Option<Arc<Session>>,
+    /// What its token grants.
+    pub grants: Grants,
+    /// The ticket that it came with, still to be spent.
+    pub(super) ticket: Option<HeldTicket>,
+}
+
+/// Why a request is not served.
+#[derive(Debug)]
+pub enum Refusal {
+    /// It never can be.
+    Problem(Problem),
+    /// It cannot be decided now. A stream is answered with retry-and-close.
+    NotNow(&'static str),
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+/// Marks the answer to a request that could not be decided, for the edge.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Undecided(pub(super) &'static str);
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        match self {
+            Self::Problem(problem) => problem.into_response(),
+            Self::NotNow(why) => {
+                let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
+                let mut response = problem.retry_after(RETRY_AFTER).into_response();
+                response.extensions_mut().insert(Undecided(why));
+                response
+            }
+        }
+    }
+}
+
+/// When to ask again after it could not be decided.
+const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Authority {
+    /// The authority of these rules. `ring` verifies tokens, where there are any.
+    pub fn new(
+        access: Access,
+        ring: Option<Arc<KeyRing>>,
+        tickets: TicketStore,
+        metrics: AuthMetrics,
+    ) -> Self {
+        Self {
+            access,
+            ring,
+            tickets,
+            metrics,
+        }
+    }
+
+    /// Who makes a request with these headers and this parameter `ticket`. A credential that is
+    /// wrong is refused, also where none is needed: its bearer would wait in vain for the events
+    /// that are for them alone.
+    ///
+    /// # Errors
+    /// When the credential is refused, or cannot be judged now.
+    pub async fn caller(
+        &self,
+        headers: &HeaderMap,
+        ticket: Option<&str>,
+    ) -> Result<Caller, Refusal> {
+        let known = self.identify(headers, ticket).await?;
+        Ok(known.map(Caller::from).unwrap_or_default())
+    }
+
+    async fn identify(
+        &self,
+        headers: &HeaderMap,
+        ticket: Option<&str>,
+    ) -> Result<Option<Identity>, Refusal> {
+        let Some(ring) = &self.ring else {
+            // Nobody can be known here; what a proxy or another application has sent is not read.
+            return match ticket {
+                None => Ok(None),
+                Some(_) => Err(wrong_ticket().into()),
+            };
+        };
+        let (source, claims, ticket) = match credential(headers, ticket)? {
+            None => return Ok(None),
+            Some(Credential::Token(token, source)) => {
+                let claims = ring.verify(token).await.map_err(|error| match error {
+                    NotVerified::NotNow(why) => Refusal::NotNow(why),
+                    NotVerified::Refused(fault) => {
+                        self.metrics.refused(&fault);
+                        wrong_token(&fault).into()
+                    }
+                })?;
+                (source, claims, None)
+            }
+            Some(Credential::Ticket(text)) => {
+                let (claims, ticket) = tickets::look(&self.tickets, text).await?;
+                (CredentialSource::Ticket, claims, Some(ticket))
+            }
+        };
+        Ok(Some(Identity {
+            source,
+            claims,
+            ticket,
+        }))
+    }
+
+    /// Whether `caller` may read `channel`.
+    ///
+    /// # Errors
+    /// With the answer that names the channel, when not.
+    pub fn check_read(&self, caller: &Caller, channel: &ChannelName) -> Result<(), Problem> {
+        let Some(rules) = self.rules() else {
+            return Ok(());
+        };
+        if any_matches(&rules.public, channel) {
+            return Ok(());
+        }
+        let Some(tokens) = &rules.tokens else {
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                format!("channel {channel} is not public here"),
+            ));
+        };
+        let Some(session) = &caller.session else {
+            return Err(Problem::unauthorized(
+                format!("channel {channel} is not public: a token has to say who reads it"),
+                None,
+            ));
+        };
+        let subject = session.subject.as_deref();
+        let is_allowed = caller.grants.may_read(channel)
+            || tokens
+                .channels
+                .iter()
+                .any(|rule| rule.allows(subject, channel));
+        if is_allowed {
+            return Ok(());
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            format!("channel {channel} may not be read with this token"),
+        ))
+    }
+
+    /// Whether `caller` may publish to `channel`.
+    ///
+    /// # Errors
+    /// With the answer that names the channel, when not.
+    pub fn check_publish(&self, caller: &Caller, channel: &ChannelName) -> Result<(), Problem> {
+        let Some(rules) = self.rules() else {
+            return Ok(());
+        };
+        if rules.tokens.is_none() {
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "publishing over HTTP needs a token, and there is no key here to verify one with; \
+                 publish through Redis",
+            ));
+        }
+        if caller.session.is_none() {
+            return Err(Problem::unauthorized(
+                "publishing needs a token with a grant to publish",
+                None,
+            ));
+        }
+        if caller.grants.may_publish(channel) {
+            return Ok(());
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            format!("channel {channel} may not be published to with this token"),
+        ))
+    }
+
+    /// Whether `caller` may revoke subjects and tokens.
+    ///
+    /// # Errors
+    /// With the answer, when not.
+    pub fn check_admin(&self, caller: &Caller) -> Result<(), Problem> {
+        if self.ring.is_none() {
+            return Err(Problem::new(
+                StatusCode::FORBIDDEN,
+                "there are no tokens here: no key is configured to verify them with",
+            ));
+        }
+        if caller.session.is_none() {
+            return Err(Problem::unauthorized(
+                "a token with the grant admin is needed",
+                None,
+            ));
+        }
+        if caller.grants.admin {
+            return Ok(());
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            "the token does not have the grant admin",
+        ))
+    }
+
+    fn rules(&self) -> Option<&AccessRules> {
+        match &self.access {
+            Access::Open => None,
+            Access::Rules(rules) => Some(rules),
+        }
+    }
+}
+
+/// A credential that holds.
+struct Identity {
+    source: CredentialSource,
+    claims: VerifiedClaims,
+    ticket: Option<HeldTicket>,
+}
+
+impl From<Identity> for Caller {
+    fn from(identity: Identity) -> Self {
+        let claims = identity.claims;
+        let session = Session::new(&claims.claims, Some(claims.expires_at));
+        Self {
+            source: identity.source,
+            session: Some(Arc::new(session)),
+            grants: claims.grants,
+            ticket: identity.ticket,
+        }
+    }
+}
+
+fn wrong_token(fault: &TokenFault) -> Problem {
+    Problem::unauthorized(format!("the token {fault}"), Some("invalid_token"))
+}
