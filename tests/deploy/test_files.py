@@ -1,5 +1,6 @@
 """The deployment files beside Kubernetes': the image, compose, systemd, nginx, Prometheus."""
 
+import inspect
 import os
 import re
 import shutil
@@ -8,9 +9,8 @@ import tempfile
 import unittest
 from pathlib import Path
 
-import yaml
-from compose_spec import PyCompose
-from compose_spec.models import ComposeSpecification
+from compose_spec import PyCompose, models
+from pydantic import BaseModel
 
 from support import (
     FANFARE,
@@ -81,10 +81,15 @@ class Compose(unittest.TestCase):
     gateways = {name: one for name, one in services.items() if name.startswith("gateway-")}
 
     def test_it_is_a_compose_file(self):
+        strict()
         text = (ROOT / "deploy/compose.yaml").read_text()
+        # A parser of its own, and the model made of the schema.
         PyCompose(text)
-        # As composes understands them, and against the schema's own model.
-        ComposeSpecification.model_validate(self.compose)
+        valid = {name: value for name, value in self.compose.items() if not name.startswith("x-")}
+        models.ComposeSpecification.model_validate(valid)
+        with self.assertRaisesRegex(ValueError, "services.redis.restarts"):
+            wrong = {**self.services["redis"], "restarts": "always"}
+            models.ComposeSpecification.model_validate({"services": {"redis": wrong}})
 
     def test_images_are_pinned_and_resources_limited(self):
         for name, service in self.services.items():
@@ -168,6 +173,17 @@ class Compose(unittest.TestCase):
             finally:
                 redis.kill()
                 redis.communicate()
+
+
+def strict():
+    """The schema allows no unknown members, the model made of it ignores them: it is told."""
+    found = [one for _, one in inspect.getmembers(models, inspect.isclass)]
+    found = [one for one in found if issubclass(one, BaseModel) and one is not BaseModel]
+    for one in found:
+        one.model_config["extra"] = "forbid"
+    # Twice: they refer to one another.
+    for one in found * 2:
+        one.model_rebuild(force=True)
 
 
 def address(service):

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use comfy_table::Table;
 
 use crate::report::plots::{Line, logarithmic};
+use crate::report::table::markdown;
 use model::{Demand, GIB, MEASURED, Plan, plan};
 
 #[derive(Debug, Args)]
@@ -109,9 +109,7 @@ impl CapacityArgs {
 }
 
 fn table(plans: &[Plan]) -> String {
-    let mut table = Table::new();
-    table.load_preset(comfy_table::presets::ASCII_MARKDOWN);
-    table.set_header([
+    let mut table = markdown(&[
         "connections",
         "replicas",
         "decided by",
