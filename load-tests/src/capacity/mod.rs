@@ -53,20 +53,7 @@ pub(crate) struct CapacityArgs {
 /// # Errors
 /// When an argument is no positive number, or a file cannot be written.
 pub(crate) fn run(arguments: &CapacityArgs) -> Result<bool> {
-    let demand = arguments.demand()?;
-    let plans: Vec<Plan> = arguments
-        .connections
-        .iter()
-        .map(|&connections| {
-            plan(
-                &MEASURED,
-                &Demand {
-                    connections: float(connections),
-                    ..demand
-                },
-            )
-        })
-        .collect();
+    let plans = arguments.plans()?;
     let text = if arguments.json {
         serde_json::to_string_pretty(&plans)?
     } else {
@@ -74,12 +61,25 @@ pub(crate) fn run(arguments: &CapacityArgs) -> Result<bool> {
     };
     writeln!(std::io::stdout(), "{text}")?;
     if let Some(folder) = &arguments.plots {
-        draw(folder, &demand)?;
+        draw(folder, &arguments.demand()?)?;
     }
     Ok(true)
 }
 
 impl CapacityArgs {
+    fn plans(&self) -> Result<Vec<Plan>> {
+        let demand = self.demand()?;
+        let of = |&connections: &u64| Demand {
+            connections: float(connections),
+            ..demand
+        };
+        Ok(self
+            .connections
+            .iter()
+            .map(|connections| plan(&MEASURED, &of(connections)))
+            .collect())
+    }
+
     fn demand(&self) -> Result<Demand> {
         for (name, value) in [
             ("--received", self.received),
@@ -210,6 +210,27 @@ fn float(number: u64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The tables of docs/scaling.md are what its commands print.
+    #[test]
+    fn the_documented_tables_are_the_models() {
+        let documented = include_str!("../../../docs/scaling.md");
+        for (events, received) in [(1_000.0, 0.1), (10_000.0, 1.0)] {
+            let arguments = CapacityArgs {
+                connections: vec![100_000, 1_000_000, 10_000_000, 100_000_000],
+                events,
+                received,
+                bytes: 100,
+                shards: 4,
+                connections_a_replica: 50_000,
+                link: 10.0,
+                json: false,
+                plots: None,
+            };
+            let printed = table(&arguments.plans().unwrap());
+            assert!(documented.contains(&printed), "{printed}");
+        }
+    }
 
     #[test]
     fn large_numbers_can_be_read() {

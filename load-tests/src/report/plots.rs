@@ -7,6 +7,8 @@ use plotters::prelude::{
     PathElement, RGBColor, SVGBackend, SeriesLabelPosition, WHITE,
 };
 
+use super::table::short;
+
 const SIZE: (u32, u32) = (860, 420);
 const MARGIN: u32 = 24;
 /// Told apart without telling red from green.
@@ -129,6 +131,7 @@ pub(crate) fn logarithmic(lines: &[Line], x_name: &str, y_name: &str) -> Result<
             .configure_mesh()
             .x_desc(x_name)
             .y_desc(y_name)
+            .x_label_formatter(&|value| short(*value))
             .y_label_formatter(&|value| round(*value).to_string())
             .max_light_lines(1)
             .draw()
