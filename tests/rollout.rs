@@ -191,10 +191,10 @@ async fn a_rolling_restart_under_ten_thousand_clients() {
     .await;
 }
 
-/// Builds another version out of this repository, FANFARE_PREVIOUS or the commit before this one,
+/// Builds another version out of this repository, PREVIOUS_VERSION or the commit before this one,
 /// and returns its program.
 fn previous_version() -> PathBuf {
-    let revision = std::env::var("FANFARE_PREVIOUS").unwrap_or_else(|_| "HEAD^".to_owned());
+    let revision = std::env::var("PREVIOUS_VERSION").unwrap_or_else(|_| "HEAD^".to_owned());
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let source = tempfile::tempdir().unwrap();
     let mut archive = Command::new("git")
@@ -204,7 +204,8 @@ fn previous_version() -> PathBuf {
         .spawn()
         .unwrap();
     let unpacked = Command::new("tar")
-        .arg("-x")
+        // As new, so that cargo does not take another version's program for this one's.
+        .args(["-x", "-m"])
         .arg("-C")
         .arg(source.path())
         .stdin(archive.stdout.take().unwrap())
