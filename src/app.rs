@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{OptionFuture, join_all};
 use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
@@ -16,9 +16,12 @@ use crate::admin::{self, AdminState};
 use crate::bus::Bus;
 use crate::config::{Access, BusConfig, Config, JwksUrl};
 use crate::http::auth::{Authority, Jwks, KeyRing};
-use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
+use crate::http::{
+    Admission, Edge, Listener, RouterState, accept, bind, only_this_machine, router,
+};
 use crate::hub::{
-    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
+    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
+    ShardStats,
 };
 use crate::supervision::{self, Pulse};
 use crate::telemetry::Metrics;
@@ -69,6 +72,8 @@ pub struct App {
     config: Config,
     control: Runtime,
     data_listeners: Vec<std::net::TcpListener>,
+    /// Those for the PROXY protocol, one a shard, if there are any.
+    proxied_listeners: Vec<std::net::TcpListener>,
     admin_listener: std::net::TcpListener,
 }
 
@@ -80,16 +85,22 @@ impl App {
     pub fn bind(config: Config) -> Result<Self, AppError> {
         // The control runtime owns Redis, the admin listener and signals.
         let control = Builder::new_current_thread().enable_all().build()?;
-        let data_listeners = bind(
-            config.listen,
-            config.shards,
-            config.socket_send_buffer_bytes,
-        )
-        .map_err(|error| AppError::Bind {
-            setting: "FANFARE_LISTEN",
-            address: config.listen,
-            error,
-        })?;
+        let bind_shards = |setting, address| {
+            bind(address, config.shards, config.socket_send_buffer_bytes).map_err(|error| {
+                AppError::Bind {
+                    setting,
+                    address,
+                    error,
+                }
+            })
+        };
+        let data_listeners = bind_shards("FANFARE_LISTEN", config.listen)?;
+        let proxied_listeners = config
+            .clients
+            .proxy_protocol_listen
+            .map(|address| bind_shards("FANFARE_PROXY_PROTOCOL_LISTEN", address))
+            .transpose()?
+            .unwrap_or_default();
         let admin_listener = std::net::TcpListener::bind(config.admin_listen)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|error| AppError::Bind {
@@ -101,6 +112,7 @@ impl App {
             config,
             control,
             data_listeners,
+            proxied_listeners,
             admin_listener,
         })
     }
@@ -114,12 +126,17 @@ impl App {
             config,
             control,
             data_listeners,
+            proxied_listeners,
             admin_listener,
         } = self;
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
         let admin_address = admin_listener.local_addr()?;
+        let proxied_address = proxied_listeners
+            .first()
+            .map(std::net::TcpListener::local_addr)
+            .transpose()?;
 
         let stats: Vec<_> = data_listeners
             .iter()
@@ -130,30 +147,38 @@ impl App {
             .iter()
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
             .unzip();
+        let revocations = Arc::new(Revocations::default());
         let bus = Bus::start(
             &config,
             control.handle(),
             inboxes.clone(),
+            Arc::clone(&revocations),
             metrics.bus.clone(),
         )?;
+        let admission = Admission::new(config.max_connections, config.clients.clone());
+        if let Some(tally) = bus.tally {
+            control.spawn(Arc::clone(&admission).share(tally));
+        }
         let ring = key_ring(&config.access, &metrics, control.handle())?;
         let authority = Authority::new(
             config.access.clone(),
             ring.clone(),
             bus.tickets,
+            Arc::clone(&revocations),
             metrics.auth.clone(),
         );
         let router = router(RouterState {
             authority,
+            admission: Arc::clone(&admission),
             publisher: bus.publisher,
             metrics: metrics.bus.clone(),
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
             demo: data_address.ip().is_loopback(),
         });
-        let limit = ConnectionLimit::new(config.max_connections);
 
         let mut pulses = Vec::new();
+        let mut proxied_listeners = proxied_listeners.into_iter();
         let (failure, mut failed) = mpsc::channel(1);
         for (number, ((listener, inbox), stats)) in data_listeners
             .into_iter()
@@ -165,12 +190,14 @@ impl App {
             pulses.push(pulse.clone());
             let shard = Shard {
                 number,
-                listener,
+                listeners: (listener, proxied_listeners.next()),
                 inbox,
                 interest: bus.interest.clone(),
                 history: bus.history.clone(),
-                edge: (router.clone(), Arc::clone(&limit)),
+                edge: (router.clone(), Arc::clone(&admission)),
+                is_open: matches!(config.access, Access::Open),
                 settings: config.hub_settings(),
+                revocations: Arc::clone(&revocations),
                 stats,
                 pulse,
             };
@@ -197,9 +224,12 @@ impl App {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;
             let listener = tokio::net::TcpListener::from_std(admin_listener)?;
-            let service = admin::router(Arc::clone(&admin));
+            let mut service = admin::router(Arc::clone(&admin));
+            if admin_address.ip().is_loopback() {
+                service = service.layer(axum::middleware::from_fn(only_this_machine));
+            }
             tokio::spawn(async move { axum::serve(listener, service).await });
-            announce(&config, data_address, admin_address);
+            announce(&config, data_address, proxied_address, admin_address);
             supervision::ready();
             tokio::spawn(supervision::watch(pulses));
 
@@ -243,7 +273,7 @@ fn key_ring(
     Ok(Some(KeyRing::start(rules, fixed, files, jwks, control)))
 }
 
-fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
+fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admin: SocketAddr) {
     let bus = match &config.bus {
         BusConfig::Embedded => "memory:".to_owned(),
         BusConfig::Redis(url) => url.address(),
@@ -251,6 +281,7 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
     tracing::info!(
         version = env!("VERSION_AND_REVISION"),
         %data,
+        proxied = proxied.map(tracing::field::display),
         %admin,
         bus,
         shards = config.shards,
@@ -331,12 +362,15 @@ impl Signals {
 /// What a shard's thread is given.
 struct Shard {
     number: usize,
-    listener: std::net::TcpListener,
+    /// The ordinary one, and the one for the PROXY protocol.
+    listeners: (std::net::TcpListener, Option<std::net::TcpListener>),
     inbox: Inbox,
     interest: mpsc::Sender<InterestUpdate>,
     history: mpsc::Sender<HistoryRequest>,
-    edge: (axum::Router, Arc<ConnectionLimit>),
+    edge: (axum::Router, Arc<Admission>),
+    is_open: bool,
     settings: crate::hub::HubSettings,
+    revocations: Arc<Revocations>,
     stats: Arc<ShardStats>,
     pulse: Pulse,
 }
@@ -348,16 +382,26 @@ impl Shard {
             .enable_all()
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
-            let hub = Hub::new(self.settings, self.stats, self.history);
-            let (router, limit) = self.edge;
-            let edge = Edge::new(hub.clone(), router, limit);
+            let hub = Hub::new(self.settings, self.stats, self.history, self.revocations);
+            let (router, admission) = self.edge;
+            let edge = Edge::new(hub.clone(), router, admission, self.is_open);
+            let (listener, proxied) = self.listeners;
+            let accepting = |socket, proxy_protocol| {
+                let listener = Listener {
+                    socket,
+                    proxy_protocol,
+                };
+                accept(edge.clone(), listener)
+            };
+            let proxied = OptionFuture::from(proxied.map(|socket| accepting(socket, true)));
             let hub_task = tokio::task::spawn_local(hub.clone().run(self.inbox));
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = tokio::task::spawn_local(interest);
             let sweep_task = tokio::task::spawn_local(hub.sweep());
             tokio::task::spawn_local(self.pulse.beat());
             tokio::select! {
-                accepted = accept(edge, self.listener) => accepted?,
+                accepted = accepting(listener, false) => accepted?,
+                Some(accepted) = proxied => accepted?,
                 ended = hub_task => ended?,
                 ended = interest_task => ended?,
                 ended = sweep_task => ended?,

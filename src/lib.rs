@@ -16,6 +16,7 @@
 //!   and what they may do.
 //! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted. [`labels`]: what
 //!   metrics are split by.
+//! - [`fuzzing`]: what must hold for any bytes from outside.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
 //!   [`supervision`]: what the service manager is told of it.
 //!
@@ -28,7 +29,8 @@
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
 //! - `protocol` imports nothing of this crate, `hub` only `protocol`; `bus` and `http` know the
-//!   hub and not each other, but for the [`bus::Publisher`] and the [`bus::TicketStore`].
+//!   hub and not each other, but for the [`bus::Publisher`], the [`bus::TicketStore`] and the
+//!   [`bus::Tally`].
 //!
 //! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
 //! it better), and a protocol beside Server-Sent Events.
@@ -40,6 +42,7 @@ pub mod cli;
 pub mod config;
 #[cfg(test)]
 mod exploration;
+pub mod fuzzing;
 pub mod http;
 pub mod hub;
 pub mod labels;

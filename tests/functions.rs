@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare::bus::library::{
-    HistoryConfig, Installed, Library, LibraryError, LibrarySettings, ensure, is_missing, load,
-    render,
+    HistoryConfig, Installed, LIBRARY_VERSION, Library, LibraryError, LibrarySettings, ensure,
+    is_missing, load, render,
 };
 use fanfare::protocol::{Event, EventId, Frame, KeptFrame, decode_frame};
 use futures_util::StreamExt;
@@ -129,7 +129,7 @@ async fn stored(connection: &mut MultiplexedConnection, channel: &str) -> Vec<(E
 fn kept(frame: &Bytes) -> KeptFrame {
     match decode_frame(frame.clone(), 1 << 20).unwrap() {
         Frame::Event(kept) => kept,
-        other @ Frame::Probe { .. } => panic!("{other:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -212,8 +212,8 @@ async fn every_option_arrives() {
     assert_eq!(full.name().unwrap().as_str(), "pricé");
     assert_eq!(full.retry(), Some(Duration::from_millis(250)));
     assert_eq!(
-        full.audience(),
-        Some(r#"{"role":["a","b c\"\n"],"n":-1.5e+3,"x":{"y":null}}"#)
+        full.audience().unwrap().as_str(),
+        r#"{"role":["a","b c\"\n"],"n":-1.5e+3,"x":{"y":null}}"#
     );
     assert!(full.data().is_empty());
     let bare = event(&stored[1].1);
@@ -472,7 +472,7 @@ async fn a_probe_comes_back_on_its_own_channel() {
         Ok(Frame::Probe {
             id,
             epoch: first,
-            library_version: 1,
+            library_version: LIBRARY_VERSION,
             number: 7
         })
     );
@@ -972,22 +972,24 @@ async fn it_is_told_whether_redis_may_evict_histories() {
     }
 }
 
+fn version_line(version: u64) -> String {
+    format!("local VERSION = {version}\n")
+}
+
 #[tokio::test]
 async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
     let redis = Redis::start().await;
     let mut connection = redis.connection().await;
     let settings = settings();
     let prefixes = ["sse:".to_owned()];
-    let versioned = |version: &str, prefixes: &[String]| {
-        render(&settings, prefixes).replace(
-            "local VERSION = 1\n",
-            &format!("local VERSION = {version}\n"),
-        )
+    let versioned = |version: u64, prefixes: &[String]| {
+        render(&settings, prefixes).replace(&version_line(LIBRARY_VERSION), &version_line(version))
     };
+    let version = &*LIBRARY_VERSION.to_string();
     let (installed, config) = load(&mut connection, &settings).await.unwrap();
     assert_eq!(installed, Installed::Loaded);
     assert_eq!(config.differs_from(&settings), None);
-    assert_eq!(library(&redis).await, ["1", "sse:"]);
+    assert_eq!(library(&redis).await, [version, "sse:"]);
     // There already: nothing is replaced, so no ids are jumped over.
     let first = publish(&mut connection, "a", &["x"]).await;
     let (installed, _) = load(&mut connection, &settings).await.unwrap();
@@ -1000,13 +1002,16 @@ async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
     };
     let (installed, _) = load(&mut connection, &other).await.unwrap();
     assert_eq!(installed, Installed::Replaced);
-    assert_eq!(library(&redis).await, ["1", "app:", "sse:"]);
-    let old = versioned("0", &["app:".to_owned(), "third:".to_owned()]);
+    assert_eq!(library(&redis).await, [version, "app:", "sse:"]);
+    let old = versioned(
+        LIBRARY_VERSION - 1,
+        &["app:".to_owned(), "third:".to_owned()],
+    );
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", &old])
         .await
         .unwrap();
     ready(&mut connection, &settings).await;
-    assert_eq!(library(&redis).await, ["1", "sse:", "app:", "third:"]);
+    assert_eq!(library(&redis).await, [version, "sse:", "app:", "third:"]);
     // Both go on by themselves, in sequences of their own.
     let id: String = run(
         &mut connection,
@@ -1026,19 +1031,20 @@ async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
         assert!(reason.contains("sse:"), "{reason}");
     }
     // A newer one stays.
-    let newer = versioned("2", &prefixes);
+    let newer = versioned(LIBRARY_VERSION + 1, &prefixes);
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", &newer])
         .await
         .unwrap();
     let (installed, _) = load(&mut connection, &settings).await.unwrap();
-    assert_eq!(installed, Installed::Newer { version: 2 });
+    let newer = LIBRARY_VERSION + 1;
+    assert_eq!(installed, Installed::Newer { version: newer });
     ready(&mut connection, &settings).await;
     let reason = unavailable(&mut connection, &other).await;
     assert!(
         reason.contains("newer") && reason.contains("app:"),
         "{reason}"
     );
-    assert_eq!(library(&redis).await, ["2", "sse:"]);
+    assert_eq!(library(&redis).await, [&*newer.to_string(), "sse:"]);
     // So does one that is not ours.
     let foreign = "#!lua name=fanfare\nredis.register_function('f', function() return 1 end)";
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", foreign])
@@ -1066,7 +1072,12 @@ async fn many_gateways_that_start_together_agree() {
         join_all(starts).await;
         let mut known = library(&redis).await;
         known.sort();
-        assert_eq!(known, ["1", "p0:", "p1:", "p2:", "p3:"], "round {round}");
+        let version = &*LIBRARY_VERSION.to_string();
+        assert_eq!(
+            known,
+            [version, "p0:", "p1:", "p2:", "p3:"],
+            "round {round}"
+        );
         let () = run(&mut redis.connection().await, &["FUNCTION", "FLUSH"])
             .await
             .unwrap();
@@ -1242,9 +1253,10 @@ async fn user(redis: &Redis, rules: &str) -> MultiplexedConnection {
 const PUBLISHER: &str = "+fcall +time +get +set +hmget +xrevrange +xadd +pexpireat +publish \
                          ~sse:a ~sse:$state %R~sse:$config ~sse:$key.a/* &sse:a";
 
-/// The rights of a gateway, loading the library and publishing for its clients included.
+/// The rights of a gateway, loading the library, publishing and revoking for its clients included.
 const GATEWAY: &str = "+fcall +fcall_ro +function|load +multi +exec +time +get +set +hmget +hset +xrevrange \
-                       +xrange +xadd +pexpireat +publish +subscribe +unsubscribe +ping +info \
+                       +xrange +xadd +zrange +zremrangebyscore +zcard +zscore +zadd \
+                       +pexpireat +publish +subscribe +unsubscribe +ping +info \
                        ~sse:* &sse:*";
 
 #[tokio::test]
@@ -1325,7 +1337,7 @@ async fn a_gateway_needs_only_these_rights() {
     let reason = unavailable(&mut gateway, &settings).await;
     assert!(reason.contains("lacks the right"), "{reason}");
     let old = render(&settings, &["sse:".to_owned()])
-        .replace("local VERSION = 1\n", "local VERSION = 0\n");
+        .replace(&version_line(LIBRARY_VERSION), &version_line(0));
     let _: String = redis.command(&["FUNCTION", "LOAD", &old]).await;
     let reason = unavailable(&mut gateway, &settings).await;
     assert!(reason.contains("lacks the right"), "{reason}");

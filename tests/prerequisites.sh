@@ -17,6 +17,7 @@ needed=(
   chromedriver:chromium-driver
   curl:curl
   openssl:openssl
+  slowhttptest:slowhttptest
   nginx:nginx
   shellcheck:shellcheck
   strace:strace

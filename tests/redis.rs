@@ -84,7 +84,7 @@ async fn what_is_broken_is_dropped_and_counted_and_disturbs_nothing() {
             br#"{"sse":{"data":"x","event":"$gap"}}"#.to_vec(),
             "event_name",
         ),
-        // Restricted to claims that no session has: nobody may see it.
+        // For claims that no stream here has.
         (
             br#"{"sse":{"data":"x","to":{"role":"admin"}}}"#.to_vec(),
             "no_audience",
@@ -450,7 +450,7 @@ async fn the_documented_rights_suffice() {
     for user in [
         "gateway on >pass resetchannels &sse:* ~sse:* -@all +subscribe +unsubscribe +publish +ping \
          +unwatch +fcall +fcall_ro +function|load +time +info +get +set +hmget +hset +xadd +xrange \
-         +xrevrange +pexpireat",
+         +xrevrange +zrange +zremrangebyscore +zcard +zscore +zadd +pexpireat",
         "publisher on >pass resetchannels &sse:* -@all +publish",
     ] {
         let mut command = vec!["ACL", "SETUSER"];

@@ -90,7 +90,7 @@ async fn a_drain_tells_how_far_it_is() {
 async fn a_draining_replica_keeps_no_connection() {
     let gateway = Gateway::start(&[("FANFARE_DRAIN_PERIOD", "1h")]).await;
     let _open = gateway.events("/events/b").await.opened().await;
-    let post = "POST /events/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx";
+    let post = "POST /events/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx";
     let head = Raw::send(gateway.data, post).await.until("\r\n\r\n").await;
     assert!(!head.contains("connection: close"), "{head}");
     gateway.process.signal("TERM");
@@ -162,7 +162,7 @@ async fn a_draining_replica_answers_retry_and_close() {
     assert!(answer.ends_with("\n\n"), "{answer}");
     let answer = Raw::send(
         gateway.data,
-        "GET /events/a HTTP/1.1\r\nhost: x\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
+        "GET /events/a HTTP/1.1\r\nhost: localhost\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
     )
     .await
     .rest()

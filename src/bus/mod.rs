@@ -10,6 +10,7 @@ pub(crate) mod chain;
 mod embedded;
 mod redis;
 mod routing;
+mod tally;
 mod tickets;
 
 use std::sync::Arc;
@@ -18,11 +19,14 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
-use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
-use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame};
+use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
+use crate::protocol::{
+    ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame, Revocation,
+};
 use crate::telemetry::BusMetrics;
 
 pub use redis::{library, publish_once};
+pub use tally::{Tally, TallyAnswer, TallyReport};
 pub use tickets::{TicketStore, TicketsUnavailable};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
@@ -67,12 +71,11 @@ pub struct KeepOptions {
     pub traceparent: Option<String>,
 }
 
-/// An event of a history as clients may get it, and why they may not.
-pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<Withheld>) {
-    let (event, withheld) = match frame.event {
-        Ok(event) if event.audience().is_some() => (None, Some(Withheld::NoAudience)),
+/// An event of a history as clients may get it, and the rule it breaks if nobody may.
+pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<EnvelopeFault>) {
+    let (event, fault) = match frame.event {
         Ok(event) => (Some(Arc::new(event)), None),
-        Err(fault) => (None, Some(Withheld::Fault(fault))),
+        Err(fault) => (None, Some(fault)),
     };
     let kept = KeptEvent {
         id: frame.id,
@@ -80,16 +83,7 @@ pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<Withheld>) {
         published_ms: frame.published_ms,
         event,
     };
-    (kept, withheld)
-}
-
-/// Why nobody gets an event.
-#[derive(Debug)]
-pub(crate) enum Withheld {
-    /// It breaks a rule.
-    Fault(EnvelopeFault),
-    /// It is for claims that no session can hold yet.
-    NoAudience,
+    (kept, fault)
 }
 
 /// Publishes events of this replica's HTTP clients, for all replicas.
@@ -128,12 +122,25 @@ impl Publisher {
             Self::Redis(bus) => bus.publish_kept(channel, &event, &options).await,
         }
     }
+
+    /// Has all replicas end somebody's streams and keep them out.
+    ///
+    /// # Errors
+    /// When the bus refuses it, or did not take it within its deadline.
+    pub async fn revoke(&self, revocation: Revocation) -> Result<(), PublishError> {
+        match self {
+            Self::Embedded(bus) => bus.revoke(revocation).await,
+            Self::Redis(bus) => bus.revoke(&revocation).await,
+        }
+    }
 }
 
 /// What the shards ask of a bus.
 struct Inputs {
     updates: mpsc::Receiver<InterestUpdate>,
     asked: mpsc::Receiver<HistoryRequest>,
+    /// Who is kept out: the bus adds what it hears.
+    revocations: Arc<Revocations>,
 }
 
 /// A running bus.
@@ -148,6 +155,8 @@ pub struct Bus {
     pub tickets: TicketStore,
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
+    /// What the replicas count together; `None` where there is one only.
+    pub tally: Option<Tally>,
 }
 
 /// What a bus serves the HTTP edge with.
@@ -155,6 +164,7 @@ struct Services {
     publisher: Publisher,
     tickets: TicketStore,
     health: watch::Receiver<BusHealth>,
+    tally: Option<Tally>,
 }
 
 impl Bus {
@@ -166,11 +176,16 @@ impl Bus {
         config: &Config,
         control: &Handle,
         shards: Vec<mpsc::Sender<ShardMessage>>,
+        revocations: Arc<Revocations>,
         metrics: BusMetrics,
     ) -> Result<Self, ::redis::RedisError> {
         let (interest, updates) = mpsc::channel(INTEREST_QUEUE);
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
-        let inputs = Inputs { updates, asked };
+        let inputs = Inputs {
+            updates,
+            asked,
+            revocations,
+        };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
         let services = match &config.bus {
             BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
@@ -182,6 +197,7 @@ impl Bus {
             publisher: services.publisher,
             tickets: services.tickets,
             health: services.health,
+            tally: services.tally,
         })
     }
 }

@@ -6,7 +6,9 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::hub::{BusEvent, EventBatch, Generation, InterestUpdate, News, ShardId, ShardMessage};
+use crate::hub::{
+    BusEvent, EventBatch, Generation, InterestUpdate, News, RevocationSet, ShardId, ShardMessage,
+};
 use crate::protocol::{ChannelName, EventId};
 
 /// The shards' wishes, and their queues.
@@ -180,6 +182,13 @@ impl Routing {
     pub(super) async fn tell_rewound(&self, position: EventId) {
         for shard in &self.shards {
             shard.tell(News::Rewound(position)).await;
+        }
+    }
+
+    /// Has every shard end the streams of these sessions.
+    pub(super) async fn tell_revoked(&self, revoked: Arc<RevocationSet>) {
+        for shard in &self.shards {
+            shard.tell(News::Revoked(Arc::clone(&revoked))).await;
         }
     }
 

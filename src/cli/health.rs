@@ -42,10 +42,12 @@ impl Health {
 }
 
 async fn ask(url: &str) -> reqwest::Result<(reqwest::StatusCode, String)> {
-    // The gateway is on this machine, whatever http_proxy says.
+    // The gateway is on this machine, whatever http_proxy says, and speaks no TLS: a system without
+    // certificates of authorities is no reason to fail.
     let client = reqwest::Client::builder()
         .timeout(TIMEOUT)
         .no_proxy()
+        .tls_certs_only([])
         .build()?;
     let response = client.get(url).send().await?;
     Ok((response.status(), response.text().await?))

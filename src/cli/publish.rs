@@ -125,7 +125,7 @@ async fn post(
         ("keep", keep.is_none().then_some("false")),
         ("event", event.name().map(|name| name.as_str())),
         ("retry", retry.as_deref()),
-        ("to", event.audience()),
+        ("to", event.audience().map(|audience| audience.as_str())),
         ("history", history.as_deref()),
         ("key", keep.and_then(|keep| keep.key.as_deref())),
     ] {

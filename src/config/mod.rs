@@ -4,6 +4,7 @@
 //! [`Config`] only when all of them are right. All faults are reported at once.
 
 mod access;
+mod clients;
 mod environment;
 mod exposed;
 mod redis_url;
@@ -22,6 +23,7 @@ use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
 
 pub use access::{Access, AccessRules, AccessSettings, JwksUrl, TokenConfig};
+pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate, TrustedProxies};
 pub use environment::unknown_variables;
 pub use exposed::exposed_secrets;
 pub use redis_url::RedisUrl;
@@ -84,6 +86,8 @@ pub struct Config {
     pub max_connection_age: Option<Duration>,
     /// Who may read and publish.
     pub access: Access,
+    /// Who may connect, and what one client may take.
+    pub clients: ClientRules,
     /// Which log lines are written.
     pub log: String,
     /// How they look.
@@ -127,7 +131,8 @@ impl fmt::Display for Config {
             None => line("MAX_CONNECTION_AGE", &"off")?,
         }
         line("LOG", &self.log)?;
-        line("LOG_FORMAT", &self.log_format)
+        line("LOG_FORMAT", &self.log_format)?;
+        write!(f, "{}", self.clients)
     }
 }
 

@@ -20,6 +20,8 @@ pub(super) enum Action {
     Publish {
         channel: usize,
         isolated: bool,
+        /// For none of the clients.
+        restricted: bool,
     },
     Probe {
         replica: usize,
@@ -94,15 +96,18 @@ impl World {
             setup.isolation && self.replicas.iter().any(|replica| replica.is_behind);
         if budget.publishes > 0 {
             for &channel in &setup.channels {
-                actions.push(Action::Publish {
-                    channel,
-                    isolated: false,
-                });
-                if may_be_isolated {
-                    actions.push(Action::Publish {
-                        channel,
-                        isolated: true,
-                    });
+                for isolated in [false, true] {
+                    for restricted in [false, true] {
+                        let possible =
+                            (!isolated || may_be_isolated) && (!restricted || setup.restricts);
+                        if possible {
+                            actions.push(Action::Publish {
+                                channel,
+                                isolated,
+                                restricted,
+                            });
+                        }
+                    }
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::primary::Primary;
+use super::setup::is_restricted;
 use crate::hub::replay::{Part, Replay};
 use crate::protocol::{Cursor, EventId, HistoryPage, Link};
 
@@ -60,6 +61,8 @@ pub(super) enum Stage {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Client {
     pub(super) channels: Vec<usize>,
+    /// Events may be for others.
+    restricts: bool,
     pub(super) stage: Stage,
     pub(super) replica: usize,
     /// What it would send.
@@ -77,8 +80,9 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(channels: &[usize]) -> Self {
+    pub(super) fn new(channels: &[usize], restricts: bool) -> Self {
         Self {
+            restricts,
             channels: channels.to_vec(),
             stage: Stage::Away,
             replica: 0,
@@ -108,12 +112,20 @@ impl Client {
         }
     }
 
+    /// Whether an event is for it.
+    pub(super) fn may_have(&self, id: EventId) -> bool {
+        !(self.restricts && is_restricted(id))
+    }
+
     pub(super) fn take_event(
         &mut self,
         channel: usize,
         link: Link,
         lost: bool,
     ) -> Result<(), String> {
+        if !self.may_have(link.id) {
+            return Err(format!("{link:?} is not for it"));
+        }
         if self.last.is_some_and(|last| link.id <= last) {
             return Err(format!("{link:?} after {:?}", self.last));
         }
@@ -215,6 +227,7 @@ impl Client {
     pub(super) fn owed(&self, published: &[Published], position: EventId) -> Option<Published> {
         let is_owed = |event: &&Published| {
             self.channels.contains(&event.channel)
+                && self.may_have(event.id)
                 && self.start[event.channel].is_some_and(|start| event.id > start)
                 && event.id <= position
                 && self.settled.binary_search(&event.id).is_err()

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::primary::{LAG, Primary, lag_bound};
+use super::setup::is_restricted;
 use crate::bus::chain::{Arrival, arrival, backfill_from, recover, seen_in};
 use crate::hub::tail::{Tail, TailLimits};
 use crate::protocol::{Cursor, EventId, HistoryPage, Link};
@@ -59,6 +60,9 @@ pub(super) struct Replica {
     pub(super) is_behind: bool,
     pub(super) queue: VecDeque<Message>,
     seen: [Option<EventId>; 2],
+    /// Events may be for others than the clients.
+    restricts: bool,
+    /// The newest that are for everybody.
     pub(super) newest: [EventId; 2],
     pub(super) position: Option<EventId>,
     /// Earlier positions: the first is the settled one once it is old enough.
@@ -67,8 +71,9 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn down() -> Self {
+    pub(super) fn down(restricts: bool) -> Self {
         Self {
+            restricts,
             connection: Connection::Down,
             era: 0,
             is_behind: false,
@@ -225,7 +230,9 @@ impl Replica {
         match told {
             Told::Gap(channel, id) => self.tails[channel].restart(id),
             Told::Event(channel, link) => {
-                self.newest[channel] = self.newest[channel].max(link.id);
+                if !(self.restricts && is_restricted(link.id)) {
+                    self.newest[channel] = self.newest[channel].max(link.id);
+                }
                 self.tails[channel].append(link, TAIL);
             }
         }

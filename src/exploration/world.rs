@@ -39,14 +39,18 @@ impl World {
             replaced: None,
             has_lost: false,
             published: Vec::new(),
-            replicas: vec![Replica::down(); setup.replicas],
-            clients: setup.clients.iter().map(|on| Client::new(on)).collect(),
+            replicas: vec![Replica::down(setup.restricts); setup.replicas],
+            clients: {
+                let new = |on: &Vec<usize>| Client::new(on, setup.restricts);
+                setup.clients.iter().map(new).collect()
+            },
             budget: setup.budget,
         };
         let primary = Rc::make_mut(&mut world.primary);
         for _ in 0..setup.before {
             for &channel in &setup.channels {
-                let link = primary.publish(setup.before_ms, channel, setup.length);
+                let open = setup.restricts.then_some(false);
+                let link = primary.publish(setup.before_ms, channel, setup.length, open);
                 world.published.push(Published {
                     channel,
                     id: link.id,
@@ -80,9 +84,13 @@ impl World {
                 let oldest = self.now - LAG;
                 self.snapshots.retain(|(when, _)| *when >= oldest);
             }
-            Action::Publish { channel, isolated } => {
+            Action::Publish {
+                channel,
+                isolated,
+                restricted,
+            } => {
                 self.budget.publishes -= 1;
-                self.publish(setup, channel, isolated);
+                self.publish(setup, channel, isolated, restricted);
             }
             Action::Probe { replica } => {
                 self.budget.probes -= 1;
@@ -190,9 +198,10 @@ impl World {
         write(Rc::make_mut(&mut self.primary), self.now)
     }
 
-    fn publish(&mut self, setup: &Setup, channel: usize, isolated: bool) {
+    fn publish(&mut self, setup: &Setup, channel: usize, isolated: bool, restricted: bool) {
         let link = self.write(isolated, |primary, now| {
-            primary.publish(now, channel, setup.length)
+            let restricted = setup.restricts.then_some(restricted);
+            primary.publish(now, channel, setup.length, restricted)
         });
         let event = Published {
             channel,
@@ -259,7 +268,9 @@ impl World {
                     continue;
                 }
                 match *item {
-                    Told::Event(channel, link) if client.channels.contains(&channel) => {
+                    Told::Event(channel, link)
+                        if client.channels.contains(&channel) && client.may_have(link.id) =>
+                    {
                         let lost = is_lost(&self.published, link.id);
                         client.take_event(channel, link, lost)?;
                     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::error::Problem;
@@ -49,4 +49,15 @@ pub(super) fn busy(wants_503: bool, why: &'static str) -> Response {
     let mut response = Response::new(Body::from(retry_block(retry)));
     stream_headers(response.headers_mut());
     response
+}
+
+/// Those of the router's headers without which a browser shows no answer to a page of another
+/// origin: an `EventSource` would give up instead of coming back.
+pub(super) fn cors_headers(headers: &HeaderMap) -> HeaderMap {
+    let is_one = |name: &HeaderName| *name == VARY || name.as_str().starts_with("access-control-");
+    headers
+        .iter()
+        .filter(|(name, _)| is_one(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }

@@ -1,5 +1,6 @@
 //! The service a shard's connections share: the router, and what becomes of its answers.
 
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,14 +12,17 @@ use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, StatusCode, Version};
 use tower_service::Service;
 
-use super::admission::{ConnectionLimit, OpenStream};
-use super::answer::{BUSY_HEADER, busy};
+use super::admission::{Admission, Full, OpenStream};
+use super::answer::{BUSY_HEADER, busy, cors_headers};
 use super::auth::{HeldTicket, NotSpent, Undecided, wrong_ticket};
+use super::client_address::ClientAddress;
 use super::cut_off;
 use super::error::Problem;
+use super::head_scan::HeadFault;
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
-use crate::hub::{Hub, NotOpened, RejectReason, StreamRequest};
+use super::{host, origin};
+use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
 use crate::protocol::Framing;
 
 /// How long a stream waits for its channels while the bus is away.
@@ -30,7 +34,19 @@ const DRAINING: &str = "this replica is being stopped";
 pub struct Edge {
     hub: Rc<Hub>,
     router: Router,
-    limit: Arc<ConnectionLimit>,
+    admission: Arc<Admission>,
+    /// Whoever asks may do everything, because nobody else can ask.
+    is_open: bool,
+}
+
+/// How a request came.
+pub(super) struct Asked {
+    /// Who is at the other end of the connection.
+    pub(super) peer: IpAddr,
+    /// What is wrong with the request's head, though hyper takes it.
+    pub(super) head_fault: Option<HeadFault>,
+    /// For HTTP/1: the way to take its connection over.
+    pub(super) handoff: Option<Rc<Handoff>>,
 }
 
 /// Whether an answer says who asks may not.
@@ -40,12 +56,17 @@ fn is_denied(status: StatusCode) -> bool {
 
 impl Edge {
     /// The edge of a shard.
-    pub fn new(hub: Rc<Hub>, router: Router, limit: Arc<ConnectionLimit>) -> Rc<Self> {
-        Rc::new(Self { hub, router, limit })
+    pub fn new(hub: Rc<Hub>, router: Router, admission: Arc<Admission>, is_open: bool) -> Rc<Self> {
+        Rc::new(Self {
+            hub,
+            router,
+            admission,
+            is_open,
+        })
     }
 
-    pub(super) fn limit(&self) -> &ConnectionLimit {
-        &self.limit
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     pub(super) fn hub(&self) -> &Hub {
@@ -56,39 +77,58 @@ impl Edge {
     /// is left in `handoff`, and this never returns: the connection is about to be taken over.
     pub(super) async fn answer<B>(
         self: Rc<Self>,
-        request: Request<B>,
-        handoff: Option<Rc<Handoff>>,
+        mut request: Request<B>,
+        asked: Asked,
     ) -> Response<EdgeBody>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
         let version = request.version();
-        let head_only = request.method() == Method::HEAD;
-        let is_stream = head_only || request.method() == Method::GET;
-        let wants_503 = request
-            .headers()
-            .get(BUSY_HEADER)
-            .is_some_and(|value| value == "503");
-        let handoff =
-            handoff.filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
-        let has_body = !request.body().is_end_stream();
-        let mut router = self.router.clone();
-        let Ok(mut response) = router.call(request.map(Body::new)).await;
+        // What ends its connection: nothing else could follow on it.
         let close = |response: &mut Response| {
             if version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
         };
+        if let Err(problem) = self.check(&request, asked.head_fault) {
+            let mut response = problem.into_response();
+            close(&mut response);
+            return response.map(EdgeBody::Plain);
+        }
+        let rules = self.admission.rules();
+        let client = ClientAddress::of(asked.peer, request.headers(), rules);
+        request.extensions_mut().insert(client);
+        let head_only = request.method() == Method::HEAD;
+        let is_stream = head_only || request.method() == Method::GET;
+        let wants_503 = request
+            .headers()
+            .get(BUSY_HEADER)
+            .is_some_and(|value| value == "503");
+        let handoff = asked
+            .handoff
+            .filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
+        let has_body = !request.body().is_end_stream();
+        let mut router = self.router.clone();
+        let Ok(mut response) = router.call(request.map(Body::new)).await;
+        let cors = cors_headers(response.headers());
+        // What is answered here, instead of what the router has answered.
+        let instead = |mut answer: Response| {
+            answer.headers_mut().extend(cors.clone());
+            close(&mut answer);
+            answer.map(EdgeBody::Plain)
+        };
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
             let undecided = response.extensions_mut().remove::<Undecided>();
             if let (true, Some(Undecided(why))) = (is_stream, undecided) {
                 self.hub.stats().count_rejected(RejectReason::Undecided);
-                response = busy(wants_503, why);
-                close(&mut response);
-            } else if is_stream && is_denied(response.status()) {
+                return instead(busy(wants_503, why));
+            }
+            if is_stream && is_denied(response.status()) {
                 self.hub.stats().count_rejected(RejectReason::Denied);
+            } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
+                self.hub.stats().count_refused(RefuseReason::PublishRate);
             }
             // A proxy must not keep a connection for a request that would meet the end.
             if self.hub.is_draining() {
@@ -103,7 +143,7 @@ impl Edge {
                 StatusCode::BAD_REQUEST,
                 "a stream is asked for without a body",
             );
-            return problem.into_response().map(EdgeBody::Plain);
+            return instead(problem.into_response());
         }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
@@ -115,7 +155,7 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let mut opened = self.open(&stream, &head, handoff.is_some()).await;
+        let mut opened = self.open(&stream, client, &head, handoff.is_some()).await;
         if let (Ok(_), Some(ticket)) = (&opened, &ticket) {
             // Only now, so that a client that is told to come back can.
             match ticket.spend().await {
@@ -123,16 +163,12 @@ impl Edge {
                 Err(NotSpent::NotNow) => opened = Err("the ticket could not be spent"),
                 Err(NotSpent::Gone) => {
                     self.hub.stats().count_rejected(RejectReason::Denied);
-                    return wrong_ticket().into_response().map(EdgeBody::Plain);
+                    return instead(wrong_ticket().into_response());
                 }
             }
         }
         match (opened, handoff) {
-            (Err(why), _) => {
-                let mut response = busy(wants_503, why);
-                close(&mut response);
-                response.map(EdgeBody::Plain)
-            }
+            (Err(why), _) => instead(busy(wants_503, why)),
             (Ok(stream), Some(handoff)) => {
                 handoff.leave(stream);
                 std::future::pending().await
@@ -144,9 +180,42 @@ impl Edge {
         }
     }
 
+    /// Refuses what is no proper request, and what no page of a foreign site may ask.
+    fn check<B>(&self, request: &Request<B>, fault: Option<HeadFault>) -> Result<(), Problem> {
+        let stats = self.hub.stats();
+        let malformed = |problem| {
+            stats.count_refused(RefuseReason::Malformed);
+            problem
+        };
+        if let Some(fault) = fault {
+            return Err(malformed(Problem::new(
+                StatusCode::BAD_REQUEST,
+                fault.rule(),
+            )));
+        }
+        let host = host::of(request).map_err(malformed)?;
+        let allowed = &self.admission.rules().allow_origins;
+        if let Some(host) = &host
+            && self.is_open
+            && !host::is_local(host)
+            && !allowed.iter().any(|origin| origin.host() == host.host())
+        {
+            stats.count_refused(RefuseReason::Host);
+            return Err(host::not_here(host));
+        }
+        // The demo page may be linked to from anywhere: it is the same for everybody.
+        if request.uri().path() == "/" {
+            return Ok(());
+        }
+        origin::check(request.headers(), host.as_ref(), allowed).inspect_err(|_| {
+            stats.count_refused(RefuseReason::Origin);
+        })
+    }
+
     async fn open(
         &self,
         stream: &StreamRequest,
+        client: ClientAddress,
         head: &StreamHead,
         takeover: bool,
     ) -> Result<OpenStream, &'static str> {
@@ -155,10 +224,29 @@ impl Edge {
             stats.count_rejected(RejectReason::Draining);
             return Err(DRAINING);
         }
-        let Some(permit) = self.limit.admit() else {
-            stats.count_rejected(RejectReason::Limit);
-            return Err("this replica has all the streams it can hold");
-        };
+        let admitted = self.admission.admit(client, stream.session.as_deref());
+        let permit = admitted.map_err(|full| {
+            let (reason, why) = match full {
+                Full::Replica => (
+                    RejectReason::Limit,
+                    "this replica has all the streams it can hold",
+                ),
+                Full::Address => (
+                    RejectReason::Address,
+                    "this address has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_IP)",
+                ),
+                Full::Subject => (
+                    RejectReason::Subject,
+                    "this subject has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_SUBJECT)",
+                ),
+                Full::Rate => (
+                    RejectReason::Rate,
+                    "this address asks for streams too often (FANFARE_CONNECT_RATE_PER_IP)",
+                ),
+            };
+            stats.count_rejected(reason);
+            why
+        })?;
         let framing = if takeover {
             Framing::Chunked
         } else {
@@ -180,6 +268,10 @@ impl Edge {
             Err(NotOpened::Draining) => {
                 stats.count_rejected(RejectReason::Draining);
                 Err(DRAINING)
+            }
+            Err(NotOpened::Revoked) => {
+                stats.count_rejected(RejectReason::Denied);
+                Err("the token was revoked")
             }
             Err(NotOpened::NotActive) => {
                 stats.count_rejected(RejectReason::BusUnavailable);

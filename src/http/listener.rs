@@ -9,7 +9,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 
-use super::connection;
+use super::connection::{self, Accepted};
 use super::edge::Edge;
 use crate::telemetry::occurrences::{AcceptFailed, LogLimit};
 
@@ -74,17 +74,39 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// A bound socket of one shard.
+pub struct Listener {
+    /// The socket.
+    pub socket: std::net::TcpListener,
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+}
+
 /// Accepts connections for ever, while there is place.
 ///
 /// # Errors
 /// When the socket cannot be used on this runtime.
-pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
+pub async fn accept(edge: Rc<Edge>, listener: Listener) -> io::Result<()> {
+    let Listener {
+        socket,
+        proxy_protocol,
+    } = listener;
+    let listener = TcpListener::from_std(socket)?;
     let mut log = LogLimit::default();
-    while let Some(place) = edge.limit().place().await {
+    while let Some(place) = edge.admission().place().await {
         match listener.accept().await {
-            Ok((socket, _)) => {
-                tokio::task::spawn_local(connection::serve(Rc::clone(&edge), socket, place));
+            Ok((socket, peer)) => {
+                let accepted = Accepted {
+                    socket,
+                    place,
+                    peer: peer.ip(),
+                };
+                let edge = Rc::clone(&edge);
+                if proxy_protocol {
+                    tokio::task::spawn_local(connection::serve_proxied(edge, accepted));
+                } else {
+                    tokio::task::spawn_local(connection::serve(edge, accepted));
+                }
             }
             // The client gave up while it waited.
             Err(error)

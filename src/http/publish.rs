@@ -3,16 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
+use axum::{Extension, Json};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
 use super::auth::Refusal;
+use super::client_address::ClientAddress;
 use super::error::Problem;
 use super::state::RouterState;
 use super::subscribe::token_in_query;
@@ -47,6 +48,7 @@ pub(super) struct Published {
 
 pub(super) async fn publish(
     State(state): State<Arc<RouterState>>,
+    Extension(client): Extension<ClientAddress>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -56,6 +58,17 @@ pub(super) async fn publish(
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
     let caller = state.authority.caller(&headers, None).await?;
     state.authority.check_publish(&caller, &channel)?;
+    let subject = caller
+        .session
+        .as_ref()
+        .and_then(|session| session.subject.as_ref());
+    state.admission.publish(client, subject).map_err(|wait| {
+        Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many events in too short a time (FANFARE_PUBLISH_RATE_PER_SUBJECT)",
+        )
+        .retry_after(wait)
+    })?;
     let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
     let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
         .await
@@ -146,7 +159,7 @@ async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
 
 /// The fields of the query and the headers.
 #[derive(Default)]
-struct Fields {
+pub(crate) struct Fields {
     event: String,
     retry: Option<Duration>,
     to: Option<String>,
@@ -157,7 +170,7 @@ struct Fields {
 impl Fields {
     /// Unlike a stream's, a publisher's parameters are all known: a mistyped one would change
     /// what clients get without a word.
-    fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
         let mut fields = Self::default();
         let mut seen = Vec::new();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -243,7 +256,7 @@ impl Fields {
         (!self.live).then(|| self.options.clone())
     }
 
-    fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
+    pub(crate) fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
         let mut event =
             Event::new(data, max_event_bytes).map_err(|rule| Problem::field("body", rule))?;
         event = event

@@ -1,5 +1,8 @@
 //! What the handlers of the router share.
 
+use std::sync::Arc;
+
+use super::admission::Admission;
 use super::auth::Authority;
 use crate::bus::Publisher;
 use crate::telemetry::BusMetrics;
@@ -9,6 +12,8 @@ use crate::telemetry::BusMetrics;
 pub struct RouterState {
     /// Who may read and publish.
     pub authority: Authority,
+    /// What clients may take.
+    pub admission: Arc<Admission>,
     /// The way to the bus.
     pub publisher: Publisher,
     /// Where publishing is counted.

@@ -1,26 +1,32 @@
 //! One round of fan-out: a batch of events is encoded once and handed to every member.
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::future::poll_fn;
 use std::ops::Range;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use bytes::Bytes;
 
-use super::channels::Channels;
+use super::channels::{Channel, Channels};
 use super::encoded::{EncodedEvent, Wire};
 use super::mailbox::{KeptSpan, Loss, Origin, Parcel, SlowClientPolicy};
 use super::shard::Hub;
 use super::subscriber::{ChannelKey, Subscriber};
 use super::timing::{Round, Timing};
 use super::{BusEvent, EventBatch, GapNotice, Item};
-use crate::protocol::{ChannelName, EventId, Framing, GapReason, Link, Linked, gap_block};
+use crate::protocol::{
+    Audience, ChannelName, EventId, Framing, GapReason, Link, Linked, gap_block,
+};
 
-/// The events of one channel in this round, encoded one behind the other.
+/// Events of one channel in this round, encoded one behind the other. One that is not for
+/// everybody is a lot of its own, so its bytes are in no buffer that others get.
 struct Lot {
     key: ChannelKey,
     channel: ChannelName,
+    /// The sessions it is for; `None`: everybody.
+    audience: Option<Arc<Audience>>,
     buffer: Vec<u8>,
     /// How much of it are kept events, which stay in the channel's tail.
     kept_bytes: usize,
@@ -181,11 +187,24 @@ impl Hub {
             if matches!(event.item, Item::Live(_)) && !has_members {
                 continue;
             }
-            let number = *channel.lot.get_or_insert_with(|| {
+            let audience = event.item.audience();
+            let mut begin_lot = || {
                 pushes += channel.batch_members.len();
-                lots.push(Lot::new(key, event.channel.clone(), round));
+                lots.push(Lot::new(
+                    key,
+                    event.channel.clone(),
+                    audience.cloned(),
+                    round,
+                ));
                 lots.len() - 1
-            });
+            };
+            let number = if audience.is_none() {
+                *channel.lot.get_or_insert_with(begin_lot)
+            } else {
+                // What follows it begins another one, and so stays behind it.
+                channel.lot = None;
+                begin_lot()
+            };
             pushes += channel.event_members.len() + channel.replaying_members.len();
             let Some(lot) = lots.get_mut(number) else {
                 continue;
@@ -212,6 +231,8 @@ impl Hub {
                 }),
                 key: lot.key,
                 channel: lot.channel,
+                audience: lot.audience,
+                has_reader: Cell::new(false),
                 events: lot.events,
                 first_id: lot.first_id,
                 gaps: lot.gaps,
@@ -244,6 +265,14 @@ impl Hub {
                 for member in &channel.replaying_members {
                     self.push_piece(member, lot, piece, &origins, true);
                 }
+            } else if !channel.replaying_members.is_empty() {
+                lot.has_reader.set(true);
+            }
+        }
+        for lot in &encoded {
+            let has_members = || channels.get(lot.key).is_some_and(Channel::has_members);
+            if lot.audience.is_some() && !lot.has_reader.get() && has_members() {
+                self.stats.events_without_audience.add(1);
             }
         }
     }
@@ -271,13 +300,17 @@ impl Hub {
                         wire.detached()
                     }
                 });
-                if let Some(channel) = channels.by_key(lot.key) {
+                // Of others each client's own is kept: its cursor names nothing it may not have.
+                if lot.audience.is_none()
+                    && let Some(channel) = channels.by_key(lot.key)
+                {
                     channel.newest = channel.newest.max(link.id);
                 }
                 let event = EncodedEvent {
                     channel: lot.channel.clone(),
                     link: *link,
                     wire,
+                    audience: lot.audience.clone(),
                 };
                 channels.append_to_tail(lot.key, event);
             }
@@ -294,6 +327,9 @@ impl Hub {
     ) {
         let tick = self.tick();
         for member in members {
+            if !lot.is_for(member) {
+                continue;
+            }
             if lot.first_id <= member.skip_through.get() {
                 // It has had some of it.
                 for piece in pieces.iter().filter(|piece| piece.lot == number) {
@@ -311,6 +347,7 @@ impl Hub {
                     events: lot.events,
                     origin: Some(Rc::clone(&lot.origin)),
                 };
+                lot.note_sent(member, Some(lot.first_id));
                 self.push(member, parcel);
             }
         }
@@ -326,7 +363,7 @@ impl Hub {
         origins: &PieceOrigins,
         is_one_of_many: bool,
     ) {
-        if piece.what.was_had(member.skip_through.get()) {
+        if !lot.is_for(member) || piece.what.was_had(member.skip_through.get()) {
             return;
         }
         let Some(range) = &piece.range else {
@@ -343,6 +380,7 @@ impl Hub {
             _ => 1,
         };
         member.last_push.set(self.tick());
+        lot.note_sent(member, piece.what.id());
         let parcel = Parcel {
             bytes: wire.framed(member.framing),
             events,
@@ -405,6 +443,9 @@ impl PieceOrigins {
 struct EncodedLot {
     key: ChannelKey,
     channel: ChannelName,
+    audience: Option<Arc<Audience>>,
+    /// Somebody may have it.
+    has_reader: Cell<bool>,
     bytes: Bytes,
     /// A part of the bytes keeps all of them alive: too much for a few kept events among others.
     is_mostly_kept: bool,
@@ -414,11 +455,40 @@ struct EncodedLot {
     origin: Rc<Origin>,
 }
 
+impl EncodedLot {
+    /// Whether a connection may have it.
+    fn is_for(&self, member: &Subscriber) -> bool {
+        let Some(audience) = &self.audience else {
+            return true;
+        };
+        let belongs = member.belongs_to(audience);
+        if belongs {
+            self.has_reader.set(true);
+        }
+        belongs
+    }
+
+    /// Takes note that a connection is sent it, where that cannot be known from its channels.
+    fn note_sent(&self, member: &Subscriber, id: Option<EventId>) {
+        if self.audience.is_some()
+            && let Some(id) = id.filter(|id| *id < EventId::MAX)
+        {
+            member.note_restricted(id);
+        }
+    }
+}
+
 impl Lot {
-    fn new(key: ChannelKey, channel: ChannelName, round: &Rc<Round>) -> Self {
+    fn new(
+        key: ChannelKey,
+        channel: ChannelName,
+        audience: Option<Arc<Audience>>,
+        round: &Rc<Round>,
+    ) -> Self {
         Self {
             key,
             channel,
+            audience,
             buffer: Vec::new(),
             kept_bytes: 0,
             events: 0,
@@ -506,7 +576,7 @@ impl Lot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::{CloseReason, HubSettings, LatencyTotal, News};
+    use crate::hub::{CloseReason, HubSettings, LatencyTotal, News, Session};
     use crate::protocol::{Cursor, CursorStyle, Event, KeptEvent, RetryRange};
     use std::sync::Arc;
     use std::time::{Duration, Instant};
@@ -545,12 +615,20 @@ mod tests {
             tail_bytes: 1 << 20,
             max_connection_age: None,
         };
-        Hub::new(settings, Arc::default(), mpsc::channel(1).0)
+        Hub::new(settings, Arc::default(), mpsc::channel(1).0, Arc::default())
     }
 
     /// A live client of these channels, which are active since `1-0`.
     fn client(hub: &Hub, names: &[&str]) -> Rc<Subscriber> {
-        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent));
+        client_with(hub, names, None)
+    }
+
+    fn client_with(hub: &Hub, names: &[&str], session: Option<Arc<Session>>) -> Rc<Subscriber> {
+        let subscriber = Rc::new(Subscriber::new(
+            Framing::Chunked,
+            CursorStyle::Silent,
+            session,
+        ));
         let mut channels = hub.channels.borrow_mut();
         let mut keys = Vec::new();
         for name in names.iter().copied().map(name) {
@@ -619,6 +697,53 @@ mod tests {
         let told = text(&both);
         assert!(told.contains("id: 125-0\n") && told.contains("event: $gap\n"));
         assert!(!told.contains("120-0"), "{told}");
+    }
+
+    #[test]
+    fn an_event_for_some_is_in_no_bytes_of_others() {
+        let hub = hub();
+        let claims = serde_json::json!({"role": "admin"});
+        let session = Session::new(claims.as_object().unwrap(), None);
+        let session = Arc::new(session);
+        let restricted = |bytes| event(bytes).with_to(r#"{"role":"admin"}"#).unwrap();
+        for names in [&["a"][..], &["a", "b"]] {
+            let admin = client_with(&hub, names, Some(Arc::clone(&session)));
+            let other = client(&hub, names);
+            let nobody = hub.stats.events_without_audience.get();
+            let batch = [
+                kept("a", 5, Some(event(1))),
+                kept("a", 6, Some(restricted(2))),
+                BusEvent::live(name("a"), restricted(3)),
+                kept("a", 7, Some(event(4))),
+                kept("a", 8, Some(restricted(5))),
+            ];
+            deliver(&hub, &batch);
+            let ids = |text: &str| -> Vec<String> {
+                let lines = text.lines().filter_map(|line| line.strip_prefix("id: "));
+                lines.map(str::to_owned).collect()
+            };
+            let (all, some) = (taken(&admin), taken(&other));
+            let text = |parcels: &[Bytes]| String::from_utf8(parcels.concat()).unwrap();
+            assert_eq!(ids(&text(&all)), ["5-0", "6-0", "7-0", "8-0"]);
+            assert!(text(&all).contains("data: xxx\n"));
+            assert_eq!(ids(&text(&some)), ["5-0", "7-0"]);
+            assert!(!text(&some).contains("data: xxx\n"));
+            // What its cursor may name.
+            let channels = hub.channels.borrow();
+            assert_eq!(channels.newest_of(&other), id(7));
+            assert_eq!(admin.newest_restricted(), id(8));
+            assert_eq!(other.newest_restricted(), EventId::ZERO);
+            drop(channels);
+            assert_eq!(hub.stats.events_without_audience.get(), nobody);
+            let to_zoe = event(1).with_to(r#"{"sub":"zoe"}"#).unwrap();
+            deliver(&hub, &[BusEvent::live(name("a"), to_zoe)]);
+            assert_eq!(hub.stats.events_without_audience.get(), nobody + 1);
+            assert!(taken(&admin).is_empty() && taken(&other).is_empty());
+            // Ids go on for the next ones.
+            hub.handle(News::Rewound(id(1)));
+            hub.channels.borrow_mut().detach(&admin);
+            hub.channels.borrow_mut().detach(&other);
+        }
     }
 
     #[test]

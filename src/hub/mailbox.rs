@@ -271,6 +271,14 @@ impl Mailbox {
         }
     }
 
+    /// Lets go of what waits, but for what is partly on the wire.
+    pub(super) fn discard(&mut self) {
+        let stays = usize::from(self.front_stays).min(self.parcels.len());
+        self.parcels.truncate(stays);
+        self.waiting_bytes = self.parcels.iter().map(Parcel::cost_bytes).sum();
+        self.release_when_empty();
+    }
+
     /// Ends the stream after what waits.
     pub(super) fn end(&mut self, reason: CloseReason) {
         if self.end.is_none() {

@@ -17,6 +17,7 @@ mod mailbox;
 pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
+mod revocation;
 mod session;
 mod shard;
 mod stats;
@@ -30,16 +31,17 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
+use crate::protocol::{Audience, ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
 
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{MailboxState, SlowClientPolicy};
 pub use resume::Start;
+pub use revocation::{MOST_REVOCATIONS, RevocationSet, Revocations};
 pub use session::Session;
 pub use shard::Hub;
 pub use stats::{
-    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RejectReason,
-    ResumeOutcome, ResumeSource, ShardStats,
+    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RefuseReason,
+    RejectReason, ResumeOutcome, ResumeSource, ShardStats,
 };
 pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};
 
@@ -84,12 +86,19 @@ pub enum News {
     Rewound(EventId),
     /// The bus is lost: events of any channel may be missing from here on.
     Lost,
+    /// End the streams of these sessions. [`Revocations`] keeps them out already.
+    Revoked(Arc<RevocationSet>),
     /// Close every stream, spread evenly over this time.
     Drain(std::time::Duration),
 }
 
 /// What an event takes beside its encoded bytes: its own fields, and its place in queues.
 const EVENT_OVERHEAD_BYTES: usize = 160;
+
+fn cost_bytes(event: &Event) -> usize {
+    let audience = event.audience().map_or(0, |audience| audience.cost_bytes());
+    event.payload_len() + audience + EVENT_OVERHEAD_BYTES
+}
 
 /// Something for the clients of a channel.
 #[derive(Clone, Debug)]
@@ -122,6 +131,17 @@ pub enum Item {
     },
 }
 
+impl Item {
+    /// The sessions it is for; `None`: everybody.
+    fn audience(&self) -> Option<&Arc<Audience>> {
+        match self {
+            Self::Live(event) => event.audience(),
+            Self::Kept { event, .. } => event.audience(),
+            Self::Gap { .. } => None,
+        }
+    }
+}
+
 /// A stretch of a channel that cannot be proven complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GapNotice {
@@ -143,17 +163,17 @@ impl BusEvent {
     pub fn live(channel: ChannelName, event: Event) -> Self {
         Self {
             channel,
-            cost_bytes: event.payload_len() + EVENT_OVERHEAD_BYTES,
+            cost_bytes: cost_bytes(&event),
             item: Item::Live(Arc::new(event)),
         }
     }
 
     /// A kept event on its way to the shards.
     pub fn kept(channel: ChannelName, event: KeptEvent, late: bool) -> Self {
-        let payload_bytes = event.event.as_ref().map_or(0, |event| event.payload_len());
+        let content = event.event.as_ref();
         Self {
             channel,
-            cost_bytes: payload_bytes + EVENT_OVERHEAD_BYTES,
+            cost_bytes: content.map_or(EVENT_OVERHEAD_BYTES, |event| cost_bytes(event)),
             item: Item::Kept { event, late },
         }
     }

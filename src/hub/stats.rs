@@ -19,6 +19,10 @@ labels! { "reason":
         Drain = "drain",
         /// It was open for long enough.
         Age = "age",
+        /// The client's token has expired.
+        Expired = "expired",
+        /// The client's token, or all of its subject, was revoked.
+        Revoked = "revoked",
     }
 }
 
@@ -35,8 +39,30 @@ labels! { "reason":
         RequestHead = "request_head",
         /// Who asks may not read it: no token, a wrong one, another's.
         Denied = "denied",
-        /// Nobody could tell who asks: keys or tickets were not to be had.
+        /// Nobody could tell: keys or tickets were not to be had.
         Undecided = "undecided",
+        /// The address has all it may have.
+        Address = "address",
+        /// The subject has all it may have.
+        Subject = "subject",
+        /// The address asks too often.
+        Rate = "rate",
+        /// There was no header of the PROXY protocol, or it came from nobody who may send one.
+        ProxyHeader = "proxy_header",
+    }
+}
+
+labels! { "reason":
+    /// Why a request was refused before anything was done for it.
+    pub enum RefuseReason {
+        /// Its head can be read in more than one way, or names no host.
+        Malformed = "malformed",
+        /// It is addressed to another host.
+        Host = "host",
+        /// A page of a foreign site asks.
+        Origin = "origin",
+        /// Its client publishes too often.
+        PublishRate = "publish_rate",
     }
 }
 
@@ -199,12 +225,16 @@ pub struct ShardStats {
     pub connections_opened: Counter,
     closed: Counts<{ CloseReason::COUNT }>,
     rejected: Counts<{ RejectReason::COUNT }>,
+    refused: Counts<{ RefuseReason::COUNT }>,
     /// Accepting a connection failed: descriptors have run out, most likely.
     pub accept_errors: Counter,
     /// Events written to clients, counted once a client.
     pub events_delivered: Counter,
     /// Events a slow client did not get, counted once a client.
     pub events_dropped_slow_client: Counter,
+    /// Events that are not for everybody, and that no stream of the shard on their channel might
+    /// have.
+    pub events_without_audience: Counter,
     /// Bytes written to streams, heads included.
     pub sent_bytes: Counter,
     /// Heartbeats sent.
@@ -240,6 +270,16 @@ impl ShardStats {
     /// Counts a stream that is not opened.
     pub fn count_rejected(&self, reason: RejectReason) {
         self.rejected.add(reason as usize, 1);
+    }
+
+    /// Requests refused for this reason.
+    pub fn refused(&self, reason: RefuseReason) -> u64 {
+        self.refused.get(reason as usize)
+    }
+
+    /// Counts a request that is refused.
+    pub fn count_refused(&self, reason: RefuseReason) {
+        self.refused.add(reason as usize, 1);
     }
 
     /// Gaps told for this reason.

@@ -38,6 +38,8 @@ pub enum NotOpened {
     NotActive,
     /// The shard closes its streams.
     Draining,
+    /// The session was revoked meanwhile.
+    Revoked,
 }
 
 /// A hold on channels, given back when dropped.

@@ -11,6 +11,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
+use super::audience::{Audience, AudienceFault};
 use super::event::{Event, EventFault};
 
 /// JSON may spell one byte of data as `\u00xx`, six bytes; what else an envelope holds is small.
@@ -23,6 +24,9 @@ pub enum EnvelopeFault {
     /// The data or a field breaks a rule of events.
     #[error(transparent)]
     Event(#[from] EventFault),
+    /// Whom it is for cannot be read.
+    #[error("`to` {0}")]
+    Audience(#[from] AudienceFault),
     /// The envelope's members are not as they should be.
     #[error("broken envelope: {0}")]
     Broken(String),
@@ -68,7 +72,7 @@ pub fn encode(event: &Event) -> Vec<u8> {
             retry: event.retry().map(|retry| retry.as_millis()),
             to: event
                 .audience()
-                .and_then(|members| serde_json::from_str(members).ok()),
+                .and_then(|audience| serde_json::from_str(audience.as_str()).ok()),
             data: &data,
         },
     };
@@ -95,8 +99,10 @@ fn read_members(members: &RawValue, max_event_bytes: usize) -> Result<Event, Env
             .map_err(|error| EnvelopeFault::Broken(error.to_string()))?,
         json => compact(json),
     };
-    let mut event = Event::new(Bytes::from(data), max_event_bytes)?
-        .with_audience(members.to.map(audience).transpose()?.flatten());
+    let mut event = Event::new(Bytes::from(data), max_event_bytes)?;
+    if let Some(to) = members.to {
+        event = event.with_audience(Audience::parse(&compact(to.get()))?);
+    }
     if let Some(name) = members.event {
         event = event.with_name(&name)?;
     }
@@ -106,23 +112,14 @@ fn read_members(members: &RawValue, max_event_bytes: usize) -> Result<Event, Env
     Ok(event)
 }
 
-/// Checks `to` and returns it compact; the empty object restricts nothing.
-fn audience(to: &RawValue) -> Result<Option<Box<str>>, EnvelopeFault> {
-    let members: serde_json::Map<String, serde_json::Value> = serde_json::from_str(to.get())
-        .map_err(|_| EnvelopeFault::Broken("`to` is a JSON object".into()))?;
-    Ok((!members.is_empty()).then(|| compact(to.get()).into()))
-}
-
 impl Event {
     /// Restricts the event to sessions whose claims hold every member of the JSON object `to`.
     ///
     /// # Errors
-    /// When `to` is not a JSON object.
-    pub fn with_to(self, to: &str) -> Result<Self, EnvelopeFault> {
-        let to: &RawValue = serde_json::from_str(to)
-            .map_err(|_| EnvelopeFault::Broken("`to` is a JSON object".into()))?;
-        let members = audience(to)?;
-        Ok(self.with_audience(members))
+    /// When `to` is no [`Audience`].
+    pub fn with_to(self, to: &str) -> Result<Self, AudienceFault> {
+        let to: &RawValue = serde_json::from_str(to).map_err(|_| AudienceFault::NotAnObject)?;
+        Ok(self.with_audience(Audience::parse(&compact(to.get()))?))
     }
 }
 
@@ -291,7 +288,6 @@ mod tests {
             r#"{"sse":{"data":"x","retry":-1}}"#,
             r#"{"sse":{"data":"x","retry":1.5}}"#,
             r#"{"sse":{"data":"x","event":7}}"#,
-            r#"{"sse":{"data":"x","to":"me"}}"#,
             r#"{"sse":{"data":"\ud800"}}"#,
         ] {
             assert!(
@@ -299,6 +295,10 @@ mod tests {
                 "{payload}"
             );
         }
+        assert_eq!(
+            decoded(r#"{"sse":{"data":"x","to":"me"}}"#),
+            Err(AudienceFault::NotAnObject.into())
+        );
         for (payload, fault) in [
             (
                 r#"{"sse":{"data":"x","event":"a\nb"}}"#,
@@ -345,7 +345,8 @@ mod tests {
     #[test]
     fn an_audience_is_kept_and_the_empty_one_is_none() {
         let event = decoded(r#"{"sse":{"data":"x","to":{ "role" : "a b" }}}"#).unwrap();
-        assert_eq!(event.audience(), Some(r#"{"role":"a b"}"#));
+        let audience = event.audience().unwrap();
+        assert_eq!(audience.as_str(), r#"{"role":"a b"}"#);
         let event = decoded(r#"{"sse":{"data":"x","to":{}}}"#).unwrap();
         assert_eq!(event.audience(), None);
     }

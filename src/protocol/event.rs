@@ -4,10 +4,12 @@
 //! of the data is a `data:` line of its own, and a client joins them with LF again.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::audience::Audience;
 use super::id::EventId;
 
 /// The longest event name, in bytes: names are words, and each is sent with every event.
@@ -136,7 +138,8 @@ impl fmt::Display for EventName {
 pub struct Event {
     name: Option<EventName>,
     retry: Option<Duration>,
-    audience: Option<Box<str>>,
+    /// Shared by the shards, and by what they keep of the event.
+    audience: Option<Arc<Audience>>,
     /// UTF-8, by construction.
     data: Bytes,
 }
@@ -187,9 +190,9 @@ impl Event {
         Ok(self)
     }
 
-    /// Restricts the event to sessions whose claims hold every member of this JSON object.
-    pub(super) fn with_audience(mut self, members: Option<Box<str>>) -> Self {
-        self.audience = members;
+    /// Restricts the event to these sessions.
+    pub(super) fn with_audience(mut self, audience: Option<Audience>) -> Self {
+        self.audience = audience.map(Arc::new);
         self
     }
 
@@ -203,9 +206,9 @@ impl Event {
         self.retry
     }
 
-    /// The members (`to`, a JSON object that is not empty) a session's claims must hold.
-    pub fn audience(&self) -> Option<&str> {
-        self.audience.as_deref()
+    /// The sessions it is meant for; `None`: everybody.
+    pub fn audience(&self) -> Option<&Arc<Audience>> {
+        self.audience.as_ref()
     }
 
     /// The data, UTF-8.

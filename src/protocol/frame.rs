@@ -1,9 +1,11 @@
-//! How a kept event and a probe travel from Redis: the frames that the function library writes.
+//! How kept events, probes and revocations travel from Redis: the frames that the function library
+//! writes.
 //!
 //! ```text
 //! FF 1 e <id> <prev> <published ms> <retry ms or -> <event len> <to len> <traceparent len> LF
 //!        event, to, traceparent, data: each right behind the other, data to the end
 //! FF 1 p <id> <epoch> <library version> LF <number>
+//! FF 1 r <until, Unix ms> LF sub:<subject> or jti:<token id>
 //! ```
 //!
 //! No UTF-8 text begins with `FF`, so no live event looks like a frame. Fields that a later
@@ -16,6 +18,7 @@ use bytes::{Buf, Bytes};
 use super::envelope::EnvelopeFault;
 use super::event::{Event, EventFault};
 use super::id::{EventId, decimal};
+use super::revocation::Revocation;
 
 /// What every frame begins with.
 const MARK: u8 = 0xff;
@@ -42,6 +45,8 @@ pub enum Frame {
         /// What the gateway sent with it.
         number: u64,
     },
+    /// Somebody is to be kept out.
+    Revocation(Revocation),
 }
 
 /// A kept event and its place in the channel's history.
@@ -65,7 +70,7 @@ pub enum FrameFault {
     /// It has another version.
     #[error("the frame has a version this gateway does not know")]
     Version,
-    /// It is neither an event nor a probe.
+    /// It is none of those above.
     #[error("the frame is of a kind this gateway does not know")]
     Kind,
     /// The header is not as it should be.
@@ -91,7 +96,7 @@ pub fn decode_frame(mut payload: Bytes, max_event_bytes: usize) -> Result<Frame,
         return Err(FrameFault::Version);
     }
     let kind = *kind;
-    if !matches!(kind, b'e' | b'p') {
+    if !matches!(kind, b'e' | b'p' | b'r') {
         return Err(FrameFault::Kind);
     }
     let within = text.get(..MAX_HEADER_BYTES).unwrap_or(text);
@@ -101,10 +106,10 @@ pub fn decode_frame(mut payload: Bytes, max_event_bytes: usize) -> Result<Frame,
     payload.advance(1);
     let header = std::str::from_utf8(&header).map_err(|_| FrameFault::Header)?;
     let fields = Fields(header.split(' '));
-    if kind == b'e' {
-        decode_event(fields, payload, max_event_bytes).map(Frame::Event)
-    } else {
-        decode_probe(fields, &payload)
+    match kind {
+        b'e' => decode_event(fields, payload, max_event_bytes).map(Frame::Event),
+        b'p' => decode_probe(fields, &payload),
+        _ => decode_revocation(fields, &payload).map(Frame::Revocation),
     }
 }
 
@@ -186,6 +191,16 @@ fn decode_probe(mut fields: Fields<'_>, body: &[u8]) -> Result<Frame, FrameFault
     })
 }
 
+fn decode_revocation(mut fields: Fields<'_>, body: &[u8]) -> Result<Revocation, FrameFault> {
+    let until_ms = fields.number()?;
+    let revoked = std::str::from_utf8(body).ok();
+    let revoked = revoked.and_then(|revoked| revoked.parse().ok());
+    Ok(Revocation {
+        until_ms,
+        revoked: revoked.ok_or(FrameFault::Header)?,
+    })
+}
+
 /// The fields of a header, one after the other.
 struct Fields<'a>(std::str::Split<'a, char>);
 
@@ -210,6 +225,7 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::AudienceFault;
     use proptest::prelude::*;
 
     const LIMIT: usize = 64;
@@ -223,7 +239,7 @@ mod tests {
         traceparent: &str,
     ) -> Vec<u8> {
         let name = event.name().map_or("", |name| name.as_str());
-        let to = event.audience().unwrap_or_default();
+        let to = event.audience().map_or("", |audience| audience.as_str());
         let retry = event
             .retry()
             .map_or("-".to_owned(), |retry| retry.as_millis().to_string());
@@ -246,7 +262,26 @@ mod tests {
     fn kept(frame: &[u8]) -> KeptFrame {
         match decoded(frame).unwrap() {
             Frame::Event(kept) => kept,
-            probe @ Frame::Probe { .. } => panic!("{probe:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_revocation() {
+        let frame = decoded(b"\xff1r1771234567901 later\nsub:alice:\n");
+        let expected = Revocation {
+            until_ms: 1_771_234_567_901,
+            revoked: "sub:alice:\n".parse().unwrap(),
+        };
+        assert_eq!(frame, Ok(Frame::Revocation(expected)));
+        for broken in [
+            &b"\xff1r\nsub:a"[..],
+            b"\xff1rx\nsub:a",
+            b"\xff1r5\nalice",
+            b"\xff1r5\nsub:\xff",
+            b"\xff1r5\n",
+        ] {
+            assert_eq!(decoded(broken), Err(FrameFault::Header), "{broken:?}");
         }
     }
 
@@ -272,7 +307,7 @@ mod tests {
         let event = kept.event.unwrap();
         assert_eq!(event.name().unwrap().as_str(), "price");
         assert_eq!(event.retry(), Some(Duration::from_millis(250)));
-        assert_eq!(event.audience(), Some(r#"{"role":"a"}"#));
+        assert_eq!(event.audience().unwrap().as_str(), r#"{"role":"a"}"#);
         assert_eq!(&event.data()[..], b"{}");
     }
 
@@ -317,7 +352,7 @@ mod tests {
             assert_eq!(kept.event, Err(fault.into()));
         }
         let kept = kept(b"\xff1e5-1 4-0 4 - 0 2 0\n[]");
-        assert!(matches!(kept.event, Err(EnvelopeFault::Broken(_))));
+        assert_eq!(kept.event, Err(AudienceFault::NotAnObject.into()));
     }
 
     #[test]
@@ -400,7 +435,7 @@ mod tests {
 
         #[test]
         fn no_header_makes_it_panic(
-            kind in "[ep]",
+            kind in "[epr]",
             header in "[0-9 -]{0,60}",
             body in proptest::collection::vec(any::<u8>(), 0..40),
         ) {

@@ -63,15 +63,6 @@ impl MessageDropped<'_> {
     }
 }
 
-/// An event is for claims that no session can hold.
-pub(crate) struct NoAudience;
-
-impl NoAudience {
-    pub(crate) fn emit(self, metrics: &BusMetrics) {
-        metrics.dropped(DropReason::NoAudience).inc();
-    }
-}
-
 /// An entry of a history cannot be read.
 pub(crate) struct EntryUnreadable;
 

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::backfill::{Missed, Recovered, Recovery, Started};
 use super::ingest::{Incoming, Mark, Message, ProbeId};
 use crate::bus::chain::{Arrival, arrival, backfill_from, seen_in};
+use crate::bus::kept_event;
 use crate::bus::routing::{Record, Routing};
-use crate::bus::{Withheld, kept_event};
 use crate::hub::positions::Positions;
 use crate::hub::{BusEvent, GapNotice, Generation, ShardId};
 use crate::protocol::{
@@ -21,7 +21,7 @@ use crate::protocol::{
     Linked, Retention, decode, decode_frame, is_frame,
 };
 use crate::telemetry::occurrences::{
-    EventBackfilled, EventReceived, IdsLost, LogLimit, MessageDropped, NoAudience,
+    EventBackfilled, EventReceived, IdsLost, LogLimit, MessageDropped,
 };
 use crate::telemetry::{BusMetrics, DropReason, EventKind};
 
@@ -291,7 +291,7 @@ impl Delivery {
         }
         let frame = match decode_frame(payload, self.max_event_bytes) {
             Ok(Frame::Event(frame)) => frame,
-            Ok(Frame::Probe { .. }) => return None,
+            Ok(Frame::Probe { .. } | Frame::Revocation(_)) => return None,
             Err(fault) => {
                 if let Some(channel) = &channel {
                     self.note_dropped(channel, DropReason::Frame, &fault);
@@ -308,7 +308,6 @@ impl Delivery {
             record.had_live = true;
         }
         match decode(payload, self.max_event_bytes) {
-            Ok(event) if event.audience().is_some() => NoAudience.emit(&self.metrics),
             Ok(event) => self.routing.route(BusEvent::live(channel, event)).await,
             Err(fault) => self.note_dropped(&channel, DropReason::from(&fault), &fault),
         }
@@ -322,7 +321,7 @@ impl Delivery {
         if channel.is_some() {
             EventReceived(EventKind::Kept).emit(&self.metrics);
         }
-        let (event, withheld) = kept_event(frame);
+        let (event, fault) = kept_event(frame);
         let Some(channel) = channel else {
             // Nobody wants it any more; who comes back before it is unsubscribed is told so.
             if !self.is_far_ahead(event.id) {
@@ -330,12 +329,8 @@ impl Delivery {
             }
             return None;
         };
-        match withheld {
-            None => {}
-            Some(Withheld::NoAudience) => NoAudience.emit(&self.metrics),
-            Some(Withheld::Fault(fault)) => {
-                self.note_dropped(&channel, DropReason::from(&fault), &fault);
-            }
+        if let Some(fault) = fault {
+            self.note_dropped(&channel, DropReason::from(&fault), &fault);
         }
         if self.position.is_none() {
             if let Some(record) = self.routing.record(&channel) {
@@ -631,7 +626,7 @@ mod tests {
             tail_bytes: 1 << 20,
             max_connection_age: None,
         };
-        let hub = Hub::new(settings, Arc::default(), mpsc::channel(1).0);
+        let hub = Hub::new(settings, Arc::default(), mpsc::channel(1).0, Arc::default());
         let request = StreamRequest {
             channels: vec![name("a"), name("b")],
             start: Start::Live,

@@ -1,12 +1,13 @@
 #!lua name=fanfare
 
--- Kept events: issues ids, keeps histories, publishes frames.
+-- Kept events: issues ids, keeps histories, publishes frames. And who is kept out.
 --
 -- What is stored, all of it below the prefix, here `sse:`:
 --   sse:<channel>             stream: the history, one field `f` an entry, which holds the frame
 --   sse:$state                "<last id> <epoch>": the newest id issued, and the first
 --   sse:$config               hash: the lengths and times below, so that publishers agree on them
 --   sse:$key.<channel>/<key>  the id that was issued for an idempotency key
+--   sse:$revocations          sorted set: `sub:<subject>` and `jti:<token id>`, by until when
 --
 -- The locals of a library live as long as the process: a restart, a promotion and a reload reset
 -- them. That is how a process knows that the state is not what it wrote last. While a library is
@@ -36,6 +37,12 @@ local MAX_TO_BYTES = 16384
 local MAX_TO_DEPTH = 127
 local MAX_KEY_BYTES = 256
 local MAX_CHANNEL_BYTES = 200
+local MAX_REVOKED_BYTES = 1024
+-- At a time: gateways keep them in memory.
+local MOST_REVOCATIONS = 100000
+-- For how long somebody is kept out, in seconds: where nothing is said, and at the most.
+local REVOCATION_SECONDS = 2592000
+local MOST_REVOCATION_SECONDS = 315360000
 
 -- How long a read $config is good for.
 local CONFIG_AGE_MS = 1000
@@ -487,6 +494,65 @@ local function publish(keys, argv)
   return id
 end
 
+-- -------------------------------------------------------------------------------- revocation
+
+local function revoke_fault(argument, rule)
+  return redis.error_reply('ERR fanfare_revoke: ' .. argument .. ': ' .. rule)
+end
+
+-- FCALL fanfare_revoke 1 <prefix>$revocations sub|jti <value> [exp <Unix s> | ttl <s>]
+--   ->  until when, in Unix seconds
+--
+-- Stored first and told then, at once: a gateway that subscribes and then reads misses nobody.
+local function revoke(keys, argv)
+  local key = keys[1]
+  local domain, name = find_domain(key or '')
+  if #keys ~= 1 or not domain or name ~= '$revocations' then
+    return revoke_fault('key', 'is <prefix>$revocations, the only key')
+  end
+  local kind, value, option, number = argv[1], argv[2], argv[3], argv[4]
+  if kind ~= 'sub' and kind ~= 'jti' then
+    return revoke_fault('arguments', 'begin with sub or jti')
+  elseif not value or #value < 1 or #value > MAX_REVOKED_BYTES or not is_utf8(value) then
+    return revoke_fault(kind, 'is UTF-8 of 1 to ' .. MAX_REVOKED_BYTES .. ' bytes')
+  elseif option and option ~= 'exp' and option ~= 'ttl' or argv[5] then
+    return revoke_fault('arguments', 'end with exp or ttl and a number, or neither')
+  end
+  local now = now_ms()
+  local now_s = (now - now % 1000) / 1000
+  local until_s = now_s + REVOCATION_SECONDS
+  if option == 'ttl' then
+    local seconds = whole(number, 1, MOST_REVOCATION_SECONDS)
+    if not seconds then
+      return revoke_fault('ttl', 'is a whole number of seconds from 1 to ' .. MOST_REVOCATION_SECONDS)
+    end
+    -- Not shorter: the second that has begun counts.
+    until_s = now_s + 1 + seconds
+  elseif option == 'exp' then
+    until_s = whole(number, now_s + 1, now_s + 1 + MOST_REVOCATION_SECONDS)
+    if not until_s then
+      return revoke_fault('exp', 'is a time to come in Unix seconds, at most ten years from now')
+    end
+  end
+
+  local channel = domain.prefix .. '$control'
+  if not redis.acl_check_cmd('PUBLISH', channel, '') then
+    return redis.error_reply('NOPERM fanfare_revoke: this user may not PUBLISH to ' .. channel)
+  end
+  local member = kind .. ':' .. value
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', ('%.0f'):format(now))
+  if redis.call('ZCARD', key) >= MOST_REVOCATIONS and not redis.call('ZSCORE', key, member) then
+    return redis.error_reply('ERR there are ' .. MOST_REVOCATIONS .. ' revocations, which is the most')
+  end
+  local until_ms_text = ('%.0f'):format(until_s * 1000)
+  redis.call('ZADD', key, 'GT', until_ms_text, member)
+  -- One of them lasts until the last does.
+  redis.call('PEXPIREAT', key, until_ms_text, 'NX')
+  redis.call('PEXPIREAT', key, until_ms_text, 'GT')
+  redis.call('PUBLISH', channel, '\2551r' .. until_ms_text .. '\n' .. member)
+  return until_s
+end
+
 -- ------------------------------------------------------------------------------------- probe
 
 -- FCALL fanfare_probe 1 <prefix>$probe.<hex> <number>  ->  the id
@@ -713,6 +779,7 @@ local function library()
 end
 
 redis.register_function('fanfare_publish', publish)
+redis.register_function('fanfare_revoke', revoke)
 redis.register_function('fanfare_probe', probe)
 redis.register_function('fanfare_configure', configure)
 redis.register_function{

@@ -26,7 +26,7 @@ pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
     Some(match (error.kind(), error.code()) {
         (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => Refusal::ReadOnly,
         (ErrorKind::Server(ServerErrorKind::NoPerm), _) => Refusal::Forbidden,
-        (_, Some("ERR")) => match detail.strip_prefix("fanfare_publish: ") {
+        (_, Some("ERR")) => match broken_rule(detail) {
             Some(rule) => Refusal::Rejected(rule.to_owned()),
             None if detail.starts_with("Function not found")
                 || detail.starts_with("unknown command") =>
@@ -39,6 +39,12 @@ pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
         },
         _ => Refusal::NotNow,
     })
+}
+
+/// The rule in the refusal of a function that publishers call.
+fn broken_rule(detail: &str) -> Option<&str> {
+    let rule = |function| detail.strip_prefix(function);
+    rule("fanfare_publish: ").or_else(|| rule("fanfare_revoke: "))
 }
 
 /// A call of a function that writes, on `key`.
@@ -82,6 +88,11 @@ mod tests {
                 "ERR fanfare_publish: key: has 1 to 256 bytes",
                 Refusal::Rejected("key: has 1 to 256 bytes".into()),
             ),
+            (
+                "ERR fanfare_revoke: exp: is a time to come",
+                Refusal::Rejected("exp: is a time to come".into()),
+            ),
+            ("ERR there are 100000 revocations", Refusal::NotNow),
         ] {
             assert_eq!(refusal(&error(text)), Some(expected), "{text}");
         }

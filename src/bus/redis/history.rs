@@ -110,7 +110,7 @@ impl HistoryReader {
         };
         match decode_frame(Bytes::from(bytes), self.max_event_bytes) {
             Ok(Frame::Event(frame)) => Some(kept_event(frame).0),
-            Ok(Frame::Probe { .. }) | Err(_) => {
+            Ok(Frame::Probe { .. } | Frame::Revocation(_)) | Err(_) => {
                 EntryUnreadable.emit(&self.metrics);
                 None
             }

@@ -16,7 +16,7 @@ use crate::config::{Config, RedisUrl};
 use crate::protocol::EventId;
 
 /// Raised with every change of `fanfare.lua` that publishers or gateways could notice.
-pub const LIBRARY_VERSION: u64 = 1;
+pub const LIBRARY_VERSION: u64 = 2;
 
 const SOURCE: &str = include_str!("fanfare.lua");
 
@@ -221,6 +221,7 @@ fn says_missing(text: &str) -> bool {
         || text.contains("fanfare_history: channel: begins with")
         || text.contains("fanfare_probe: channel: ")
         || text.contains("fanfare_configure: key: ")
+        || text.contains("fanfare_revoke: key: ")
         || text.contains("fanfare_config: key: ")
 }
 

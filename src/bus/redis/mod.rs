@@ -1,13 +1,14 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
 //!
 //! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
-//! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
+//! [subscribed](subscriptions), hears of revocations ([`control`]), sends [`probe`]s, takes what arrives from its [queue](ingest),
 //! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
-//! runs inside Redis, [`keeping`] what is known of it.
+//! runs inside Redis, [`keeping`] what is known of it. [`tally`] has replicas count together.
 
 mod backfill;
 mod connect;
+mod control;
 mod deliver;
 mod functions;
 mod history;
@@ -20,6 +21,7 @@ mod publish;
 mod session;
 mod subscribe;
 mod subscriptions;
+mod tally;
 mod tickets;
 
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use self::control::Control;
 use self::deliver::Delivery;
 use self::history::{HistoryReader, HistoryService};
 use self::keeping::Keeping;
@@ -34,13 +37,14 @@ use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use super::routing::Routing;
-use super::{BusHealth, Inputs, Publisher, Services, TicketStore};
+use super::{BusHealth, Inputs, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
+pub(super) use tally::RedisTally;
 pub(super) use tickets::RedisTickets;
 
 /// Starts the bus. Redis need not be there yet.
@@ -70,6 +74,7 @@ pub(super) fn start(
     let state = SubscriberState {
         // `$`: no client can name it. Random: no two replicas share it.
         probe_channel: format!("{}$probe.{:016x}", config.prefix, fastrand::u64(..)),
+        control: Control::new(&config.prefix, inputs.revocations),
         delivery: Delivery::new(
             config.prefix.clone(),
             config.max_event_bytes,
@@ -86,10 +91,12 @@ pub(super) fn start(
     let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
+    let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
     Ok(Services {
         tickets: TicketStore::Redis(RedisTickets::new(publisher.clone(), &config.prefix)),
         publisher: Publisher::Redis(publisher),
         health,
+        tally: Some(tally),
     })
 }

@@ -7,12 +7,13 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::connect::{connection_config, connection_info};
+use super::control::revocations_key;
 use super::functions::{Refusal, call, refusal};
 use super::keeping::Support;
 use super::pool::{CommandPool, POOL_PATIENCE};
 use crate::bus::{KeepOptions, PublishError};
 use crate::config::RedisUrl;
-use crate::protocol::{ChannelName, Event, EventId, encode};
+use crate::protocol::{ChannelName, Event, EventId, Revocation, encode};
 
 /// Publishes through Redis.
 #[derive(Clone)]
@@ -63,6 +64,16 @@ impl RedisPublisher {
         let id: String = self.run(command).await?;
         id.parse()
             .map_err(|_| PublishError::Unavailable("Redis answered without an id".into()))
+    }
+
+    pub(crate) async fn revoke(&self, revocation: &Revocation) -> Result<(), PublishError> {
+        let mut command = call("fanfare_revoke", &revocations_key(&self.prefix));
+        command
+            .arg(revocation.revoked.kind())
+            .arg(&**revocation.revoked.value())
+            .arg("exp")
+            .arg(revocation.until_ms.div_ceil(1000));
+        self.run::<i64>(command).await.map(drop)
     }
 
     /// From any runtime: a pooled connection is used only where it was made.
@@ -117,8 +128,8 @@ fn kept_command(prefix: &str, channel: &ChannelName, event: &Event, options: &Ke
     if let Some(retry) = event.retry() {
         command.arg("retry").arg(retry.as_millis().to_string());
     }
-    if let Some(members) = event.audience() {
-        command.arg("to").arg(members);
+    if let Some(audience) = event.audience() {
+        command.arg("to").arg(audience.as_str());
     }
     if let Some(length) = options.history {
         command.arg("history").arg(length);

@@ -8,6 +8,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
@@ -17,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::backfill::{Backfill, Missed, Started};
+use super::control::Control;
 use super::deliver::{Delivery, Filled, IdsWentBack, Interrupted, Interruption};
 use super::functions::{Refusal, refusal};
 use super::history::{HistoryReader, ReadNote};
@@ -28,7 +30,7 @@ use super::subscriptions::{Standing, Subscribed, Subscriptions};
 use crate::bus::BusHealth;
 use crate::bus::routing::Wish;
 use crate::hub::InterestUpdate;
-use crate::protocol::{ChannelName, Cursor, EventId};
+use crate::protocol::{ChannelName, Cursor, EventId, Revocation};
 use crate::telemetry::occurrences::{ProbeReturned, RedisUp};
 
 /// How often the way through Redis is tried, and how long the probe may take.
@@ -64,6 +66,7 @@ pub(super) enum SessionEnd {
 /// What outlives a connection: the wishes, what was seen, the ways to shards and operators.
 pub(super) struct SubscriberState {
     pub(super) probe_channel: String,
+    pub(super) control: Control,
     pub(super) delivery: Delivery,
     pub(super) keeping: Keeping,
     pub(super) updates: mpsc::Receiver<InterestUpdate>,
@@ -73,6 +76,16 @@ pub(super) struct SubscriberState {
 }
 
 impl SubscriberState {
+    /// Keeps these out, and has their streams ended.
+    pub(super) async fn revoke(&mut self, revocations: Vec<Revocation>) {
+        if revocations.is_empty() {
+            return;
+        }
+        self.control.add(&revocations);
+        let revoked = Arc::new(revocations.into_iter().collect());
+        self.delivery.routing.tell_revoked(revoked).await;
+    }
+
     /// Takes note of what was found of the library.
     ///
     /// # Errors
@@ -174,7 +187,7 @@ impl<'a> Session<'a> {
             let take = match self.phase {
                 Phase::Serving => Take::Everything,
                 // The rest waits where its size is bounded.
-                Phase::Settling | Phase::Starting(_) | Phase::Filling(_) => Take::ProbesOnly,
+                Phase::Settling | Phase::Starting(_) | Phase::Filling(_) => Take::UrgentOnly,
             };
             let probe_deadline = self
                 .probe_sent
@@ -188,6 +201,7 @@ impl<'a> Session<'a> {
                     if let Some(since) = arrived.since {
                         self.state.delivery.routing.note_arrival(since);
                     }
+                    self.state.revoke(arrived.revocations).await;
                     self.held.extend(arrived.items);
                     self.deliver().await?;
                 }
@@ -385,6 +399,7 @@ impl<'a> Session<'a> {
     }
 
     fn send_probe(&mut self) {
+        self.state.control.revocations.prune();
         self.probe_number = self.probe_number.wrapping_add(1);
         self.probe_sent = Some(Instant::now());
         let sending = probe::send(

@@ -67,7 +67,7 @@ impl Supervisor {
     }
 
     async fn connect(&mut self) -> Result<(MultiplexedConnection, PushQueue), SessionEnd> {
-        let queue = PushQueue::new(&self.state.probe_channel);
+        let queue = PushQueue::new(&self.state.probe_channel, &self.state.control.channel);
         let sender = {
             let queue = queue.clone();
             move |push: PushInfo| {
@@ -86,6 +86,10 @@ impl Supervisor {
             Ok(connection)
         };
         let connection = self.connecting(attempt).await?;
+        let joining = self.state.control.join(connection.clone());
+        let joined = self.connecting(joining).await?;
+        let revocations = self.state.control.note(joined);
+        self.state.revoke(revocations).await;
         let asking = self.state.keeping.ask(connection.clone());
         let library: Library = self.connecting(asking).await?;
         self.state.note_library(library)?;

@@ -26,7 +26,7 @@ labels! { "reason":
         Envelope = "envelope",
         /// An event name that is not allowed.
         EventName = "event_name",
-        /// Restricted to claims that no session can hold yet.
+        /// Nobody connected has the claims it is for; counted by the shards.
         NoAudience = "no_audience",
         /// A frame of the function library that cannot be read.
         Frame = "frame",
@@ -52,7 +52,7 @@ labels! { "outcome":
 impl From<&EnvelopeFault> for DropReason {
     fn from(fault: &EnvelopeFault) -> Self {
         match fault {
-            EnvelopeFault::Broken(_) => Self::Envelope,
+            EnvelopeFault::Broken(_) | EnvelopeFault::Audience(_) => Self::Envelope,
             EnvelopeFault::Event(fault) => match fault {
                 EventFault::TooLarge { .. } => Self::TooLarge,
                 EventFault::NotUtf8 => Self::NotUtf8,
