@@ -345,7 +345,15 @@ async fn health_asks_the_gateway_of_this_machine() {
     let health = async |admin: String, more: &[&str]| {
         let mut arguments = vec!["health".to_owned()];
         arguments.extend(more.iter().map(|&more| more.to_owned()));
-        command(arguments, vec![("FANFARE_ADMIN_LISTEN", admin)]).await
+        // Nor are there certificates of authorities.
+        let variables = [
+            ("FANFARE_ADMIN_LISTEN", admin.as_str()),
+            ("http_proxy", "http://127.0.0.1:1"),
+            ("SSL_CERT_FILE", "/dev/null"),
+            ("SSL_CERT_DIR", "/nonexistent"),
+        ];
+        let variables = variables.map(|(name, value)| (name, value.to_owned()));
+        command(arguments, variables.to_vec()).await
     };
     // As a container listens, and with a proxy that must not be asked.
     let all = ("FANFARE_ADMIN_LISTEN", "0.0.0.0:0");

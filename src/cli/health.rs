@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Failure, runtime};
+use super::{Failure, client, runtime};
 
 /// Below the time that health checks are usually given.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,13 +42,8 @@ impl Health {
 }
 
 async fn ask(url: &str) -> reqwest::Result<(reqwest::StatusCode, String)> {
-    // The gateway is on this machine, whatever http_proxy says, and speaks no TLS: a system without
-    // certificates of authorities is no reason to fail.
-    let client = reqwest::Client::builder()
-        .timeout(TIMEOUT)
-        .no_proxy()
-        .tls_certs_only([])
-        .build()?;
+    // The gateway is on this machine, whatever http_proxy says.
+    let client = client(url).timeout(TIMEOUT).no_proxy().build()?;
     let response = client.get(url).send().await?;
     Ok((response.status(), response.text().await?))
 }
