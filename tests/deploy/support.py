@@ -51,6 +51,12 @@ def line_with(process, stream, text):
         late.cancel()
 
 
+def address_in(line, name):
+    """Of a line of the gateway's log."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", line)
+    return re.search(rf"\b{name}=([\d.:]+)", plain).group(1)
+
+
 def load(path):
     return yaml.safe_load((ROOT / path).read_text())
 

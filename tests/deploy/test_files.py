@@ -20,6 +20,7 @@ from support import (
     DEADLINE_SECONDS,
     FANFARE,
     ROOT,
+    address_in,
     drain_seconds,
     effective,
     environment_file,
@@ -299,12 +300,6 @@ class Names:
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
-
-
-def address_in(line, name):
-    """Of a line of the gateway's log."""
-    plain = re.sub(r"\x1b\[[\d;]*m", "", line)
-    return re.search(rf"\b{name}=([\d.:]+)", plain).group(1)
 
 
 def until(condition):

@@ -1,5 +1,7 @@
 """k8s/: what kustomize makes of it is valid, restricted, and of one piece with the program."""
 
+import re
+import subprocess
 import tempfile
 import unittest
 from pathlib import Path
@@ -8,10 +10,13 @@ import kubernetes_validate
 import yaml
 
 from support import (
+    FANFARE,
     ROOT,
+    address_in,
     drain_seconds,
     effective,
     kustomize,
+    line_with,
     load,
     memory_bytes,
     overlay,
@@ -284,6 +289,43 @@ class Pieces(unittest.TestCase):
                 self.assertIn(backend["port"], [one["port"] for one in target["spec"]["ports"]])
             # A stream has no end.
             self.assertEqual(rule["timeouts"], {"request": "0s", "backendRequest": "0s"})
+
+    def test_every_path_that_is_asked_is_there(self):
+        everything = Prod.resources + IngressAndKeda.resources + GatewayApi.resources
+        (spec,) = selected(Prod.resources, {"app.kubernetes.io/component": "gateway"})
+        container = spec["containers"][0]
+        probes = [container[name]["httpGet"] for name in container if name.endswith("Probe")]
+        self.assertEqual({probe["port"] for probe in probes}, {"admin"})
+        monitor = named(Prod.resources, "ServiceMonitor", "fanfare")["spec"]["endpoints"][0]
+        admin = {probe["path"] for probe in probes} | {monitor["path"]}
+        routes = [rule for one in of(everything, "HTTPRoute") for rule in one["spec"]["rules"]]
+        public = {match["path"]["value"] for rule in routes for match in rule["matches"]}
+        for ingress in of(everything, "Ingress"):
+            paths = {path["path"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]}
+            self.assertEqual(paths, public)
+        nginx = (ROOT / "nginx/nginx.conf").read_text().split("only the inside reaches")[0]
+        locations = set(re.findall(r"location (?:= )?(/\w+)", nginx))
+        self.assertEqual(locations, public)
+
+        listen = {"FANFARE_LISTEN": "127.0.0.1:0", "FANFARE_ADMIN_LISTEN": "127.0.0.1:0"}
+        key = {"FANFARE_JWT_SECRET": "0123456789abcdef0123456789abcdef"}
+        gateway = subprocess.Popen([FANFARE], env=listen | key, stderr=subprocess.PIPE, text=True)
+        try:
+            line = line_with(gateway, gateway.stderr, "listening")
+
+            def status(listener, path):
+                url = f"http://{address_in(line, listener)}{path}"
+                # No grant, or no body; but the path is known.
+                return int(run("curl", "-so/dev/null", "-w%{http_code}", "-XPOST", url, check=False))
+
+            for path in admin:
+                run("curl", "--fail", "-s", f"http://{address_in(line, 'admin')}{path}")
+            self.assertEqual(status("data", "/nowhere"), 404)
+            for path in public:
+                self.assertNotEqual(status("data", path), 404, path)
+        finally:
+            gateway.kill()
+            gateway.communicate()
 
     def test_configuration_comes_from_the_files_that_others_use(self):
         resources = Prod.resources
