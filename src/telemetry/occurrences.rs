@@ -25,7 +25,7 @@ pub(crate) struct LogLimit {
 
 impl LogLimit {
     /// Whether it is time for a line: how many were left out before it.
-    fn turn(&mut self) -> Option<u64> {
+    pub(crate) fn turn(&mut self) -> Option<u64> {
         let now = Instant::now();
         if self.quiet_until.is_some_and(|until| now < until) {
             self.suppressed += 1;
