@@ -23,6 +23,7 @@ use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
     ShardStats,
 };
+use crate::supervision::{self, Pulse};
 use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
@@ -200,6 +201,7 @@ impl App {
             traces,
         };
 
+        let mut pulses = Vec::new();
         let mut proxied_listeners = proxied_listeners.into_iter();
         let (failure, mut failed) = mpsc::channel(1);
         for (number, ((listener, inbox), stats)) in data_listeners
@@ -208,6 +210,8 @@ impl App {
             .zip(stats)
             .enumerate()
         {
+            let pulse = Pulse::default();
+            pulses.push(pulse.clone());
             let shard = Shard {
                 number,
                 listeners: (listener, proxied_listeners.next()),
@@ -218,6 +222,7 @@ impl App {
                 settings: config.hub_settings(),
                 revocations: Arc::clone(&revocations),
                 stats,
+                pulse,
             };
             let failure = failure.clone();
             std::thread::Builder::new()
@@ -257,6 +262,8 @@ impl App {
             }
             tokio::spawn(async move { axum::serve(listener, service).await });
             announce(&config, data_address, proxied_address, admin_address);
+            supervision::ready();
+            tokio::spawn(supervision::watch(pulses));
 
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -314,7 +321,7 @@ fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admi
         BusConfig::Redis(url) => url.address(),
     };
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = env!("VERSION_AND_REVISION"),
         %data,
         proxied = proxied.map(tracing::field::display),
         %admin,
@@ -345,6 +352,7 @@ fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admi
 /// and the open ones are closed, spread over the drain period; then the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
     admin.metrics.draining.set(1);
+    supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE);
     tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
     sleep(config.drain_delay).await;
     tracing::info!(
@@ -408,6 +416,7 @@ struct Shard {
     settings: crate::hub::HubSettings,
     revocations: Arc<Revocations>,
     stats: Arc<ShardStats>,
+    pulse: Pulse,
 }
 
 impl Shard {
@@ -432,6 +441,7 @@ impl Shard {
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = tokio::task::spawn_local(interest);
             let sweep_task = tokio::task::spawn_local(hub.sweep());
+            tokio::task::spawn_local(self.pulse.beat());
             tokio::select! {
                 accepted = accepting(listener, false) => accepted?,
                 Some(accepted) = proxied => accepted?,

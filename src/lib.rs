@@ -17,7 +17,8 @@
 //! - [`admin`]: health, metrics and the console. [`telemetry`]: what is logged, counted and traced.
 //!   [`labels`]: what metrics are split by.
 //! - [`fuzzing`]: what must hold for any bytes from outside.
-//! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together.
+//! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
+//!   [`supervision`]: what the service manager is told of it.
 //!
 //! What holds everywhere:
 //!
@@ -46,4 +47,5 @@ pub mod http;
 pub mod hub;
 pub mod labels;
 pub mod protocol;
+mod supervision;
 pub mod telemetry;

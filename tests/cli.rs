@@ -393,3 +393,74 @@ async fn a_listener_with_public_channels_keeps_to_them() {
     assert!(body.contains("orders"), "{body}");
     assert_eq!(gateway.post("/events/alerts", "x").await.0, 403);
 }
+
+#[tokio::test]
+async fn health_asks_the_gateway_of_this_machine() {
+    let health = async |admin: String, more: &[&str]| {
+        let mut arguments = vec!["health".to_owned()];
+        arguments.extend(more.iter().map(|&more| more.to_owned()));
+        // Nor are there certificates of authorities.
+        let variables = [
+            ("FANFARE_ADMIN_LISTEN", admin.as_str()),
+            ("http_proxy", "http://127.0.0.1:1"),
+            ("SSL_CERT_FILE", "/dev/null"),
+            ("SSL_CERT_DIR", "/nonexistent"),
+        ];
+        let variables = variables.map(|(name, value)| (name, value.to_owned()));
+        command(arguments, variables.to_vec()).await
+    };
+    // As a container listens, and with a proxy that must not be asked.
+    let all = ("FANFARE_ADMIN_LISTEN", "0.0.0.0:0");
+    let mut gateway = Gateway::start(&[all]).await;
+    let admin = format!("0.0.0.0:{}", gateway.admin.port());
+    let well = health(admin.clone(), &[]).await;
+    assert!(well.status.success(), "{}", stderr(&well));
+    assert!(well.stdout.starts_with(b"{\"ready\":true"));
+
+    let dead = ("FANFARE_REDIS_URL", "redis://127.0.0.1:1");
+    let without_redis = Gateway::start_unready(&[dead]).await;
+    let address = without_redis.admin.to_string();
+    let unready = health(address.clone(), &[]).await;
+    assert!(!unready.status.success());
+    assert!(stderr(&unready).contains("redis"), "{}", stderr(&unready));
+    assert!(health(address, &["--live"]).await.status.success());
+
+    gateway.process.signal("KILL");
+    gateway.process.ended().await;
+    let gone = health(admin, &["--live"]).await;
+    assert!(!gone.status.success());
+    assert!(
+        stderr(&gone).contains("does not answer"),
+        "{}",
+        stderr(&gone)
+    );
+}
+
+#[test]
+fn packagers_get_completions_and_manual_pages_of_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = fanfare(&["completions", shell], &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(script.contains("drain-period"), "{shell}: {script}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = fanfare(&["man", folder.path().to_str().unwrap()], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let page = std::fs::read_to_string(folder.path().join("fanfare.1")).unwrap();
+    assert!(page.contains("FANFARE_DRAIN_PERIOD"), "{page}");
+    for command in ["publish", "tail", "check", "health"] {
+        assert!(folder.path().join(format!("fanfare-{command}.1")).exists());
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let output = fanfare(&["--version"], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    // With the commit in parentheses, where the build was given one.
+    assert!(
+        text.starts_with(concat!("fanfare ", env!("CARGO_PKG_VERSION"))),
+        "{text}"
+    );
+}

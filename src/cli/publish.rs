@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::token::Token;
-use super::{Failure, runtime};
+use super::{Failure, client, runtime};
 use crate::bus::{KeepOptions, publish_once};
 use crate::config::{RedisUrl, secret};
 use crate::protocol::{ChannelName, Event, EventId};
@@ -132,7 +132,7 @@ async fn post(
             url.query_pairs_mut().append_pair(name, value);
         }
     }
-    let client = reqwest::Client::builder()
+    let client = client(url.as_str())
         .timeout(Duration::from_secs(10))
         .build()?;
     let mut request = client.post(url).body(event.data().clone());

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sse_stream::{Sse, SseByteStream};
 
 use super::token::Token;
-use super::{Failure, runtime};
+use super::{Failure, client, runtime};
 use crate::protocol::{ChannelName, Cursor};
 
 /// A stream that is silent for so long is dead: heartbeats come more often.
@@ -55,7 +55,7 @@ impl Tail {
             let count = count.to_string();
             url.query_pairs_mut().append_pair("history", &count);
         }
-        let client = reqwest::Client::builder()
+        let client = client(url.as_str())
             .connect_timeout(Duration::from_secs(10))
             .read_timeout(SILENCE)
             .build()?;

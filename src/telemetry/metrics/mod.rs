@@ -94,7 +94,7 @@ impl Metrics {
     }
 
     fn replica(&self, is_ready: bool) -> [MetricFamily; 3] {
-        let version = label("version", env!("CARGO_PKG_VERSION"));
+        let version = label("version", env!("VERSION_AND_REVISION"));
         [
             gauges(
                 "fanfare_build_info",
