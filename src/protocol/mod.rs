@@ -34,4 +34,5 @@ pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;
 pub use revocation::{
     InvalidRevoked, MAX_REVOCATION_TIME, MAX_REVOKED_BYTES, REVOCATION_TIME, Revocation, Revoked,
+    TOKEN_LEEWAY,
 };
