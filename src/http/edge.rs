@@ -13,7 +13,7 @@ use http::{HeaderValue, Method, Request, StatusCode, Version};
 use tower_service::Service;
 
 use super::admission::{Admission, Full, OpenStream};
-use super::answer::{BUSY_HEADER, busy, cors_headers};
+use super::answer::{BUSY_HEADER, busy, cors_headers, retry_and_close};
 use super::auth::{HeldTicket, NotSpent, Undecided, wrong_ticket};
 use super::client_address::ClientAddress;
 use super::cut_off;
@@ -28,7 +28,15 @@ use crate::protocol::Framing;
 /// How long a stream waits for its channels while the bus is away.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
 
-const DRAINING: &str = "this replica is being stopped";
+/// Why a stream is not opened now.
+enum Busy {
+    /// What is short is this replica's: another may take the stream.
+    Here(&'static str),
+    /// The client has had what it may have, of every replica.
+    Client,
+}
+
+const DRAINING: Busy = Busy::Here("this replica is being stopped");
 
 /// What the connections of a shard share.
 pub struct Edge {
@@ -160,7 +168,10 @@ impl Edge {
             // Only now, so that a client that is told to come back can.
             match ticket.spend().await {
                 Ok(()) => {}
-                Err(NotSpent::NotNow) => opened = Err("the ticket could not be spent"),
+                Err(NotSpent::NotNow) => {
+                    self.hub.stats().count_rejected(RejectReason::Undecided);
+                    opened = Err(Busy::Here("the ticket could not be spent"));
+                }
                 Err(NotSpent::Gone) => {
                     self.hub.stats().count_rejected(RejectReason::Denied);
                     return instead(wrong_ticket().into_response());
@@ -168,7 +179,9 @@ impl Edge {
             }
         }
         match (opened, handoff) {
-            (Err(why), _) => instead(busy(wants_503, why)),
+            (Err(Busy::Here(why)), _) => instead(busy(wants_503, why)),
+            // A proxy would ask all replicas in vain, and count the client there too.
+            (Err(Busy::Client), _) => instead(retry_and_close()),
             (Ok(stream), Some(handoff)) => {
                 handoff.leave(stream);
                 std::future::pending().await
@@ -218,7 +231,7 @@ impl Edge {
         client: ClientAddress,
         head: &StreamHead,
         takeover: bool,
-    ) -> Result<OpenStream, &'static str> {
+    ) -> Result<OpenStream, Busy> {
         let stats = self.hub.stats();
         if self.hub.is_draining() {
             stats.count_rejected(RejectReason::Draining);
@@ -226,26 +239,17 @@ impl Edge {
         }
         let admitted = self.admission.admit(client, stream.session.as_deref());
         let permit = admitted.map_err(|full| {
-            let (reason, why) = match full {
+            let (reason, busy) = match full {
                 Full::Replica => (
                     RejectReason::Limit,
-                    "this replica has all the streams it can hold",
+                    Busy::Here("this replica has all the streams it can hold"),
                 ),
-                Full::Address => (
-                    RejectReason::Address,
-                    "this address has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_IP)",
-                ),
-                Full::Subject => (
-                    RejectReason::Subject,
-                    "this subject has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_SUBJECT)",
-                ),
-                Full::Rate => (
-                    RejectReason::Rate,
-                    "this address asks for streams too often (FANFARE_CONNECT_RATE_PER_IP)",
-                ),
+                Full::Address => (RejectReason::Address, Busy::Client),
+                Full::Subject => (RejectReason::Subject, Busy::Client),
+                Full::Rate => (RejectReason::Rate, Busy::Client),
             };
             stats.count_rejected(reason);
-            why
+            busy
         })?;
         let framing = if takeover {
             Framing::Chunked
@@ -271,11 +275,12 @@ impl Edge {
             }
             Err(NotOpened::Revoked) => {
                 stats.count_rejected(RejectReason::Denied);
-                Err("the token was revoked")
+                Err(Busy::Client)
             }
             Err(NotOpened::NotActive) => {
                 stats.count_rejected(RejectReason::BusUnavailable);
-                Err("the channels could not be subscribed: the bus is not available")
+                let why = "the channels could not be subscribed: the bus is not available";
+                Err(Busy::Here(why))
             }
         }
     }
