@@ -117,6 +117,7 @@ impl Edge {
         let handoff = asked
             .handoff
             .filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
+        let draws_ticket = request.uri().path() == "/tickets";
         let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
@@ -136,7 +137,11 @@ impl Edge {
             if is_stream && is_denied(response.status()) {
                 self.hub.stats().count_rejected(RejectReason::Denied);
             } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
-                self.hub.stats().count_refused(RefuseReason::PublishRate);
+                self.hub.stats().count_refused(if draws_ticket {
+                    RefuseReason::TicketRate
+                } else {
+                    RefuseReason::PublishRate
+                });
             }
             // A proxy must not keep a connection for a request that would meet the end.
             if self.hub.is_draining() {
