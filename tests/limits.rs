@@ -73,14 +73,11 @@ async fn an_address_has_so_many_streams_and_is_told_to_come_back_beyond() {
         body.starts_with("retry: ") && !body.contains("id:"),
         "{body}"
     );
+    // A proxy is not to try the other replicas: they would refuse it too.
     let request = "GET /events/a HTTP/1.1\r\nhost: localhost\r\nfanfare-busy: 503\r\n\r\n";
     let answer = Raw::send(gateway.data, request).await.rest().await;
-    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
-    assert!(answer.contains("\r\nretry-after: "), "{answer}");
-    assert!(
-        answer.contains("FANFARE_MAX_CONNECTIONS_PER_IP"),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("\r\n\r\nretry: "), "{answer}");
     assert_eq!(rejected(&gateway, "address").await, 2.0);
     // Publishing is not concerned, and a place that becomes free is given again.
     gateway.keep("/events/a", "x").await;

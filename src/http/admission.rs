@@ -1,7 +1,7 @@
 //! How many streams and connections there may be, and what an open one holds.
 
 use std::net::IpAddr;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::client_address::ClientAddress;
 use super::limits::{Client, Counts, Hold, RateLimit, share};
 use super::requester::{ConnectionId, Requester};
 use crate::bus::Tally;
-use crate::config::ClientRules;
+use crate::config::{ClientRules, Rate};
 use crate::hub::{CloseReason, Session, Subscription};
 use crate::telemetry::occurrences::ClientCutOff;
 
@@ -23,6 +23,14 @@ const CONNECTIONS_BESIDE_STREAMS: usize = 128;
 
 /// Connections of one address beside its streams, likewise.
 const CONNECTIONS_BESIDE_STREAMS_PER_ADDRESS: usize = 16;
+
+/// Tickets of one subject (else one token id, else one address), on each replica. A page draws one
+/// for each stream. Kept for half a minute, at a kilobyte each, those of one client take less than
+/// a megabyte of what there is for all.
+const TICKET_RATE: Rate = Rate {
+    count: NonZeroU32::new(300).unwrap(),
+    period: Duration::from_secs(30),
+};
 
 /// The bounds on streams and connections, shared by all shards. Looked at when they open and
 /// close, never when events pass.
@@ -36,6 +44,7 @@ pub struct Admission {
     streams: Arc<Counts>,
     stream_rate: Option<RateLimit>,
     publish_rate: Option<RateLimit>,
+    ticket_rate: RateLimit,
     rules: ClientRules,
 }
 
@@ -69,6 +78,7 @@ impl Admission {
             streams: Counts::new(per_address, rules.max_connections_per_subject),
             stream_rate: rules.connect_rate_per_ip.map(RateLimit::new),
             publish_rate: rules.publish_rate_per_subject.map(RateLimit::new),
+            ticket_rate: RateLimit::new(TICKET_RATE),
             rules,
         })
     }
@@ -145,6 +155,18 @@ impl Admission {
         } else {
             Err(Full::Replica)
         }
+    }
+
+    /// Counts one ticket more that a client draws.
+    ///
+    /// # Errors
+    /// When it draws too many, with the time after which it may again.
+    pub(super) fn ticket(
+        &self,
+        address: ClientAddress,
+        drawer: Option<&Arc<str>>,
+    ) -> Result<(), Duration> {
+        self.ticket_rate.check(Client::of(address, drawer))
     }
 
     /// Counts one event more that a client publishes.

@@ -60,7 +60,9 @@ fn hops<'a>(
 ) -> impl Iterator<Item = Option<IpAddr>> {
     values
         .rev()
-        .flat_map(|value| value.to_str().unwrap_or_default().rsplit(','))
+        .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','))
+        // Bytes that are no text spoil what the client wrote, not what a proxy added.
+        .map(|element| std::str::from_utf8(element).unwrap_or_default())
         .map(move |element| match header {
             ForwardedHeader::XForwardedFor => node(element),
             ForwardedHeader::Forwarded => forwarded_for(element).and_then(node),
@@ -150,6 +152,7 @@ mod tests {
             ("10.0.0.1", &["1.1.1.1, unknown"], "10.0.0.1"),
             ("10.0.0.1", &["1.1.1.1, , 10.0.0.2"], "10.0.0.2"),
             ("10.0.0.1", &["\u{80}"], "10.0.0.1"),
+            ("10.0.0.1", &["\u{80}, 192.0.2.1"], "192.0.2.1"),
             ("10.0.0.1", &["1.1.1.1; drop table"], "10.0.0.1"),
         ] {
             let found = client(peer, "x-forwarded-for", lines);

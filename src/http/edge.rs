@@ -15,7 +15,7 @@ use tower_service::Service;
 use tracing::Instrument;
 
 use super::admission::{Admission, Full, OpenStream};
-use super::answer::{BUSY_HEADER, busy, cors_headers};
+use super::answer::{BUSY_HEADER, busy, cors_headers, retry_and_close};
 use super::auth::{HeldTicket, NotSpent, Undecided, wrong_ticket};
 use super::client_address::ClientAddress;
 use super::cut_off;
@@ -214,6 +214,7 @@ impl Edge {
         let handoff = asked
             .handoff
             .filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
+        let draws_ticket = request.uri().path() == "/tickets";
         let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
@@ -230,14 +231,24 @@ impl Edge {
             if let (true, Some(Undecided(told))) = (is_stream, undecided) {
                 let reason = RejectReason::Undecided;
                 self.hub.stats().count_rejected(reason);
-                let answer = busy(wants_503, told);
+                let answer = match reason {
+                    // A proxy would ask all replicas in vain, and count the client there too.
+                    RejectReason::Address | RejectReason::Subject | RejectReason::Rate => {
+                        retry_and_close()
+                    }
+                    _ => busy(wants_503, told),
+                };
                 self.note_admission(&requester, 0, reason.label(), answer.status());
                 return instead(&requester, answer);
             }
             if is_stream && is_denied(response.status()) {
                 self.hub.stats().count_rejected(RejectReason::Denied);
             } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
-                self.hub.stats().count_refused(RefuseReason::PublishRate);
+                self.hub.stats().count_refused(if draws_ticket {
+                    RefuseReason::TicketRate
+                } else {
+                    RefuseReason::PublishRate
+                });
             }
             if asks_for_stream {
                 self.note_admission(&requester, 0, "refused", response.status());

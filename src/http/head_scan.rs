@@ -14,6 +14,8 @@ const KEPT_LINE_BYTES: usize = 128;
 pub(super) enum HeadFault {
     /// A line ends in LF without CR.
     BareLineFeed,
+    /// `Content-Length` is no number, or has a line that is far too long for one.
+    Length,
     /// Both headers say where the body ends.
     LengthAndEncoding,
     /// The body before it did not keep its framing, so nobody knows where it begins.
@@ -25,6 +27,7 @@ impl HeadFault {
     pub(super) fn rule(self) -> &'static str {
         match self {
             Self::BareLineFeed => "lines end in CRLF",
+            Self::Length => "Content-Length is a number (RFC 9112, section 6.2)",
             Self::LengthAndEncoding => {
                 "Content-Length and Transfer-Encoding exclude each other (RFC 9112, section 6.1)"
             }
@@ -63,6 +66,7 @@ pub(super) struct HeadScan {
     content_length: Option<u64>,
     is_encoded: bool,
     has_bare_line_feed: bool,
+    has_wrong_length: bool,
     /// Heads that are complete.
     heads: u64,
     /// The first head that is refused, counted from 1: the connection ends with it.
@@ -78,6 +82,7 @@ impl Default for HeadScan {
             content_length: None,
             is_encoded: false,
             has_bare_line_feed: false,
+            has_wrong_length: false,
             heads: 0,
             fault: None,
         }
@@ -146,6 +151,7 @@ impl HeadScan {
                 self.content_length = None;
                 self.is_encoded = false;
                 self.has_bare_line_feed = !has_carriage_return;
+                self.has_wrong_length = false;
                 self.part = Part::HeaderLine;
             }
             Part::HeaderLine => {
@@ -185,8 +191,11 @@ impl HeadScan {
         } else if name.eq_ignore_ascii_case(b"content-length") {
             let digits = value.get(1..).unwrap_or_default().trim_ascii();
             let length = std::str::from_utf8(digits).ok();
-            // hyper refuses what is no number.
-            self.content_length = Some(length.and_then(|text| text.parse().ok()).unwrap_or(0));
+            self.content_length = length.and_then(|text| text.parse().ok());
+            if self.content_length.is_none() {
+                // hyper refuses what is no number; what does not fit into a line is not believed.
+                self.has_wrong_length = true;
+            }
         }
     }
 
@@ -194,6 +203,11 @@ impl HeadScan {
         self.heads += 1;
         if self.has_bare_line_feed {
             self.note(HeadFault::BareLineFeed);
+        }
+        if self.has_wrong_length {
+            self.note(HeadFault::Length);
+            self.part = Part::Unframed;
+            return;
         }
         self.part = match (self.content_length, self.is_encoded) {
             (Some(_), true) => {
@@ -273,6 +287,15 @@ mod tests {
                 chunked.replace("A\r\n", "xyz\r\n"),
                 1,
                 Some((2, HeadFault::Unframed)),
+            ),
+            (
+                [
+                    &post.replace(": 22", &format!(":{}22", " ".repeat(200))),
+                    get,
+                ]
+                .concat(),
+                1,
+                Some((1, HeadFault::Length)),
             ),
             (
                 get.replace("x\r", &format!("{}\r", "x".repeat(50_000))),

@@ -28,7 +28,7 @@ use crate::telemetry::{BusMetrics, EventKind};
 const READ_ON_FACTOR: usize = 16;
 
 /// A body must have arrived within this time.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// When to try again after the bus did not take an event.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -100,12 +100,7 @@ async fn publish_body(
 ) -> Result<Json<Published>, Problem> {
     let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
         .await
-        .map_err(|_| {
-            Problem::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "the body did not arrive in time",
-            )
-        })??;
+        .map_err(|_| body_too_late())??;
     let keep = fields.keep();
     let event = fields.apply(data, state.max_event_bytes)?;
     let kind = match keep {
@@ -172,6 +167,14 @@ fn refused(
         // Another attempt would not change it.
         problem
     }
+}
+
+/// The answer to a body that did not arrive within [`BODY_DEADLINE`].
+pub(super) fn body_too_late() -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "the body did not arrive in time",
+    )
 }
 
 /// Reads a body of at most `limit` bytes.

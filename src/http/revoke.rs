@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::State;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::{FromRequest, State};
 use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::auth::Refusal;
 use super::error::Problem;
+use super::publish::{BODY_DEADLINE, body_too_late};
 use super::state::RouterState;
 use crate::bus::PublishError;
 use crate::protocol::{
@@ -42,12 +42,16 @@ pub(super) struct KeptOut {
 pub(super) async fn revoke(
     State(state): State<Arc<RouterState>>,
     headers: HeaderMap,
-    request: Result<Json<Request>, JsonRejection>,
+    request: axum::extract::Request,
 ) -> Result<Json<KeptOut>, Refusal> {
     let caller = state.authority.caller(&headers, None).await?;
     state.authority.check_admin(&caller)?;
-    let Json(request) =
-        request.map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    // Not before: whoever may not revoke is not waited for.
+    let read = tokio::time::timeout(BODY_DEADLINE, Json::<Request>::from_request(request, &()));
+    let Json(request) = read
+        .await
+        .map_err(|_| body_too_late())?
+        .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let revocation = request.read(now.unwrap_or_default().as_secs())?;
     let exp = revocation.until_ms / 1000;

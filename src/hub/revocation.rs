@@ -10,13 +10,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use arc_swap::ArcSwap;
 
 use super::session::Session;
-use crate::protocol::{Revocation, Revoked};
+use crate::protocol::{Revocation, Revoked, TOKEN_LEEWAY};
 
 /// Revocations at a time, at the most: some ten megabytes. The function library takes no more
 /// either.
 pub const MOST_REVOCATIONS: usize = 100_000;
 
-/// Revoked subjects and tokens, each until when (Unix milliseconds).
+/// Revoked subjects and tokens, each until their tokens are good no more (Unix milliseconds).
 #[derive(Clone, Debug, Default)]
 pub struct RevocationSet {
     subjects: HashMap<Arc<str>, u64>,
@@ -40,14 +40,16 @@ impl RevocationSet {
     /// The later of two ends counts. Past the bound nobody new is taken.
     fn add(&mut self, revocation: &Revocation) -> bool {
         let has_room = self.len() < MOST_REVOCATIONS;
+        let leeway_ms = u64::try_from(TOKEN_LEEWAY.as_millis()).unwrap_or(u64::MAX);
+        let until_ms = revocation.until_ms.saturating_add(leeway_ms);
         let (map, key) = match &revocation.revoked {
             Revoked::Subject(subject) => (&mut self.subjects, subject),
             Revoked::Token(token) => (&mut self.tokens, token),
         };
         if let Some(until) = map.get_mut(key) {
-            *until = revocation.until_ms.max(*until);
+            *until = until_ms.max(*until);
         } else if has_room {
-            map.insert(Arc::clone(key), revocation.until_ms);
+            map.insert(Arc::clone(key), until_ms);
         } else {
             return false;
         }
@@ -154,8 +156,22 @@ mod tests {
         // An earlier end shortens nothing.
         revocations.add(&[revocation("sub:alice", now_ms() + 1)]);
         revocations.prune();
-        assert_eq!(revocations.0.load().subjects.get("alice"), Some(&later));
+        let until = revocations.0.load().subjects["alice"];
+        assert_eq!(until, later + 5000);
         assert_eq!(revocations.0.load().len(), 2);
+    }
+
+    /// A token is good for the leeway behind its `exp`: revoked until then, it is kept out for it.
+    #[test]
+    fn a_revoked_token_does_not_come_back_in_its_leeway() {
+        let revocations = Revocations::default();
+        let alice = session(&json!({"jti": "1"}));
+        let exp_ms = now_ms() - 2000;
+        revocations.add(&[revocation("jti:1", exp_ms)]);
+        revocations.prune();
+        assert!(revocations.is_revoked(&alice));
+        let leeway_ms = u64::try_from(TOKEN_LEEWAY.as_millis()).unwrap();
+        assert!(!revocations.0.load().holds(&alice, exp_ms + leeway_ms));
     }
 
     #[test]

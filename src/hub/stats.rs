@@ -63,6 +63,8 @@ labels! { "reason":
         Origin = "origin",
         /// Its client publishes too often.
         PublishRate = "publish_rate",
+        /// Its client draws too many tickets.
+        TicketRate = "ticket_rate",
     }
 }
 

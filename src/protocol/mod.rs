@@ -35,5 +35,6 @@ pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;
 pub use revocation::{
     InvalidRevoked, MAX_REVOCATION_TIME, MAX_REVOKED_BYTES, REVOCATION_TIME, Revocation, Revoked,
+    TOKEN_LEEWAY,
 };
 pub use trace_parent::{InvalidTraceParent, TraceParent};

@@ -11,6 +11,10 @@ pub const MAX_REVOKED_BYTES: usize = 1024;
 /// For how long somebody is kept out where nobody says until when: longer than tokens should last.
 pub const REVOCATION_TIME: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
+/// For how long a token is good behind its `exp`, since clocks differ; so much longer is kept out
+/// who is revoked until then.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(5);
+
 /// The longest somebody can be kept out: some ten years.
 pub const MAX_REVOCATION_TIME: Duration = Duration::from_secs(3650 * 24 * 60 * 60);
 
@@ -28,7 +32,8 @@ pub enum Revoked {
 pub struct Revocation {
     /// Who.
     pub revoked: Revoked,
-    /// Until when, in Unix milliseconds: by then the tokens concerned have expired.
+    /// Until when, in Unix milliseconds, and [`TOKEN_LEEWAY`]: the tokens concerned have expired
+    /// then.
     pub until_ms: u64,
 }
 

@@ -43,6 +43,8 @@ local MOST_REVOCATIONS = 100000
 -- For how long somebody is kept out, in seconds: where nothing is said, and at the most.
 local REVOCATION_SECONDS = 2592000
 local MOST_REVOCATION_SECONDS = 315360000
+-- For how long tokens are good behind their `exp`, since clocks differ.
+local TOKEN_LEEWAY_MS = 5000
 -- Up to here a number counts milliseconds exactly, and its text has so many digits.
 local MAX_MS = 9007199254740991
 local MAX_DIGITS = 16
@@ -586,15 +588,16 @@ local function revoke(keys, argv)
     return redis.error_reply('NOPERM fanfare_revoke: this user may not PUBLISH to ' .. channel)
   end
   local member = kind .. ':' .. value
-  redis.call('ZREMRANGEBYSCORE', key, '-inf', ('%.0f'):format(now))
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', ('%.0f'):format(now - TOKEN_LEEWAY_MS))
   if redis.call('ZCARD', key) >= MOST_REVOCATIONS and not redis.call('ZSCORE', key, member) then
     return redis.error_reply('ERR there are ' .. MOST_REVOCATIONS .. ' revocations, which is the most')
   end
   local until_ms_text = ('%.0f'):format(until_s * 1000)
   redis.call('ZADD', key, 'GT', until_ms_text, member)
   -- One of them lasts until the last does.
-  redis.call('PEXPIREAT', key, until_ms_text, 'NX')
-  redis.call('PEXPIREAT', key, until_ms_text, 'GT')
+  local kept_ms_text = ('%.0f'):format(until_s * 1000 + TOKEN_LEEWAY_MS)
+  redis.call('PEXPIREAT', key, kept_ms_text, 'NX')
+  redis.call('PEXPIREAT', key, kept_ms_text, 'GT')
   redis.call('PUBLISH', channel, '\2551r' .. until_ms_text .. '\n' .. member)
   return until_s
 end

@@ -14,7 +14,7 @@ use super::keys::Key;
 pub(super) const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// How far the clock of who signs tokens may be from this one's.
-pub(super) const LEEWAY: Duration = Duration::from_secs(5);
+pub(super) const LEEWAY: Duration = crate::protocol::TOKEN_LEEWAY;
 
 /// What a token must say beside being signed and not expired.
 #[derive(Clone, Debug, Default)]

@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Client;
 
-/// The streams of each client. An entry lives as long as its client has one open here, and for two
-/// exchanges after that.
+/// The streams of each client. An entry lives as long as its client has one open here; where the
+/// others were told of it, until they know that it is gone.
 #[derive(Debug)]
 pub(in crate::http) struct Counts {
     max_per_address: Option<NonZeroUsize>,
@@ -18,8 +18,6 @@ pub(in crate::http) struct Counts {
 #[derive(Debug, Default)]
 struct Table {
     clients: HashMap<Client, Count>,
-    /// Whether the others are told: else what is zero here need not be remembered.
-    is_shared: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,10 +25,23 @@ struct Count {
     here: usize,
     /// What the other replicas had when they were asked last.
     elsewhere: usize,
-    /// The others do not know yet what is here.
-    is_news: bool,
+    /// What the others were told last.
+    told: usize,
     /// It was refused for what others have: worth asking them again.
     is_refused: bool,
+}
+
+impl Count {
+    /// The others do not know yet what is here.
+    fn is_news(&self) -> bool {
+        self.here != self.told
+    }
+
+    /// It says nothing that is not so without it. Clients that come and go between two exchanges
+    /// take no room.
+    fn is_nothing(&self) -> bool {
+        self.here == 0 && self.told == 0 && self.elsewhere == 0 && !self.is_refused
+    }
 }
 
 /// What the other replicas are told, and asked.
@@ -77,17 +88,14 @@ impl Counts {
             return None;
         }
         count.here += 1;
-        count.is_news = true;
         Some(Some(Hold(Box::new((Arc::clone(self), client)))))
     }
 
     fn release(&self, client: &Client) {
         let mut table = self.lock();
-        let is_shared = table.is_shared;
         if let Some(count) = table.clients.get_mut(client) {
             count.here = count.here.saturating_sub(1);
-            count.is_news = true;
-            if count.here == 0 && !is_shared {
+            if count.is_nothing() {
                 table.clients.remove(client);
             }
         }
@@ -97,16 +105,16 @@ impl Counts {
     /// `everything`: nobody knows anything of this replica.
     pub(super) fn report(&self, everything: bool, most: usize) -> Report {
         let mut table = self.lock();
-        table.is_shared = true;
         let mut report = Report::default();
         for (client, count) in &mut table.clients {
             if everything {
-                count.is_news = count.here > 0;
+                count.told = 0;
             }
             if report.news.len().max(report.asked.len()) >= most {
                 continue;
             }
-            let is_news = std::mem::take(&mut count.is_news);
+            let is_news = count.is_news();
+            count.told = count.here;
             let is_refused = std::mem::take(&mut count.is_refused);
             if is_news {
                 report.news.push((client.clone(), count.here));
@@ -134,7 +142,7 @@ impl Counts {
         let asked_now: std::collections::HashSet<_> = asked.iter().collect();
         table.clients.retain(|client, count| {
             count.here > 0
-                || count.is_news
+                || count.is_news()
                 || count.is_refused
                 || (asked_now.contains(client) && full(client, count))
         });
@@ -148,9 +156,8 @@ impl Counts {
     /// The others cannot be asked: only what is here counts until they can again.
     pub(super) fn stand_alone(&self) {
         let mut table = self.lock();
-        table.is_shared = false;
         table.clients.retain(|_, count| {
-            count.elsewhere = 0;
+            (count.elsewhere, count.told) = (0, 0);
             count.here > 0
         });
         table.shrink();
@@ -270,14 +277,28 @@ mod tests {
     fn who_is_gone_is_told_and_forgotten() {
         let counts = counts(2);
         drop(held(&counts, &client("192.0.2.1")));
-        assert_eq!(known(&counts), 0, "not shared: nobody needs to know");
+        assert_eq!(known(&counts), 0, "nobody was told");
+        let hold = held(&counts, &client("192.0.2.1"));
         counts.report(false, 10);
-        drop(held(&counts, &client("192.0.2.1")));
+        counts.learn(&[], &[]);
+        drop(hold);
+        assert_eq!(known(&counts), 1, "the others still count it");
         let report = counts.report(false, 10);
         assert_eq!(report.news, [(client("192.0.2.1"), 0)]);
         assert!(report.asked.is_empty());
         counts.learn(&[], &[]);
         assert_eq!(known(&counts), 0);
+    }
+
+    #[test]
+    fn who_comes_and_goes_between_two_exchanges_takes_no_room() {
+        let counts = counts(2);
+        counts.report(false, 10);
+        for number in 0..100 {
+            drop(held(&counts, &client(&format!("192.0.2.{number}"))));
+        }
+        assert_eq!(known(&counts), 0);
+        assert_eq!(counts.report(false, 10), Report::default());
     }
 
     #[test]
