@@ -2,7 +2,8 @@
 //!
 //! A round of fan-out notes when its events arrived, and each parcel of it carries a reference to
 //! that and to the time of publication. When a parcel is written, one look at a clock that is read
-//! now and then, and one count, are all there is to do.
+//! now and then, and one count, are all there is to do. What waits for a client that is not ready
+//! leaves its round.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::ShardStats;
 
 /// Writes between two readings of the clock. A write takes some microseconds, so what is measured
-/// is off by less than a tenth of a millisecond.
+/// is off by some tenth of a millisecond at most.
 const USES_OF_A_READING: u32 = 16;
 
 /// The time, read once for several writes.
