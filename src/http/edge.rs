@@ -233,9 +233,10 @@ impl Edge {
                 self.hub.stats().count_rejected(reason);
                 let answer = match reason {
                     // A proxy would ask all replicas in vain, and count the client there too.
-                    RejectReason::Address | RejectReason::Subject | RejectReason::Rate => {
-                        retry_and_close()
-                    }
+                    RejectReason::Address
+                    | RejectReason::Subject
+                    | RejectReason::Rate
+                    | RejectReason::Denied => retry_and_close(),
                     _ => busy(wants_503, told),
                 };
                 self.note_admission(&requester, 0, reason.label(), answer.status());

@@ -16,7 +16,8 @@ use tokio::time::sleep;
 use super::HistoryError;
 use super::encoded::EncodedEvent;
 use super::history::Page;
-use super::mailbox::{KeptSpan, Loss, Origin, Parcel, SlowClientPolicy};
+use super::mailbox::SlowClientPolicy;
+use super::parcel::{KeptSpan, Loss, Origin, Parcel};
 use super::replay::{Gap, Part, Replay, Step, View};
 use super::session::Session;
 use super::shard::Hub;
@@ -383,10 +384,7 @@ impl Hub {
 
 /// The origin of a parcel of a replay: how late it is says how long its client was away.
 fn lost_as(loss: Loss) -> Rc<Origin> {
-    Rc::new(Origin {
-        timing: None,
-        loss: Some(loss),
-    })
+    Rc::new(Origin::new(None, Some(loss)))
 }
 
 #[cfg(test)]

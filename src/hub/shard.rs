@@ -11,7 +11,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::channels::Channels;
 use super::heartbeat::HeartbeatWheel;
-use super::mailbox::{Parcel, PushRules, Pushed};
+use super::mailbox::{PushRules, Pushed};
+use super::parcel::Parcel;
 use super::positions::{Positions, heartbeat_cursor};
 use super::resume::{Opening, READ_AGAIN, Start};
 use super::revocation::{RevocationSet, Revocations, now_ms};
@@ -343,12 +344,13 @@ impl Hub {
                     self.dismiss(subscriber, CloseReason::Expired, tick);
                 } else if subscriber.ends_at.get().is_some_and(|at| at <= now) {
                     self.end(subscriber, CloseReason::Age);
-                    return;
                 }
+                let mailbox = subscriber.mailbox.borrow();
                 // Bytes that wait are no silence of ours.
-                if !subscriber.mailbox.borrow().is_empty() {
+                if mailbox.end_reason().is_some() || !mailbox.is_empty() {
                     return;
                 }
+                drop(mailbox);
                 let bytes = match moved_cursor(&channels, subscriber, settled) {
                     Some(cursor) => {
                         subscriber.told.set(cursor);

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::mailbox::{MailboxState, Parcel};
+use super::mailbox::MailboxState;
+use super::parcel::Parcel;
 use super::resume::Start;
 use super::session::Session;
 use super::shard::Hub;
@@ -112,11 +113,13 @@ impl Subscription {
             write(slices.get(..filled).unwrap_or_default())
         };
         let hub = &self.interest.hub;
-        let written = written.inspect_err(|_| {
-            mailbox.block(hub.clock.now());
-            hub.clock.expire();
-        })?;
-        let now = hub.clock.now();
+        let now = if mailbox.is_blocked() {
+            // Its client was waited for.
+            hub.clock.read()
+        } else {
+            hub.clock.now()
+        };
+        let written = written.inspect_err(|_| mailbox.block(now))?;
         hub.stats.sent_bytes.add(written as u64);
         mailbox.written(written, |parcel| hub.count_sent(parcel, now));
         Ok(())

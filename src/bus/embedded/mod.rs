@@ -270,21 +270,25 @@ impl EmbeddedBus {
             event,
             keep,
         } = published;
-        if self.routing.wants(channel.as_str()) {
-            let kind = match keep {
-                Some(_) => EventKind::Kept,
-                None => EventKind::Live,
-            };
-            EventReceived(kind).emit(&self.metrics);
-        }
+        let wanted = self.routing.wants(channel.as_str());
+        let received = |kind| {
+            if wanted {
+                EventReceived(kind).emit(&self.metrics);
+            }
+        };
         match keep {
-            None => self.routing.route(BusEvent::live(channel, event)).await,
+            None => {
+                received(EventKind::Live);
+                self.routing.route(BusEvent::live(channel, event)).await;
+            }
             Some(Keep { options, reply }) => {
                 let now_ms = self.clock.now_ms();
                 let stored = self.store.publish(&channel, Some(event), &options, now_ms);
                 let answer = match stored {
+                    // Published before, with the same key.
                     Ok((id, None)) => Ok(id),
                     Ok((id, Some(event))) => {
+                        received(EventKind::Kept);
                         let event = BusEvent::kept(channel, event, false);
                         self.routing.route(event).await;
                         Ok(id)
