@@ -40,7 +40,7 @@ impl Count {
     /// It says nothing that is not so without it. Clients that come and go between two exchanges
     /// take no room.
     fn is_nothing(&self) -> bool {
-        self.here == 0 && self.told == 0 && self.elsewhere == 0 && !self.is_refused
+        self.here == 0 && self.told == 0 && self.elsewhere == 0
     }
 }
 
