@@ -323,6 +323,9 @@ fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admi
         max_connections = config.max_connections,
         "listening"
     );
+    if let Some(warning) = config.warning() {
+        tracing::warn!("{warning}");
+    }
     match &config.access {
         Access::Open => tracing::warn!(
             "open: whoever reaches the data listener, on loopback, may read and publish everything"

@@ -523,6 +523,8 @@ async fn ids_never_repeat_when_the_state_is_not_what_was_written() {
     for ruin in [
         &["DEL", "sse:$state"][..],
         &["SET", "sse:$state", "nonsense"],
+        &["SET", "sse:$state", "18446744073709551615-0 1-0"],
+        &["SET", "sse:$state", "1-99999999999999999999 1-0"],
         &["FLUSHALL"],
         &["FLUSHDB"],
     ] {
@@ -538,7 +540,7 @@ async fn ids_never_repeat_when_the_state_is_not_what_was_written() {
 #[tokio::test]
 async fn a_history_ahead_of_the_state_is_jumped_over() {
     let (_redis, mut connection) = with_library(&settings()).await;
-    let ahead = clock_ms(&mut connection).await + 1_000_000;
+    let ahead = clock_ms(&mut connection).await + 500_000;
     let by_hand = format!("{ahead}-5");
     let _: Value = run(&mut connection, &["XADD", "sse:a", &by_hand, "x", "y"])
         .await
@@ -547,6 +549,82 @@ async fn a_history_ahead_of_the_state_is_jumped_over() {
     assert_eq!(id, EventId::new(ahead + LAG_MS, 0));
     assert_eq!(state(&mut connection).await.0, id);
     assert!(publish(&mut connection, "b", &["x"]).await > id);
+}
+
+/// Who may publish to a channel may write to its history, too.
+#[tokio::test]
+async fn what_others_write_to_a_history_harms_that_channel_alone() {
+    let (_redis, mut connection) = with_library(&settings()).await;
+    let first = publish(&mut connection, "a", &["x"]).await;
+    let far = format!("{}-0", first.ms() + 11 * LAG_MS);
+    for foreign in [
+        "18446744073709551615-18446744073709551615",
+        "18446744073709551615-5",
+        &far,
+    ] {
+        let before = state(&mut connection).await;
+        let _: Value = run(&mut connection, &["XADD", "sse:a", foreign, "f", "x"])
+            .await
+            .unwrap();
+        for _ in 0..3 {
+            let error = try_publish(&mut connection, "a", &[b"y", b"key", b"k"]).await;
+            let error = error.unwrap_err();
+            assert_eq!(error.code(), Some("WRONGTYPE"), "{error}");
+            assert!(error.to_string().contains("DEL sse:a heals it"), "{error}");
+        }
+        // Nothing has happened.
+        assert_eq!(state(&mut connection).await, before);
+        let length: i64 = run(&mut connection, &["XLEN", "sse:a"]).await.unwrap();
+        assert_eq!(length, 2, "{foreign}");
+        let key: i64 = run(&mut connection, &["EXISTS", "sse:$key.a/k"])
+            .await
+            .unwrap();
+        assert_eq!(key, 0);
+        // Redis knows of the entry also when it is deleted.
+        let _: i64 = run(&mut connection, &["XDEL", "sse:a", foreign])
+            .await
+            .unwrap();
+        assert!(try_publish(&mut connection, "a", &[b"y"]).await.is_err());
+        assert_eq!(state(&mut connection).await, before);
+        // The others go on, and ids stay where they were.
+        let other = publish(&mut connection, "b", &["x"]).await;
+        let probed = probe(&mut connection).await;
+        assert!(
+            probed.since(first) < Duration::from_millis(LAG_MS),
+            "{probed} {other}"
+        );
+        let _: i64 = run(&mut connection, &["DEL", "sse:a"]).await.unwrap();
+        let healed = publish(&mut connection, "a", &["x"]).await;
+        assert!(healed > probed && healed.since(first) < Duration::from_millis(LAG_MS));
+    }
+}
+
+/// What the function cannot know it does not try.
+#[tokio::test]
+async fn a_publisher_leaves_nothing_in_the_log_of_refusals() {
+    let (redis, mut connection) = with_library(&settings()).await;
+    let () = run(&mut connection, &["FLUSHALL"]).await.unwrap();
+    let mut publisher = user(&redis, PUBLISHER).await;
+    publish(&mut publisher, "a", &["x"]).await;
+    let log: Vec<Value> = run(&mut connection, &["ACL", "LOG"]).await.unwrap();
+    assert!(log.is_empty(), "{log:?}");
+}
+
+#[tokio::test]
+async fn of_a_key_of_another_type_no_history_is_known() {
+    let (_redis, mut connection) = with_library(&settings()).await;
+    let last = publish(&mut connection, "b", &["x"]).await;
+    let () = run(&mut connection, &["SET", "sse:a", "text"])
+        .await
+        .unwrap();
+    for arguments in [
+        &["from", "5-0", "3", "10", "1000"][..],
+        &["newest", "3", "10", "1000"],
+    ] {
+        let page = history(&mut connection, arguments).await;
+        assert_eq!((page.last, page.oldest.as_str()), (last.to_string(), ""));
+        assert!(page.evictable && page.complete && page.data.is_empty());
+    }
 }
 
 #[tokio::test]
@@ -753,7 +831,7 @@ async fn history(connection: &mut MultiplexedConnection, arguments: &[&str]) -> 
     let (last, epoch) = (text(), text());
     let _now_ms: u64 = text().parse().unwrap();
     let (ttl_ms, old_ttl_ms) = (text().parse().unwrap(), text().parse().unwrap());
-    let (ttl_since, evictable) = (text(), text() == "1");
+    let (ttl_since, evictable) = (text(), text() != "0");
     let (oldest, oldest_prev, start, complete) = (text(), text(), text(), text() == "1");
     let data = values
         .map(|frame| {

@@ -55,6 +55,17 @@ pub enum PublishError {
     /// The bus does not take it now. It may have been published all the same.
     #[error("the bus is not available: {0}")]
     Unavailable(String),
+    /// Redis takes no events now, and says so with this code. It may pass.
+    #[error("{reason}")]
+    NotNow {
+        /// `OOM`, `NOREPLICAS`, `MISCONF`, …
+        code: String,
+        /// All that Redis said.
+        reason: String,
+    },
+    /// The channel's key in Redis holds what is no history.
+    #[error("{0}")]
+    NotAHistory(String),
     /// Events cannot be kept here: Redis does not have the function, or may not run it.
     #[error("events cannot be kept here: {0}")]
     Unsupported(String),

@@ -100,6 +100,9 @@ fn check(command: &Check) -> Result<(), Failure> {
         }
     }
     writeln!(std::io::stdout(), "{config}the configuration is valid")?;
+    if let Some(warning) = config.warning() {
+        writeln!(std::io::stderr(), "fanfare: {warning}")?;
+    }
     Ok(())
 }
 

@@ -54,7 +54,7 @@ pub(super) struct Publish {
     #[arg(long, env = "FANFARE_PREFIX", default_value = "sse:")]
     prefix: String,
     /// Publish over HTTP to this gateway, when no Redis is named
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    #[arg(long, env = "FANFARE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     #[command(flatten)]
     token: Token,

@@ -36,6 +36,9 @@ pub use values::secret;
 /// that come back find what they missed there.
 const TAIL_BYTES: usize = 64 << 20;
 
+/// How often a replica's position moves by itself, when nothing is published: its probes.
+const POSITION_STEP: Duration = Duration::from_secs(5);
+
 /// Where events come from.
 #[derive(Clone, Debug)]
 pub enum BusConfig {
@@ -145,6 +148,20 @@ impl fmt::Display for Config {
 }
 
 impl Config {
+    /// What can be used, but hardly can be meant.
+    pub fn warning(&self) -> Option<String> {
+        let age = self.max_replication_lag + POSITION_STEP + self.heartbeat;
+        (self.history_ttl <= age).then(|| {
+            format!(
+                "FANFARE_HISTORY_TTL is {}, and the cursor of a quiet client may be {} old before \
+                 it is told a newer one: it gets a $gap whenever it comes back. Longer than \
+                 FANFARE_MAX_REPLICATION_LAG, FANFARE_HEARTBEAT and 5s together it would not",
+                format_duration(self.history_ttl),
+                format_duration(age)
+            )
+        })
+    }
+
     /// What the hub needs to know.
     pub fn hub_settings(&self) -> HubSettings {
         HubSettings {

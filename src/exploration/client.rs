@@ -69,6 +69,8 @@ pub(super) struct Client {
     pub(super) cursor: Option<Cursor>,
     /// Its newest event on this connection.
     last: Option<EventId>,
+    /// The id of the last gap that it was told while it was live.
+    gap: EventId,
     /// For each channel: what is later is owed. `None`: it has not begun.
     pub(super) start: [Option<EventId>; 2],
     /// Events it has had, was told a gap about, or could never know of.
@@ -88,6 +90,7 @@ impl Client {
             replica: 0,
             cursor: None,
             last: None,
+            gap: EventId::ZERO,
             start: [None; 2],
             settled: Vec::new(),
             had: Vec::new(),
@@ -99,11 +102,35 @@ impl Client {
         self.replica = replica;
         self.stage = stage;
         self.last = None;
+        self.gap = EventId::ZERO;
     }
 
     pub(super) fn disconnect(&mut self) {
         self.stage = Stage::Away;
         self.last = None;
+    }
+
+    /// A gap of a live stream; its id is `told`.
+    pub(super) fn take_live_gap(
+        &mut self,
+        channel: usize,
+        told: EventId,
+        through: EventId,
+        published: &[Published],
+    ) -> Result<(), String> {
+        self.gap = self.gap.max(told);
+        // Several channels may have one, each with events of its own after it.
+        self.take_gap(channel, None, through, &[], published)
+    }
+
+    /// A heartbeat.
+    pub(super) fn take_cursor(&mut self, cursor: Cursor) -> Result<(), String> {
+        let last = self.last.unwrap_or_default().max(self.gap);
+        if cursor.position() <= last {
+            return Err(format!("a heartbeat with {cursor} after {last}"));
+        }
+        self.cursor = Some(cursor);
+        Ok(())
     }
 
     pub(super) fn settle(&mut self, id: EventId) {

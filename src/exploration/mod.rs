@@ -78,6 +78,26 @@ fn pages_of_an_earlier_subscription_are_of_no_use() {
     assert!(found.violation.is_some());
 }
 
+/// Ids that begin anew jump, which makes the last position from before look old enough.
+#[test]
+fn heartbeats_take_heed_of_gaps() {
+    let setup = Setup {
+        heedless_heartbeats: true,
+        budget: Budget {
+            publishes: 1,
+            connects: 1,
+            losses: 1,
+            flushes: 1,
+            probes: 1,
+            tells: 1,
+            ..Budget::default()
+        },
+        ..Setup::new("heedless heartbeats")
+    };
+    let found = explore(&setup, MOST_STATES);
+    assert!(found.violation.is_some());
+}
+
 /// A test for each world.
 macro_rules! worlds {
     ($($name:ident: { $($field:ident: $value:expr),* $(,)? } $budget:tt)*) => {$(
@@ -128,6 +148,10 @@ worlds! {
         { ticks: 3, publishes: 2, probes: 2, connects: 2, failovers: 1, tells: 1 }
     flush: {}
         { ticks: 1, publishes: 3, connects: 2, flushes: 1, losses: 1 }
+    flush_and_heartbeats: {}
+        { publishes: 2, probes: 1, connects: 1, flushes: 1, losses: 1, tells: 1 }
+    flush_and_heartbeats_on_two_channels: { channels: vec![0, 1], clients: vec![vec![0, 1]] }
+        { publishes: 1, probes: 1, connects: 1, flushes: 1, losses: 1, tells: 1 }
     eviction: { evictable: true, before: 1 }
         { ticks: 2, publishes: 2, probes: 1, connects: 2, evictions: 1, losses: 1 }
     a_raised_ttl: { ttl: 3, before: 1 }

@@ -64,6 +64,7 @@ pub(super) struct Replica {
     restricts: bool,
     /// The newest that are for everybody.
     pub(super) newest: [EventId; 2],
+    pub(super) gaps: [EventId; 2],
     pub(super) position: Option<EventId>,
     /// Earlier positions: the first is the settled one once it is old enough.
     positions: VecDeque<EventId>,
@@ -80,6 +81,7 @@ impl Replica {
             queue: VecDeque::new(),
             seen: [None; 2],
             newest: [EventId::ZERO; 2],
+            gaps: [EventId::ZERO; 2],
             position: None,
             positions: VecDeque::new(),
             tails: Default::default(),
@@ -228,7 +230,11 @@ impl Replica {
 
     fn note(&mut self, told: Told) {
         match told {
-            Told::Gap(channel, id) => self.tails[channel].restart(id),
+            Told::Gap(channel, id) => {
+                self.tails[channel].restart(id);
+                self.newest[channel] = EventId::ZERO;
+                self.gaps[channel] = self.gaps[channel].max(id);
+            }
             Told::Event(channel, link) => {
                 if !(self.restricts && is_restricted(link.id)) {
                     self.newest[channel] = self.newest[channel].max(link.id);

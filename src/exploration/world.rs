@@ -159,12 +159,12 @@ impl World {
             Action::Disconnect { client } => self.clients[client].disconnect(),
             Action::Tell { client } => {
                 self.budget.tells -= 1;
-                let moved = self.moved_cursor(&self.clients[client]).unwrap();
+                let moved = self.moved_cursor(setup, &self.clients[client]).unwrap();
                 let client = &mut self.clients[client];
                 if let Stage::Live { told, .. } = &mut client.stage {
                     *told = moved;
                 }
-                client.cursor = Some(moved);
+                client.take_cursor(moved)?;
             }
             Action::Failover { snapshot } => self.fail_over(snapshot),
             Action::Flush => {
@@ -259,6 +259,9 @@ impl World {
 
     /// What a replica tells its live clients.
     fn tell(&mut self, replica: usize, told: &[Told]) -> Result<(), String> {
+        // All gaps are told just below the first event that follows.
+        let is_event = |told: &&Told| matches!(told, Told::Event(..));
+        let first = told.iter().find(is_event).map(|event| event.id().pred());
         for item in told {
             for client in &mut self.clients {
                 let Stage::Live { skip_through, .. } = client.stage else {
@@ -275,8 +278,8 @@ impl World {
                         client.take_event(channel, link, lost)?;
                     }
                     Told::Gap(channel, id) if client.channels.contains(&channel) => {
-                        // Several channels may have one, each with events of its own after it.
-                        client.take_gap(channel, None, id, &[], &self.published)?;
+                        let told = first.unwrap_or(id);
+                        client.take_live_gap(channel, told, id, &self.published)?;
                     }
                     Told::Event(..) | Told::Gap(..) => {}
                 }

@@ -135,15 +135,29 @@ fn refused(
     channel: &ChannelName,
     error: &PublishError,
 ) -> Problem {
-    let told = match error {
+    let (status, told) = match error {
         PublishError::Rejected(rule) => {
             PublishRefused(kind).emit(metrics);
-            return Problem::new(StatusCode::BAD_REQUEST, rule);
+            return Problem::new(StatusCode::BAD_REQUEST, rule.as_str());
         }
-        PublishError::Unavailable(_) => "the bus is not available",
-        PublishError::Unsupported(_) => {
-            "events cannot be kept at the moment; keep=false publishes a live one"
-        }
+        PublishError::NotAHistory(_) => (
+            StatusCode::CONFLICT,
+            "the key of this channel in Redis holds something that is no history of events \
+             (WRONGTYPE); keep=false publishes a live one"
+                .to_owned(),
+        ),
+        PublishError::NotNow { code, .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("Redis takes no events now ({code})"),
+        ),
+        PublishError::Unavailable(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the bus is not available".to_owned(),
+        ),
+        PublishError::Unsupported(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "events cannot be kept at the moment; keep=false publishes a live one".to_owned(),
+        ),
     };
     PublishFailed {
         kind,
@@ -151,7 +165,13 @@ fn refused(
         error,
     }
     .emit(metrics);
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, told).retry_after(RETRY_AFTER)
+    let problem = Problem::new(status, told);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        problem.retry_after(RETRY_AFTER)
+    } else {
+        // Another attempt would not change it.
+        problem
+    }
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -194,6 +214,13 @@ impl Fields {
     /// Unlike a stream's, a publisher's parameters are all known: a mistyped one would change
     /// what clients get without a word.
     pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+        // Every separator is ASCII, so a sequence of bytes does not reach over one.
+        if percent_encoding::percent_decode_str(query)
+            .decode_utf8()
+            .is_err()
+        {
+            return Err(Problem::field("query", "is UTF-8, percent-encoded"));
+        }
         let mut fields = Self::default();
         let mut seen = Vec::new();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {

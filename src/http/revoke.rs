@@ -65,7 +65,10 @@ pub(super) async fn revoke(
 fn refused(error: PublishError) -> Problem {
     let told = match error {
         PublishError::Rejected(rule) => return Problem::new(StatusCode::BAD_REQUEST, rule),
-        PublishError::Unavailable(_) => "the bus is not available, or holds no more revocations",
+        PublishError::NotAHistory(_) => "the key of revocations in Redis holds something else",
+        PublishError::Unavailable(_) | PublishError::NotNow { .. } => {
+            "the bus is not available, or holds no more revocations"
+        }
         PublishError::Unsupported(_) => "this Redis does not have the function for it",
     };
     tracing::warn!(%error, "a revocation was not taken");

@@ -47,8 +47,10 @@ pub(super) struct Channel {
     pub(super) replaying_members: Vec<Rc<Subscriber>>,
     /// The newest kept events.
     pub(super) tail: Tail<EncodedEvent>,
-    /// The newest kept event that came.
+    /// The newest kept event that came since the last gap.
     pub(super) newest: EventId,
+    /// The id of the last gap that was told.
+    gap: EventId,
     /// Reads of its history that are waited for.
     pub(super) reads: Option<Box<Reads>>,
     /// The channel's place in the round of fan-out under way.
@@ -143,6 +145,7 @@ impl Channels {
             replaying_members: Vec::new(),
             tail: Tail::default(),
             newest: EventId::ZERO,
+            gap: EventId::ZERO,
             reads: None,
             lot: None,
             load: Load::default(),
@@ -301,9 +304,13 @@ impl Channels {
         self.change_tail(key, |tail, limits| tail.extend(page, limits));
     }
 
-    /// Forgets the tail: kept events before `position` may be missing from it.
-    pub(super) fn restart_tail(&mut self, key: ChannelKey, position: EventId) {
+    /// Takes note of a gap: kept events before `position` may be missing from the tail.
+    pub(super) fn note_gap(&mut self, key: ChannelKey, position: EventId) {
         self.change_tail(key, |tail, _| tail.restart(position));
+        if let Some(channel) = self.channels.get_mut(key) {
+            channel.newest = EventId::ZERO;
+            channel.gap = channel.gap.max(position);
+        }
     }
 
     /// Forgets every kept event: ids begin anew.
@@ -311,6 +318,7 @@ impl Channels {
         for (_, channel) in &mut self.channels {
             channel.tail = Tail::default();
             channel.newest = EventId::ZERO;
+            channel.gap = EventId::ZERO;
         }
         self.tail_bytes = 0;
     }
@@ -393,14 +401,15 @@ impl Channels {
         }
     }
 
-    /// The newest kept event that came on a subscriber's channels.
-    pub(super) fn newest_of(&self, subscriber: &Subscriber) -> EventId {
+    /// The newest kept event that came on a subscriber's channels, and the id of their last gap.
+    pub(super) fn newest_of(&self, subscriber: &Subscriber) -> (EventId, EventId) {
         let memberships = subscriber.memberships.borrow();
-        let newest = memberships
+        memberships
             .iter()
             .filter_map(|membership| self.channels.get(membership.key))
-            .map(|channel| channel.newest);
-        newest.max().unwrap_or_default()
+            .fold(Default::default(), |(newest, gap), channel| {
+                (channel.newest.max(newest), channel.gap.max(gap))
+            })
     }
 }
 

@@ -295,7 +295,7 @@ impl Hub {
             What::Live => {}
             What::Gap { complete_after, .. } => {
                 if let Some(position) = complete_after {
-                    channels.restart_tail(lot.key, *position);
+                    channels.note_gap(lot.key, *position);
                 }
             }
             What::Kept { link, .. } => {
@@ -738,7 +738,7 @@ mod tests {
             assert!(!text(&some).contains("data: xxx\n"));
             // What its cursor may name.
             let channels = hub.channels.borrow();
-            assert_eq!(channels.newest_of(&other), id(7));
+            assert_eq!(channels.newest_of(&other).0, id(7));
             assert_eq!(admin.newest_restricted(), id(8));
             assert_eq!(other.newest_restricted(), EventId::ZERO);
             drop(channels);

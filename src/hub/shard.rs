@@ -12,7 +12,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use super::channels::Channels;
 use super::heartbeat::HeartbeatWheel;
 use super::mailbox::{Parcel, PushRules, Pushed};
-use super::positions::Positions;
+use super::positions::{Positions, heartbeat_cursor};
 use super::resume::{Opening, READ_AGAIN, Start};
 use super::revocation::{RevocationSet, Revocations, now_ms};
 use super::session::Session;
@@ -466,14 +466,12 @@ fn moved_cursor(
     if subscriber.member.get() == Member::Replaying {
         return None;
     }
-    let told = subscriber.told.get();
-    let newest = channels.newest_of(subscriber);
-    let newest = newest.max(subscriber.newest_restricted());
-    let event = if newest > subscriber.skip_through.get() {
-        newest
-    } else {
-        told.event()
-    };
-    let settled = settled?;
-    (settled > event && settled > told.position()).then(|| Cursor::new(event, settled))
+    let (newest, gap) = channels.newest_of(subscriber);
+    heartbeat_cursor(
+        subscriber.told.get(),
+        subscriber.skip_through.get(),
+        newest.max(subscriber.newest_restricted()),
+        gap,
+        settled?,
+    )
 }

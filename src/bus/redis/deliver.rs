@@ -23,11 +23,11 @@ use crate::protocol::{
 use crate::telemetry::occurrences::{EventBackfilled, EventReceived, IdsLost, MessageDropped};
 use crate::telemetry::{BusMetrics, DropReason, EventKind};
 
-/// An id further ahead of the newest known one than so many lag bounds, and the time that has
-/// passed since that was new, is believed only once Redis says that it has issued it: a forged one
-/// would move every cursor to where no event follows for long. A failover moves ids by one bound,
-/// and probes, which are ours alone, tell every few seconds where ids are.
-const MOST_AHEAD_LAG_BOUNDS: u32 = 10;
+/// An id further ahead of the newest known one than this, and the time that has passed since that
+/// was new, is believed only once Redis says that it has issued it: a forged one would move every
+/// cursor to where no event follows for long, and hide the events before it. Probes, which are ours
+/// alone, tell every few seconds where ids are; that ids jump costs one read.
+const MOST_AHEAD: Duration = Duration::from_secs(5);
 
 /// An event that history must be read for first.
 #[derive(Debug)]
@@ -349,10 +349,7 @@ impl Delivery {
     }
 
     fn is_far_ahead(&self, id: EventId) -> bool {
-        let most = self
-            .lag_bound
-            .saturating_mul(MOST_AHEAD_LAG_BOUNDS)
-            .saturating_add(self.moved_at.elapsed());
+        let most = MOST_AHEAD.saturating_add(self.moved_at.elapsed());
         self.position.is_some_and(|newest| id.since(newest) > most)
     }
 
@@ -902,7 +899,7 @@ mod tests {
     async fn ids_far_ahead_are_looked_up_unless_time_has_passed() {
         let mut world = World::new(Some(100)).await;
         world.told().await;
-        let ahead = 100 + 10 * 60_000 + 1;
+        let ahead = 100 + 60_000;
         for (issued, told) in [(ahead - 1, ""), (ahead, &*format!("a:{ahead}"))] {
             let interrupted = world.delivery.message(kept_message("a", ahead, 0)).await;
             let interrupted = interrupted.unwrap();
@@ -927,8 +924,8 @@ mod tests {
         }
         let dropped = world.delivery.metrics.dropped(DropReason::IdAhead);
         assert_eq!(dropped.get(), 1);
-        let later = 2 * ahead + 1;
-        world.delivery.moved_at -= Duration::from_secs(601);
+        let later = 2 * ahead;
+        world.delivery.moved_at -= Duration::from_secs(60);
         let interrupted = world
             .delivery
             .message(kept_message("a", later, ahead))

@@ -266,7 +266,14 @@ impl State {
                     self.add(Incoming::Probe(probe), 0);
                     Some(number)
                 }
-                _ => None,
+                Ok(_) => None,
+                Err(fault) => {
+                    tracing::warn!(
+                        %fault,
+                        "a probe came back that cannot be read: see to the ids in <prefix>$state"
+                    );
+                    None
+                }
             }
         } else {
             let text = std::str::from_utf8(&payload).ok();

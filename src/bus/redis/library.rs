@@ -452,7 +452,7 @@ async fn configure(
     let configured = command.query_async(connection).await;
     let answer: Answer = match (write, configured) {
         (ConfigWrite::WhenAbsent, Err(error))
-            if refusal(&error) == Some(Refusal::NotNow) && !is_missing(&error) =>
+            if matches!(refusal(&error), Some(Refusal::NotNow(_))) && !is_missing(&error) =>
         {
             // It takes no writes, for now; its histories are there all the same.
             let read: Result<Answer, _> = call_read_only("fanfare_config", &key)

@@ -65,13 +65,10 @@ pub(super) fn start(
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);
+    let reader = HistoryReader::new(&config.prefix, config.max_event_bytes, &metrics);
     let histories = HistoryService {
         pool: pool.clone(),
-        reader: HistoryReader {
-            prefix: config.prefix.clone(),
-            max_event_bytes: config.max_event_bytes,
-            metrics: metrics.clone(),
-        },
+        reader: reader.clone(),
         support: Arc::clone(&support),
         notes,
     };
@@ -88,6 +85,7 @@ pub(super) fn start(
             metrics,
         ),
         keeping,
+        reader,
         updates: inputs.updates,
         reads,
         health: health_sender,

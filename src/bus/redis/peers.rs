@@ -41,7 +41,7 @@ impl RedisPeers {
         let published: RedisResult<()> = redis::cmd("PUBLISH")
             .arg(&self.channel)
             .arg(message)
-            .exec_async(&mut connection)
+            .exec_async(&mut *connection)
             .await;
         published.map_err(|error| error.to_string())
     }

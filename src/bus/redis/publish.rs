@@ -85,7 +85,7 @@ impl RedisPublisher {
         let support = Arc::clone(&self.support);
         let running = self.control.spawn(timeout(POOL_PATIENCE, async move {
             let mut connection = pool.get().await.map_err(PublishError::Unavailable)?;
-            let answer: Result<T, RedisError> = command.query_async(&mut connection).await;
+            let answer: Result<T, RedisError> = command.query_async(&mut *connection).await;
             answer.map_err(|error| {
                 if refusal(&error) == Some(Refusal::Missing) {
                     support.note_missing();
@@ -106,9 +106,12 @@ impl From<RedisError> for PublishError {
         match refusal(&error) {
             Some(Refusal::Missing | Refusal::Forbidden) => Self::Unsupported(error.to_string()),
             Some(Refusal::Rejected(rule)) => Self::Rejected(rule),
-            Some(Refusal::ReadOnly | Refusal::NotNow) | None => {
-                Self::Unavailable(error.to_string())
-            }
+            Some(Refusal::NotAHistory) => Self::NotAHistory(error.to_string()),
+            Some(Refusal::NotNow(code)) => Self::NotNow {
+                code,
+                reason: error.to_string(),
+            },
+            Some(Refusal::ReadOnly) | None => Self::Unavailable(error.to_string()),
         }
     }
 }

@@ -70,6 +70,7 @@ pub(super) struct SubscriberState {
     pub(super) control: Control,
     pub(super) delivery: Delivery,
     pub(super) keeping: Keeping,
+    pub(super) reader: HistoryReader,
     pub(super) updates: mpsc::Receiver<InterestUpdate>,
     /// What clients' reads of history told.
     pub(super) reads: mpsc::Receiver<ReadNote>,
@@ -270,15 +271,10 @@ impl<'a> Session<'a> {
     }
 
     fn backfill(&self) -> Backfill {
-        let delivery = &self.state.delivery;
         Backfill {
             connection: self.connection.clone(),
-            reader: HistoryReader {
-                prefix: delivery.prefix.clone(),
-                max_event_bytes: delivery.max_event_bytes,
-                metrics: delivery.metrics.clone(),
-            },
-            lag_bound: delivery.lag_bound,
+            reader: self.state.reader.clone(),
+            lag_bound: self.state.delivery.lag_bound,
         }
     }
 

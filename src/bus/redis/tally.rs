@@ -55,7 +55,7 @@ impl RedisTally {
         let mut connection = self.pool.get().await?;
         let (new_fields, replicas): (usize, Vec<String>) = self
             .telling(&report)
-            .query_async(&mut connection)
+            .query_async(&mut *connection)
             .await
             .map_err(said)?;
         let mut answer = TallyAnswer {
@@ -76,7 +76,7 @@ impl RedisTally {
         }
         // What is no number counts nothing: somebody else has written it.
         let counts: Vec<Vec<Option<String>>> =
-            asking.query_async(&mut connection).await.map_err(said)?;
+            asking.query_async(&mut *connection).await.map_err(said)?;
         let mut gone = Vec::new();
         for (name, counts) in others.into_iter().zip(counts) {
             let mut counts = counts.into_iter();
@@ -91,7 +91,10 @@ impl RedisTally {
         if !gone.is_empty() {
             let mut forgetting = redis::cmd("HDEL");
             forgetting.arg(&self.list).arg(gone);
-            forgetting.exec_async(&mut connection).await.map_err(said)?;
+            forgetting
+                .exec_async(&mut *connection)
+                .await
+                .map_err(said)?;
         }
         Ok(answer)
     }
