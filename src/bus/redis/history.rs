@@ -88,16 +88,6 @@ impl HistoryReader {
         &self.prefix
     }
 
-    /// Nothing is known of such a channel's history: like one that may be dropped at any time, its
-    /// absence proves nothing, and its live events go on.
-    fn note_unreadable(channel: &ChannelName) {
-        tracing::warn!(
-            %channel,
-            "the channel's key in Redis holds something that is no history (WRONGTYPE): its \
-             clients get a $gap when they come back"
-        );
-    }
-
     /// `last, epoch, now_ms, ttl_ms, old_ttl_ms, ttl_since, evictable, oldest id, its prev, start,
     /// complete, frame…`
     fn page(
@@ -113,7 +103,13 @@ impl HistoryReader {
         let ttl_since = values.id()?.unwrap_or_default();
         let evictable: i64 = values.next()?;
         if evictable == NO_HISTORY {
-            Self::note_unreadable(channel);
+            // Nothing is known of such a channel's history: like one that may be dropped at any
+            // time, its absence proves nothing, and its live events go on.
+            tracing::warn!(
+                %channel,
+                "the channel's key in Redis holds something that is no history (WRONGTYPE): its \
+                 clients get a $gap when they come back"
+            );
         }
         let (oldest, oldest_prev) = (values.id()?, values.id()?);
         let from = values.id()?.unwrap_or_default();
