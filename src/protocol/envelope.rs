@@ -154,11 +154,16 @@ fn compact(json: &str) -> String {
 struct Members<'a> {
     event: Option<String>,
     retry: Option<u64>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     to: Option<&'a RawValue>,
     traceparent: Option<String>,
     #[serde(borrow)]
     data: &'a RawValue,
+}
+
+/// A member that stands there, whatever its value: `null` is no audience, and not everybody.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 #[derive(Serialize)]
@@ -304,10 +309,12 @@ mod tests {
                 "{payload}"
             );
         }
-        assert_eq!(
-            decoded(r#"{"sse":{"data":"x","to":"me"}}"#),
-            Err(AudienceFault::NotAnObject.into())
-        );
+        for to in ["\"me\"", "null", "[]"] {
+            assert_eq!(
+                decoded(&format!(r#"{{"sse":{{"data":"x","to":{to}}}}}"#)),
+                Err(AudienceFault::NotAnObject.into())
+            );
+        }
         for (payload, fault) in [
             (
                 r#"{"sse":{"data":"x","event":"a\nb"}}"#,
