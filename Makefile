@@ -1,6 +1,6 @@
 # The two commands: `make run` and `make test`.
 
-.PHONY: run cluster test test-faults check prerequisites fmt
+.PHONY: run cluster test test-faults check prerequisites fmt dist
 
 # A gateway on its embedded bus. It prints the address of the demo page; Ctrl-C stops it.
 run:
@@ -20,7 +20,8 @@ check:
 	cargo clippy --workspace --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
 	cargo test --workspace --locked
-	shellcheck deploy/cluster nginx/follow-names tests/prerequisites.sh
+	shellcheck deploy/cluster deploy/dist nginx/follow-names tests/prerequisites.sh
+	target/deploy-tools/bin/python -m unittest discover --start-directory tests/deploy
 	cargo run --quiet --locked -p load-tests --bin fanfare-load -- compare --peers fanfare --shrink 50 --runs 1 --duration 1s
 
 # The whole fault matrix, and rollouts under ten thousand clients and across versions: what takes
@@ -30,6 +31,10 @@ test-faults: prerequisites
 	rm -f $(FAULT_TABLE)
 	cargo test --locked --no-fail-fast --features long-tests --test faults --test rollout -- --test-threads 1; \
 	result=$$?; echo '| fault | bound | result | duration |'; echo '|---|---|---|---|'; cat $(FAULT_TABLE); exit $$result
+
+# A release build and all that belongs to it, packed: target/dist/fanfare-VERSION-TARGET.tar.gz.
+dist:
+	deploy/dist
 
 prerequisites:
 	tests/prerequisites.sh

@@ -6,21 +6,25 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{OptionFuture, join_all};
 use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
 
-use crate::admin::{self, AdminState};
+use crate::admin::{self, AdminState, Console, Sampler};
 use crate::bus::Bus;
 use crate::config::{Access, BusConfig, Config, JwksUrl};
 use crate::http::auth::{Authority, Jwks, KeyRing};
-use crate::http::{ConnectionLimit, Edge, RouterState, accept, bind, router};
-use crate::hub::{
-    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardMessage, ShardStats,
+use crate::http::{
+    Admission, Edge, EdgeParts, Listener, RouterState, accept, bind, only_this_machine, router,
 };
-use crate::telemetry::Metrics;
+use crate::hub::{
+    HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
+    ShardStats,
+};
+use crate::supervision::{self, Pulse};
+use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -50,6 +54,9 @@ pub enum AppError {
     /// A runtime or a signal handler cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// Traces are asked for and cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] TraceError),
     /// A metric is defined wrongly.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -66,29 +73,38 @@ pub enum AppError {
 /// A gateway whose addresses are bound and that does not serve yet.
 pub struct App {
     config: Config,
+    storms: Arc<Storms>,
     control: Runtime,
     data_listeners: Vec<std::net::TcpListener>,
+    /// Those for the PROXY protocol, one a shard, if there are any.
+    proxied_listeners: Vec<std::net::TcpListener>,
     admin_listener: std::net::TcpListener,
 }
 
 impl App {
-    /// Binds both listeners.
+    /// Binds both listeners. `storms`: what the log leaves out, to be summed up.
     ///
     /// # Errors
     /// When an address cannot be bound or the control runtime cannot be had.
-    pub fn bind(config: Config) -> Result<Self, AppError> {
+    pub fn bind(config: Config, storms: Arc<Storms>) -> Result<Self, AppError> {
         // The control runtime owns Redis, the admin listener and signals.
         let control = Builder::new_current_thread().enable_all().build()?;
-        let data_listeners = bind(
-            config.listen,
-            config.shards,
-            config.socket_send_buffer_bytes,
-        )
-        .map_err(|error| AppError::Bind {
-            setting: "FANFARE_LISTEN",
-            address: config.listen,
-            error,
-        })?;
+        let bind_shards = |setting, address| {
+            bind(address, config.shards, config.socket_send_buffer_bytes).map_err(|error| {
+                AppError::Bind {
+                    setting,
+                    address,
+                    error,
+                }
+            })
+        };
+        let data_listeners = bind_shards("FANFARE_LISTEN", config.listen)?;
+        let proxied_listeners = config
+            .clients
+            .proxy_protocol_listen
+            .map(|address| bind_shards("FANFARE_PROXY_PROTOCOL_LISTEN", address))
+            .transpose()?
+            .unwrap_or_default();
         let admin_listener = std::net::TcpListener::bind(config.admin_listen)
             .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
             .map_err(|error| AppError::Bind {
@@ -98,8 +114,10 @@ impl App {
             })?;
         Ok(Self {
             config,
+            storms,
             control,
             data_listeners,
+            proxied_listeners,
             admin_listener,
         })
     }
@@ -111,47 +129,80 @@ impl App {
     pub fn run(self) -> Result<(), AppError> {
         let Self {
             config,
+            storms,
             control,
             data_listeners,
+            proxied_listeners,
             admin_listener,
         } = self;
+        control.spawn(storms.run());
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
         let admin_address = admin_listener.local_addr()?;
+        let proxied_address = proxied_listeners
+            .first()
+            .map(std::net::TcpListener::local_addr)
+            .transpose()?;
 
         let stats: Vec<_> = data_listeners
             .iter()
             .map(|_| Arc::new(ShardStats::default()))
             .collect();
         let metrics = Metrics::new(stats.clone(), config.max_connections)?;
+        let all_stats = stats.clone();
+        let replica = replica_name(data_address);
+        let pipeline = config
+            .traces
+            .as_ref()
+            .map(|traces| TracePipeline::start(traces, &replica, &metrics.traces_dropped))
+            .transpose()?;
+        let traces = pipeline.as_ref().map(TracePipeline::traces);
         let (inboxes, shard_inboxes): (Vec<_>, Vec<_>) = data_listeners
             .iter()
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
             .unzip();
+        let revocations = Arc::new(Revocations::default());
         let bus = Bus::start(
             &config,
             control.handle(),
             inboxes.clone(),
+            Arc::clone(&revocations),
             metrics.bus.clone(),
+            traces.clone(),
         )?;
+        let admission = Admission::new(config.max_connections, config.clients.clone());
+        if let Some(tally) = bus.tally {
+            control.spawn(Arc::clone(&admission).share(tally));
+        }
         let ring = key_ring(&config.access, &metrics, control.handle())?;
         let authority = Authority::new(
             config.access.clone(),
             ring.clone(),
             bus.tickets,
+            Arc::clone(&revocations),
             metrics.auth.clone(),
         );
         let router = router(RouterState {
             authority,
+            admission: Arc::clone(&admission),
             publisher: bus.publisher,
             metrics: metrics.bus.clone(),
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
             demo: data_address.ip().is_loopback(),
+            traces: traces.clone(),
         });
-        let limit = ConnectionLimit::new(config.max_connections);
 
+        let edge = EdgeParts {
+            router,
+            admission,
+            is_open: matches!(config.access, Access::Open),
+            traces,
+        };
+
+        let mut pulses = Vec::new();
+        let mut proxied_listeners = proxied_listeners.into_iter();
         let (failure, mut failed) = mpsc::channel(1);
         for (number, ((listener, inbox), stats)) in data_listeners
             .into_iter()
@@ -159,15 +210,19 @@ impl App {
             .zip(stats)
             .enumerate()
         {
+            let pulse = Pulse::default();
+            pulses.push(pulse.clone());
             let shard = Shard {
                 number,
-                listener,
+                listeners: (listener, proxied_listeners.next()),
                 inbox,
                 interest: bus.interest.clone(),
                 history: bus.history.clone(),
-                edge: (router.clone(), Arc::clone(&limit)),
+                edge: edge.clone(),
                 settings: config.hub_settings(),
+                revocations: Arc::clone(&revocations),
                 stats,
+                pulse,
             };
             let failure = failure.clone();
             std::thread::Builder::new()
@@ -188,13 +243,27 @@ impl App {
             bus: bus.health,
             keys: ring,
         });
+        let console = Console::new();
+        let sampler = Sampler::new(
+            replica,
+            Arc::clone(&admin),
+            all_stats,
+            inboxes.clone(),
+            config.max_connections,
+        );
+        control.spawn(Arc::clone(&console).run(sampler, bus.peers, bus.heard));
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;
             let listener = tokio::net::TcpListener::from_std(admin_listener)?;
-            let service = admin::router(Arc::clone(&admin));
+            let mut service = admin::router(Arc::clone(&admin), console);
+            if admin_address.ip().is_loopback() {
+                service = service.layer(axum::middleware::from_fn(only_this_machine));
+            }
             tokio::spawn(async move { axum::serve(listener, service).await });
-            announce(&config, data_address, admin_address);
+            announce(&config, data_address, proxied_address, admin_address);
+            supervision::ready();
+            tokio::spawn(supervision::watch(pulses));
 
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -210,8 +279,18 @@ impl App {
         });
         // A name that is still being looked up must not hold up the end.
         control.shutdown_background();
+        if let Some(pipeline) = pipeline {
+            pipeline.shutdown();
+        }
         served
     }
+}
+
+/// What operators call this replica: the machine and the port that clients connect to.
+fn replica_name(data: SocketAddr) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.map_or_else(|_| data.ip().to_string(), |name| name.trim().to_owned());
+    format!("{host}:{}", data.port())
 }
 
 /// The keys that tokens are verified with, where there are to be tokens.
@@ -236,20 +315,24 @@ fn key_ring(
     Ok(Some(KeyRing::start(rules, fixed, files, jwks, control)))
 }
 
-fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
+fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admin: SocketAddr) {
     let bus = match &config.bus {
         BusConfig::Embedded => "memory:".to_owned(),
         BusConfig::Redis(url) => url.address(),
     };
     tracing::info!(
-        version = env!("CARGO_PKG_VERSION"),
+        version = env!("VERSION_AND_REVISION"),
         %data,
+        proxied = proxied.map(tracing::field::display),
         %admin,
         bus,
         shards = config.shards,
         max_connections = config.max_connections,
         "listening"
     );
+    if let Some(warning) = config.warning() {
+        tracing::warn!("{warning}");
+    }
     match &config.access {
         Access::Open => tracing::warn!(
             "open: whoever reaches the data listener, on loopback, may read and publish everything"
@@ -269,6 +352,7 @@ fn announce(config: &Config, data: SocketAddr, admin: SocketAddr) {
 /// and the open ones are closed, spread over the drain period; then the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
     admin.metrics.draining.set(1);
+    supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE);
     tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
     sleep(config.drain_delay).await;
     tracing::info!(
@@ -323,13 +407,16 @@ impl Signals {
 /// What a shard's thread is given.
 struct Shard {
     number: usize,
-    listener: std::net::TcpListener,
+    /// The ordinary one, and the one for the PROXY protocol.
+    listeners: (std::net::TcpListener, Option<std::net::TcpListener>),
     inbox: Inbox,
     interest: mpsc::Sender<InterestUpdate>,
     history: mpsc::Sender<HistoryRequest>,
-    edge: (axum::Router, Arc<ConnectionLimit>),
+    edge: EdgeParts,
     settings: crate::hub::HubSettings,
+    revocations: Arc<Revocations>,
     stats: Arc<ShardStats>,
+    pulse: Pulse,
 }
 
 impl Shard {
@@ -339,15 +426,25 @@ impl Shard {
             .enable_all()
             .build_local(LocalOptions::default())?;
         runtime.block_on(async {
-            let hub = Hub::new(self.settings, self.stats, self.history);
-            let (router, limit) = self.edge;
-            let edge = Edge::new(hub.clone(), router, limit);
+            let hub = Hub::new(self.settings, self.stats, self.history, self.revocations);
+            let edge = Edge::new(hub.clone(), self.number, self.edge);
+            let (listener, proxied) = self.listeners;
+            let accepting = |socket, proxy_protocol| {
+                let listener = Listener {
+                    socket,
+                    proxy_protocol,
+                };
+                accept(edge.clone(), listener)
+            };
+            let proxied = OptionFuture::from(proxied.map(|socket| accepting(socket, true)));
             let hub_task = tokio::task::spawn_local(hub.clone().run(self.inbox));
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = tokio::task::spawn_local(interest);
             let sweep_task = tokio::task::spawn_local(hub.sweep());
+            tokio::task::spawn_local(self.pulse.beat());
             tokio::select! {
-                accepted = accept(edge, self.listener) => accepted?,
+                accepted = accepting(listener, false) => accepted?,
+                Some(accepted) = proxied => accepted?,
                 ended = hub_task => ended?,
                 ended = interest_task => ended?,
                 ended = sweep_task => ended?,

@@ -4,15 +4,21 @@
 
 /// What a metric can be split by: a label's value, or several of different labels.
 pub trait Labels: Copy + 'static {
+    /// How many combinations of values there are.
+    const COUNT: usize;
     /// The labels' names.
     fn names() -> Vec<&'static str>;
     /// Every combination of values.
     fn all() -> Vec<Self>;
     /// The values, in the order of the names.
     fn values(self) -> Vec<&'static str>;
+    /// Where it stands among [`all`](Self::all).
+    fn place(self) -> usize;
 }
 
 impl<A: Labels, B: Labels> Labels for (A, B) {
+    const COUNT: usize = A::COUNT * B::COUNT;
+
     fn names() -> Vec<&'static str> {
         [A::names(), B::names()].concat()
     }
@@ -24,6 +30,10 @@ impl<A: Labels, B: Labels> Labels for (A, B) {
 
     fn values(self) -> Vec<&'static str> {
         [self.0.values(), self.1.values()].concat()
+    }
+
+    fn place(self) -> usize {
+        self.0.place() * B::COUNT + self.1.place()
     }
 }
 
@@ -58,6 +68,8 @@ macro_rules! labels {
         }
 
         impl $crate::labels::Labels for $type {
+            const COUNT: usize = Self::COUNT;
+
             fn names() -> Vec<&'static str> {
                 vec![$name]
             }
@@ -68,6 +80,10 @@ macro_rules! labels {
 
             fn values(self) -> Vec<&'static str> {
                 vec![self.label()]
+            }
+
+            fn place(self) -> usize {
+                self as usize
             }
         }
     };

@@ -14,9 +14,11 @@
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
 //! - [`http`]: the data listener, from an accepted connection to a stream; [`http::auth`]: who asks,
 //!   and what they may do.
-//! - [`admin`]: health and metrics. [`telemetry`]: what is logged and counted. [`labels`]: what
-//!   metrics are split by.
-//! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together.
+//! - [`admin`]: health, metrics and the console. [`telemetry`]: what is logged, counted and traced.
+//!   [`labels`]: what metrics are split by.
+//! - [`fuzzing`]: what must hold for any bytes from outside.
+//! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
+//!   [`supervision`]: what the service manager is told of it.
 //!
 //! What holds everywhere:
 //!
@@ -27,7 +29,8 @@
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
 //! - `protocol` imports nothing of this crate, `hub` only `protocol`; `bus` and `http` know the
-//!   hub and not each other, but for the [`bus::Publisher`] and the [`bus::TicketStore`].
+//!   hub and not each other, but for the [`bus::Publisher`], the [`bus::TicketStore`] and the
+//!   [`bus::Tally`].
 //!
 //! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
 //! it better), and a protocol beside Server-Sent Events.
@@ -39,8 +42,10 @@ pub mod cli;
 pub mod config;
 #[cfg(test)]
 mod exploration;
+pub mod fuzzing;
 pub mod http;
 pub mod hub;
 pub mod labels;
 pub mod protocol;
+mod supervision;
 pub mod telemetry;

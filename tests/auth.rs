@@ -585,6 +585,46 @@ async fn a_key_set_that_is_too_old_is_out_of_force() {
     .await;
 }
 
+#[tokio::test]
+async fn a_subject_draws_so_many_tickets_and_takes_none_from_others() {
+    let gateway = guarded(&[]).await;
+    let (alice, bob) = (
+        token(json!({ "sub": "alice" })),
+        token(json!({ "sub": "bob" })),
+    );
+    let client = reqwest::Client::new();
+    let draw = async |token: &str| {
+        let request = client.post(gateway.url("/tickets")).bearer_auth(token);
+        within("an answer", request.send()).await.unwrap()
+    };
+    // Ten a second come back meanwhile.
+    let mut refused = None;
+    for _ in 0..2000 {
+        let answer = draw(&alice).await;
+        if answer.status() != 200 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.expect("tickets end");
+    assert_eq!(refused.status(), 429);
+    assert!(refused.headers().contains_key("retry-after"));
+    assert_eq!(draw(&bob).await.status(), 200);
+    let series = r#"fanfare_requests_refused_total{reason="ticket_rate"}"#;
+    assert_eq!(gateway.metric(series).await, 1.0);
+}
+
+/// Whoever may not revoke is answered before they have sent what they would.
+#[tokio::test]
+async fn a_revocation_of_somebody_who_may_not_is_not_waited_for() {
+    let gateway = guarded(&[]).await;
+    let request = "POST /revocations HTTP/1.1\r\nhost: localhost\r\n\
+        content-type: application/json\r\ncontent-length: 100\r\n\r\n";
+    let mut raw = Raw::send(gateway.data, request).await;
+    let answer = raw.until("\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+}
+
 /// Everything that the gateway writes, tells or shows of itself, searched for every secret it has
 /// been given.
 #[tokio::test]

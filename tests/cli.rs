@@ -9,7 +9,7 @@
 
 mod support;
 
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use support::{Gateway, Redis, within};
 use tokio::io::AsyncWriteExt;
@@ -171,6 +171,7 @@ async fn publish_keeps_and_prints_the_id() {
         (vec!["--key", "k"], vec![("FANFARE_REDIS_URL", redis.url())]),
         (vec!["--key", "k", "--url", &url], vec![]),
         (vec!["--history", "3", "--url", &url], vec![]),
+        (vec!["--key", "k"], vec![("FANFARE_URL", url.clone())]),
     ] {
         let all = [&["publish", "a", "x"], &arguments[..]].concat();
         let output = command(all.into_iter().map(str::to_owned).collect(), variables).await;
@@ -178,9 +179,60 @@ async fn publish_keeps_and_prints_the_id() {
         ids.push(String::from_utf8(output.stdout).unwrap().trim().to_owned());
     }
     assert_eq!(ids[0], ids[1]);
+    assert_eq!(ids[0], ids[3]);
     for id in [&ids[0], &ids[2]] {
         assert_eq!(events.event().await.id.as_ref(), Some(id));
     }
+}
+
+/// What the examples read is known to every command.
+#[tokio::test]
+async fn the_variable_of_the_gateway_is_known() {
+    let url = (
+        "FANFARE_URL",
+        "http://user:secret@127.0.0.1:1/sub".to_owned(),
+    );
+    for arguments in [&["check"][..], &["functions", "print"]] {
+        let arguments = arguments.iter().map(ToString::to_string).collect();
+        let output = command(arguments, vec![url.clone()]).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    let read = tokio::task::spawn_blocking(move || {
+        let mut tail = Command::new(env!("CARGO_BIN_EXE_fanfare"))
+            .args(["tail", "a"])
+            .envs([url])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let mut told = std::io::BufReader::new(tail.stderr.take().unwrap());
+        let read = std::io::BufRead::read_line(&mut told, &mut line);
+        tail.kill().unwrap();
+        tail.wait().unwrap();
+        read.map(|_| line)
+    });
+    let line = within("tail tells", read).await.unwrap().unwrap();
+    assert!(line.starts_with("fanfare: http://127.0.0.1:1: "), "{line}");
+    assert!(
+        line.contains("refused") && !line.contains("secret"),
+        "{line}"
+    );
+}
+
+#[test]
+fn a_history_that_quiet_clients_outlive_is_told() {
+    let times = [
+        ("FANFARE_HISTORY_TTL", "70s"),
+        ("FANFARE_MAX_REPLICATION_LAG", "60s"),
+    ];
+    let output = fanfare(&["check"], &times);
+    assert!(output.status.success());
+    assert!(
+        stderr(&output).contains("FANFARE_HISTORY_TTL is 1m 10s"),
+        "{}",
+        stderr(&output)
+    );
+    assert_eq!(stderr(&fanfare(&["check"], &[])), "");
 }
 
 #[tokio::test]
@@ -254,10 +306,12 @@ async fn tail_keeps_its_cursor_and_tells_of_gaps() {
     );
     assert_eq!(
         stderr(&output),
-        "fanfare: the stream ended; again in 10ms\n\
-         fanfare: the stream ended; again in 20ms\n\
-         fanfare: connected again, resuming after 6-0.9-0\n\
-         fanfare: gap: events of a may be missing after 9-0 (expired)\n"
+        format!(
+            "fanfare: {url}: the stream ended; again in 10ms\n\
+             fanfare: {url}: the stream ended; again in 20ms\n\
+             fanfare: connected again, resuming after 6-0.9-0\n\
+             fanfare: gap: events of a may be missing after 9-0 (expired)\n"
+        )
     );
 }
 
@@ -338,4 +392,75 @@ async fn a_listener_with_public_channels_keeps_to_them() {
     assert_eq!(status, 403);
     assert!(body.contains("orders"), "{body}");
     assert_eq!(gateway.post("/events/alerts", "x").await.0, 403);
+}
+
+#[tokio::test]
+async fn health_asks_the_gateway_of_this_machine() {
+    let health = async |admin: String, more: &[&str]| {
+        let mut arguments = vec!["health".to_owned()];
+        arguments.extend(more.iter().map(|&more| more.to_owned()));
+        // Nor are there certificates of authorities.
+        let variables = [
+            ("FANFARE_ADMIN_LISTEN", admin.as_str()),
+            ("http_proxy", "http://127.0.0.1:1"),
+            ("SSL_CERT_FILE", "/dev/null"),
+            ("SSL_CERT_DIR", "/nonexistent"),
+        ];
+        let variables = variables.map(|(name, value)| (name, value.to_owned()));
+        command(arguments, variables.to_vec()).await
+    };
+    // As a container listens, and with a proxy that must not be asked.
+    let all = ("FANFARE_ADMIN_LISTEN", "0.0.0.0:0");
+    let mut gateway = Gateway::start(&[all]).await;
+    let admin = format!("0.0.0.0:{}", gateway.admin.port());
+    let well = health(admin.clone(), &[]).await;
+    assert!(well.status.success(), "{}", stderr(&well));
+    assert!(well.stdout.starts_with(b"{\"ready\":true"));
+
+    let dead = ("FANFARE_REDIS_URL", "redis://127.0.0.1:1");
+    let without_redis = Gateway::start_unready(&[dead]).await;
+    let address = without_redis.admin.to_string();
+    let unready = health(address.clone(), &[]).await;
+    assert!(!unready.status.success());
+    assert!(stderr(&unready).contains("redis"), "{}", stderr(&unready));
+    assert!(health(address, &["--live"]).await.status.success());
+
+    gateway.process.signal("KILL");
+    gateway.process.ended().await;
+    let gone = health(admin, &["--live"]).await;
+    assert!(!gone.status.success());
+    assert!(
+        stderr(&gone).contains("does not answer"),
+        "{}",
+        stderr(&gone)
+    );
+}
+
+#[test]
+fn packagers_get_completions_and_manual_pages_of_every_command() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = fanfare(&["completions", shell], &[]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let script = String::from_utf8(output.stdout).unwrap();
+        assert!(script.contains("drain-period"), "{shell}: {script}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let output = fanfare(&["man", folder.path().to_str().unwrap()], &[]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let page = std::fs::read_to_string(folder.path().join("fanfare.1")).unwrap();
+    assert!(page.contains("FANFARE_DRAIN_PERIOD"), "{page}");
+    for command in ["publish", "tail", "check", "health"] {
+        assert!(folder.path().join(format!("fanfare-{command}.1")).exists());
+    }
+}
+
+#[test]
+fn the_version_is_told() {
+    let output = fanfare(&["--version"], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    // With the commit in parentheses, where the build was given one.
+    assert!(
+        text.starts_with(concat!("fanfare ", env!("CARGO_PKG_VERSION"))),
+        "{text}"
+    );
 }

@@ -114,6 +114,16 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         answer.contains(r#""4"]"#)
     })
     .await;
+    // And the rules are evaluated.
+    let rule = format!(
+        "http://127.0.0.1:{}/api/v1/query?query=job:fanfare_connections:sum",
+        port(3)
+    );
+    eventually_within(Duration::from_secs(40), "a rule has a value", async || {
+        let answer = reqwest::get(&rule).await.unwrap().text().await.unwrap();
+        answer.contains(r#""namespace":"default""#)
+    })
+    .await;
 
     // What Ctrl-C sends.
     cluster.signal("INT");

@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare::bus::library::{
-    HistoryConfig, Installed, Library, LibraryError, LibrarySettings, ensure, is_missing, load,
-    render,
+    HistoryConfig, Installed, LIBRARY_VERSION, Library, LibraryError, LibrarySettings, ensure,
+    is_missing, load, render,
 };
 use fanfare::protocol::{Event, EventId, Frame, KeptFrame, decode_frame};
 use futures_util::StreamExt;
@@ -129,7 +129,7 @@ async fn stored(connection: &mut MultiplexedConnection, channel: &str) -> Vec<(E
 fn kept(frame: &Bytes) -> KeptFrame {
     match decode_frame(frame.clone(), 1 << 20).unwrap() {
         Frame::Event(kept) => kept,
-        other @ Frame::Probe { .. } => panic!("{other:?}"),
+        other => panic!("{other:?}"),
     }
 }
 
@@ -207,13 +207,13 @@ async fn every_option_arrives() {
     .await;
     let stored = stored(&mut connection, "a").await;
     let full = kept(&stored[0].1);
-    assert_eq!(full.traceparent.as_deref(), Some(trace));
     let full = full.event.unwrap();
+    assert_eq!(full.trace_parent(), trace.parse().ok());
     assert_eq!(full.name().unwrap().as_str(), "pricé");
     assert_eq!(full.retry(), Some(Duration::from_millis(250)));
     assert_eq!(
-        full.audience(),
-        Some(r#"{"role":["a","b c\"\n"],"n":-1.5e+3,"x":{"y":null}}"#)
+        full.audience().unwrap().as_str(),
+        r#"{"role":["a","b c\"\n"],"n":-1.5e+3,"x":{"y":null}}"#
     );
     assert!(full.data().is_empty());
     let bare = event(&stored[1].1);
@@ -472,7 +472,7 @@ async fn a_probe_comes_back_on_its_own_channel() {
         Ok(Frame::Probe {
             id,
             epoch: first,
-            library_version: 1,
+            library_version: LIBRARY_VERSION,
             number: 7
         })
     );
@@ -523,6 +523,8 @@ async fn ids_never_repeat_when_the_state_is_not_what_was_written() {
     for ruin in [
         &["DEL", "sse:$state"][..],
         &["SET", "sse:$state", "nonsense"],
+        &["SET", "sse:$state", "18446744073709551615-0 1-0"],
+        &["SET", "sse:$state", "1-99999999999999999999 1-0"],
         &["FLUSHALL"],
         &["FLUSHDB"],
     ] {
@@ -538,7 +540,7 @@ async fn ids_never_repeat_when_the_state_is_not_what_was_written() {
 #[tokio::test]
 async fn a_history_ahead_of_the_state_is_jumped_over() {
     let (_redis, mut connection) = with_library(&settings()).await;
-    let ahead = clock_ms(&mut connection).await + 1_000_000;
+    let ahead = clock_ms(&mut connection).await + 500_000;
     let by_hand = format!("{ahead}-5");
     let _: Value = run(&mut connection, &["XADD", "sse:a", &by_hand, "x", "y"])
         .await
@@ -547,6 +549,82 @@ async fn a_history_ahead_of_the_state_is_jumped_over() {
     assert_eq!(id, EventId::new(ahead + LAG_MS, 0));
     assert_eq!(state(&mut connection).await.0, id);
     assert!(publish(&mut connection, "b", &["x"]).await > id);
+}
+
+/// Who may publish to a channel may write to its history, too.
+#[tokio::test]
+async fn what_others_write_to_a_history_harms_that_channel_alone() {
+    let (_redis, mut connection) = with_library(&settings()).await;
+    let first = publish(&mut connection, "a", &["x"]).await;
+    let far = format!("{}-0", first.ms() + 11 * LAG_MS);
+    for foreign in [
+        "18446744073709551615-18446744073709551615",
+        "18446744073709551615-5",
+        &far,
+    ] {
+        let before = state(&mut connection).await;
+        let _: Value = run(&mut connection, &["XADD", "sse:a", foreign, "f", "x"])
+            .await
+            .unwrap();
+        for _ in 0..3 {
+            let error = try_publish(&mut connection, "a", &[b"y", b"key", b"k"]).await;
+            let error = error.unwrap_err();
+            assert_eq!(error.code(), Some("WRONGTYPE"), "{error}");
+            assert!(error.to_string().contains("DEL sse:a heals it"), "{error}");
+        }
+        // Nothing has happened.
+        assert_eq!(state(&mut connection).await, before);
+        let length: i64 = run(&mut connection, &["XLEN", "sse:a"]).await.unwrap();
+        assert_eq!(length, 2, "{foreign}");
+        let key: i64 = run(&mut connection, &["EXISTS", "sse:$key.a/k"])
+            .await
+            .unwrap();
+        assert_eq!(key, 0);
+        // Redis knows of the entry also when it is deleted.
+        let _: i64 = run(&mut connection, &["XDEL", "sse:a", foreign])
+            .await
+            .unwrap();
+        assert!(try_publish(&mut connection, "a", &[b"y"]).await.is_err());
+        assert_eq!(state(&mut connection).await, before);
+        // The others go on, and ids stay where they were.
+        let other = publish(&mut connection, "b", &["x"]).await;
+        let probed = probe(&mut connection).await;
+        assert!(
+            probed.since(first) < Duration::from_millis(LAG_MS),
+            "{probed} {other}"
+        );
+        let _: i64 = run(&mut connection, &["DEL", "sse:a"]).await.unwrap();
+        let healed = publish(&mut connection, "a", &["x"]).await;
+        assert!(healed > probed && healed.since(first) < Duration::from_millis(LAG_MS));
+    }
+}
+
+/// What the function cannot know it does not try.
+#[tokio::test]
+async fn a_publisher_leaves_nothing_in_the_log_of_refusals() {
+    let (redis, mut connection) = with_library(&settings()).await;
+    let () = run(&mut connection, &["FLUSHALL"]).await.unwrap();
+    let mut publisher = user(&redis, PUBLISHER).await;
+    publish(&mut publisher, "a", &["x"]).await;
+    let log: Vec<Value> = run(&mut connection, &["ACL", "LOG"]).await.unwrap();
+    assert!(log.is_empty(), "{log:?}");
+}
+
+#[tokio::test]
+async fn of_a_key_of_another_type_no_history_is_known() {
+    let (_redis, mut connection) = with_library(&settings()).await;
+    let last = publish(&mut connection, "b", &["x"]).await;
+    let () = run(&mut connection, &["SET", "sse:a", "text"])
+        .await
+        .unwrap();
+    for arguments in [
+        &["from", "5-0", "3", "10", "1000"][..],
+        &["newest", "3", "10", "1000"],
+    ] {
+        let page = history(&mut connection, arguments).await;
+        assert_eq!((page.last, page.oldest.as_str()), (last.to_string(), ""));
+        assert!(page.evictable && page.complete && page.data.is_empty());
+    }
 }
 
 #[tokio::test]
@@ -753,7 +831,7 @@ async fn history(connection: &mut MultiplexedConnection, arguments: &[&str]) -> 
     let (last, epoch) = (text(), text());
     let _now_ms: u64 = text().parse().unwrap();
     let (ttl_ms, old_ttl_ms) = (text().parse().unwrap(), text().parse().unwrap());
-    let (ttl_since, evictable) = (text(), text() == "1");
+    let (ttl_since, evictable) = (text(), text() != "0");
     let (oldest, oldest_prev, start, complete) = (text(), text(), text(), text() == "1");
     let data = values
         .map(|frame| {
@@ -972,22 +1050,24 @@ async fn it_is_told_whether_redis_may_evict_histories() {
     }
 }
 
+fn version_line(version: u64) -> String {
+    format!("local VERSION = {version}\n")
+}
+
 #[tokio::test]
 async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
     let redis = Redis::start().await;
     let mut connection = redis.connection().await;
     let settings = settings();
     let prefixes = ["sse:".to_owned()];
-    let versioned = |version: &str, prefixes: &[String]| {
-        render(&settings, prefixes).replace(
-            "local VERSION = 1\n",
-            &format!("local VERSION = {version}\n"),
-        )
+    let versioned = |version: u64, prefixes: &[String]| {
+        render(&settings, prefixes).replace(&version_line(LIBRARY_VERSION), &version_line(version))
     };
+    let version = &*LIBRARY_VERSION.to_string();
     let (installed, config) = load(&mut connection, &settings).await.unwrap();
     assert_eq!(installed, Installed::Loaded);
     assert_eq!(config.differs_from(&settings), None);
-    assert_eq!(library(&redis).await, ["1", "sse:"]);
+    assert_eq!(library(&redis).await, [version, "sse:"]);
     // There already: nothing is replaced, so no ids are jumped over.
     let first = publish(&mut connection, "a", &["x"]).await;
     let (installed, _) = load(&mut connection, &settings).await.unwrap();
@@ -1000,13 +1080,16 @@ async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
     };
     let (installed, _) = load(&mut connection, &other).await.unwrap();
     assert_eq!(installed, Installed::Replaced);
-    assert_eq!(library(&redis).await, ["1", "app:", "sse:"]);
-    let old = versioned("0", &["app:".to_owned(), "third:".to_owned()]);
+    assert_eq!(library(&redis).await, [version, "app:", "sse:"]);
+    let old = versioned(
+        LIBRARY_VERSION - 1,
+        &["app:".to_owned(), "third:".to_owned()],
+    );
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", &old])
         .await
         .unwrap();
     ready(&mut connection, &settings).await;
-    assert_eq!(library(&redis).await, ["1", "sse:", "app:", "third:"]);
+    assert_eq!(library(&redis).await, [version, "sse:", "app:", "third:"]);
     // Both go on by themselves, in sequences of their own.
     let id: String = run(
         &mut connection,
@@ -1026,19 +1109,20 @@ async fn the_library_is_loaded_and_upgraded_and_never_downgraded() {
         assert!(reason.contains("sse:"), "{reason}");
     }
     // A newer one stays.
-    let newer = versioned("2", &prefixes);
+    let newer = versioned(LIBRARY_VERSION + 1, &prefixes);
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", &newer])
         .await
         .unwrap();
     let (installed, _) = load(&mut connection, &settings).await.unwrap();
-    assert_eq!(installed, Installed::Newer { version: 2 });
+    let newer = LIBRARY_VERSION + 1;
+    assert_eq!(installed, Installed::Newer { version: newer });
     ready(&mut connection, &settings).await;
     let reason = unavailable(&mut connection, &other).await;
     assert!(
         reason.contains("newer") && reason.contains("app:"),
         "{reason}"
     );
-    assert_eq!(library(&redis).await, ["2", "sse:"]);
+    assert_eq!(library(&redis).await, [&*newer.to_string(), "sse:"]);
     // So does one that is not ours.
     let foreign = "#!lua name=fanfare\nredis.register_function('f', function() return 1 end)";
     let _: String = run(&mut connection, &["FUNCTION", "LOAD", "REPLACE", foreign])
@@ -1066,7 +1150,12 @@ async fn many_gateways_that_start_together_agree() {
         join_all(starts).await;
         let mut known = library(&redis).await;
         known.sort();
-        assert_eq!(known, ["1", "p0:", "p1:", "p2:", "p3:"], "round {round}");
+        let version = &*LIBRARY_VERSION.to_string();
+        assert_eq!(
+            known,
+            [version, "p0:", "p1:", "p2:", "p3:"],
+            "round {round}"
+        );
         let () = run(&mut redis.connection().await, &["FUNCTION", "FLUSH"])
             .await
             .unwrap();
@@ -1242,9 +1331,10 @@ async fn user(redis: &Redis, rules: &str) -> MultiplexedConnection {
 const PUBLISHER: &str = "+fcall +time +get +set +hmget +xrevrange +xadd +pexpireat +publish \
                          ~sse:a ~sse:$state %R~sse:$config ~sse:$key.a/* &sse:a";
 
-/// The rights of a gateway, loading the library and publishing for its clients included.
+/// The rights of a gateway, loading the library, publishing and revoking for its clients included.
 const GATEWAY: &str = "+fcall +fcall_ro +function|load +multi +exec +time +get +set +hmget +hset +xrevrange \
-                       +xrange +xadd +pexpireat +publish +subscribe +unsubscribe +ping +info \
+                       +xrange +xadd +zrange +zremrangebyscore +zcard +zscore +zadd \
+                       +pexpireat +publish +subscribe +unsubscribe +ping +info \
                        ~sse:* &sse:*";
 
 #[tokio::test]
@@ -1325,7 +1415,7 @@ async fn a_gateway_needs_only_these_rights() {
     let reason = unavailable(&mut gateway, &settings).await;
     assert!(reason.contains("lacks the right"), "{reason}");
     let old = render(&settings, &["sse:".to_owned()])
-        .replace("local VERSION = 1\n", "local VERSION = 0\n");
+        .replace(&version_line(LIBRARY_VERSION), &version_line(0));
     let _: String = redis.command(&["FUNCTION", "LOAD", &old]).await;
     let reason = unavailable(&mut gateway, &settings).await;
     assert!(reason.contains("lacks the right"), "{reason}");

@@ -15,6 +15,8 @@ mod support;
 mod browser;
 #[path = "support/nginx.rs"]
 mod nginx;
+#[path = "support/tokens.rs"]
+mod tokens;
 
 use std::net::SocketAddr;
 use std::process::{Command, Stdio};
@@ -24,6 +26,7 @@ use std::time::Duration;
 use browser::Browser;
 use nginx::{FILES, Nginx, Site, addresses};
 use support::{DEADLINE, Events, Gateway, Raw, Redis, eventually, read_until, within};
+use tokens::{SECRET, granting};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
@@ -147,6 +150,34 @@ fn what_does_not_agree_with_the_gateway_is_told() {
         let told = check(site.path(main).to_str().unwrap(), &[]).unwrap_err();
         assert!(told.contains(": server has max_fails=0"), "{told}");
     }
+    let trusted = ("FANFARE_TRUSTED_PROXIES", "127.0.0.1");
+    let origins = "https://a.example,https://b.example";
+    let origins = ("FANFARE_ALLOW_ORIGINS", origins);
+    let limited = ("FANFARE_MAX_CONNECTIONS_PER_IP", "9");
+    check(&main, &[trusted, limited]).unwrap();
+    let told = check(&main, &[limited]).unwrap_err();
+    assert!(told.contains("FANFARE_TRUSTED_PROXIES"), "{told}");
+    let told = check(&main, &[origins]).unwrap_err();
+    assert!(
+        told.contains("https://a.example, https://b.example"),
+        "{told}"
+    );
+    let site = Site::of(&[dead()]);
+    site.write(
+        "site/origins.conf",
+        "\"https://a.example\" $http_origin;\nhttps://b.example $http_origin;",
+    );
+    site.edit("nginx.conf", "X-Forwarded-For $remote_addr", "X-Real-IP 1");
+    let main = site.path("nginx.conf");
+    let main = main.to_str().unwrap();
+    check(main, &[origins]).unwrap();
+    let told = check(main, &[trusted, origins]).unwrap_err();
+    assert!(
+        told.contains("proxy_set_header sets x-forwarded-for"),
+        "{told}"
+    );
+    let told = check(main, &[]).unwrap_err();
+    assert!(told.contains(": map names the origins"), "{told}");
     let told = check("nowhere.conf", &[]).unwrap_err();
     assert!(told.contains("nowhere.conf"), "{told}");
 }
@@ -473,6 +504,59 @@ async fn a_replica_is_told_who_asks_and_what_was_claimed_is_replaced() {
         ]
     );
     asked.abort();
+}
+
+/// What nginx writes, searched for what browsers and the gateway keep secret.
+#[tokio::test]
+async fn nginx_writes_no_secrets() {
+    let gateway = Gateway::start(&[("FANFARE_JWT_SECRET", SECRET)]).await;
+    let nginx = Nginx::before(&[&gateway]).await;
+    let good = granting(serde_json::json!({ "subscribe": ["a"] }));
+    let client = nginx.client().build().unwrap();
+    let drawn = client.post(nginx.url("/tickets")).bearer_auth(&good).send();
+    let drawn = within("a ticket", drawn)
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let drawn: serde_json::Value = serde_json::from_str(&drawn).unwrap();
+    let ticket = drawn["ticket"].as_str().unwrap();
+    let cookie = format!("fanfare={good}");
+    for (request, status) in [
+        (client.get(nginx.url("/events/a")).bearer_auth(&good), 200),
+        (
+            client.get(nginx.url("/events/a")).header("cookie", &cookie),
+            200,
+        ),
+        (client.get(nginx.url("/events/b")).bearer_auth(&good), 403),
+        (
+            client.get(nginx.url(&format!("/events/a?ticket={ticket}"))),
+            200,
+        ),
+        (
+            client.get(nginx.url(&format!("/events/a?ticket={ticket}"))),
+            401,
+        ),
+        (
+            client.get(nginx.url(&format!("/events/a?token={good}"))),
+            400,
+        ),
+        (
+            client.get(nginx.url(&format!("/nothing?token={good}"))),
+            404,
+        ),
+    ] {
+        let answer = within("an answer", request.send()).await.unwrap();
+        assert_eq!(answer.status(), status);
+    }
+    eventually("all are logged", async || nginx.requests().len() >= 8).await;
+    let told = nginx.requests().join("\n") + &nginx.log();
+    assert!(told.contains("/events/b"), "{told}");
+    let signature = good.rsplit('.').next().unwrap();
+    for secret in [SECRET, "canary", signature, ticket] {
+        assert!(!told.contains(secret), "{secret} is in {told}");
+    }
 }
 
 #[tokio::test]

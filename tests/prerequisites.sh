@@ -21,8 +21,11 @@ needed=(
   nft:nftables
   prlimit:util-linux
   openssl:openssl
+  slowhttptest:slowhttptest
   nginx:nginx
   shellcheck:shellcheck
+  strace:strace
+  systemd-analyze:systemd
   cc:gcc
 )
 
@@ -40,6 +43,7 @@ done
 /usr/bin/python3 -c 'import redis' 2>/dev/null || missing+=(python3-redis)
 [[ -e /usr/lib/nginx/modules/ngx_stream_module.so ]] || missing+=(libnginx-mod-stream)
 command -v npm >/dev/null || missing+=(nodejs npm)
+python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
 
 if ((${#missing[@]})); then
   install=(apt-get install --yes --no-install-recommends "${missing[@]}")
@@ -58,3 +62,12 @@ if ((${#missing[@]})); then
 fi
 
 npm ci --prefix examples/node --no-audit --no-fund --silent
+
+# What checks the deployment files comes from PyPI, pinned, into a folder of its own.
+tools=target/deploy-tools
+if ! cmp --silent tests/deploy/requirements.txt "$tools/installed.txt"; then
+  rm -rf "$tools"
+  python3 -m venv "$tools"
+  "$tools/bin/pip" install --quiet --disable-pip-version-check --requirement tests/deploy/requirements.txt
+  cp tests/deploy/requirements.txt "$tools/installed.txt"
+fi

@@ -282,7 +282,7 @@ async fn ten_thousand_clients_resume_at_once() {
         let resume = async |number: usize, socket: &mut TcpStream| {
             let at = number % (EVENTS - 10);
             let request = format!(
-                "GET /events/a HTTP/1.1\r\nhost: x\r\nlast-event-id: {}\r\n\r\n",
+                "GET /events/a HTTP/1.1\r\nhost: localhost\r\nlast-event-id: {}\r\n\r\n",
                 text(ids[at])
             );
             tokio::io::AsyncWriteExt::write_all(socket, request.as_bytes())
@@ -635,7 +635,7 @@ async fn the_header_wins_and_an_empty_one_is_none() {
                 (format!("last-event-id: {}\r\n", text(ids[3])), 5),
                 (format!("Last-Event-ID: {}\r\n", text(ids[2])), 4),
             ] {
-                let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\n{header}\r\n");
+                let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{header}\r\n");
                 let mut raw = Raw::send(setup.gateway.data, &request).await;
                 raw.until("\ndata: ").await;
                 let data = raw.until("\n").await;

@@ -20,15 +20,14 @@ mod nginx;
 #[path = "support/oracle.rs"]
 mod oracle;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
 use std::time::Duration;
 
 use client::{Addresses, Client, Plan};
 use nginx::{Nginx, Site};
 use oracle::{Journal, Publisher, settle};
 use support::{BINARY, DEADLINE, Gateway, Redis, test_within};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 const REPLICAS: usize = 3;
 
@@ -107,6 +106,7 @@ impl Fleet {
     }
 
     /// Streams that ended within any one second, at the most.
+    #[cfg(feature = "long-tests")]
     fn most_ended_in_a_second(&self) -> usize {
         let mut all: Vec<_> = self
             .clients
@@ -175,83 +175,96 @@ async fn a_rolling_restart_loses_nothing_and_spreads_clients() {
     .await;
 }
 
-#[tokio::test]
-#[ignore = "long: make test-faults"]
-async fn a_rolling_restart_under_ten_thousand_clients() {
-    test_within(Duration::from_secs(600), async {
-        let drain_period = Duration::from_secs(20);
-        let clients = 10_000;
-        let fleet = rolling_restart(clients, drain_period, Duration::from_millis(500)).await;
-        // A replica has at most all clients, and closes them evenly: three times that for a
-        // machine that is busy.
-        let even = clients / 20;
-        let most = fleet.most_ended_in_a_second();
-        assert!(most <= 3 * even, "{most} of {clients} in a second");
-    })
-    .await;
-}
+/// What takes minutes.
+#[cfg(feature = "long-tests")]
+mod long {
+    use std::path::{Path, PathBuf};
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
 
-/// Builds another version out of this repository, FANFARE_PREVIOUS or the commit before this one,
-/// and returns its program.
-fn previous_version() -> PathBuf {
-    let revision = std::env::var("FANFARE_PREVIOUS").unwrap_or_else(|_| "HEAD^".to_owned());
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let source = tempfile::tempdir().unwrap();
-    let mut archive = Command::new("git")
-        .args(["archive", &revision])
-        .current_dir(root)
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let unpacked = Command::new("tar")
-        .arg("-x")
-        .arg("-C")
-        .arg(source.path())
-        .stdin(archive.stdout.take().unwrap())
-        .status()
-        .unwrap();
-    assert!(
-        archive.wait().unwrap().success() && unpacked.success(),
-        "{revision}"
-    );
-    // In a folder of its own that stays, so that it is built once.
-    let target = root.join("target/previous");
-    let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--locked",
-            "--package",
-            "fanfare",
-            "--manifest-path",
-        ])
-        .arg(source.path().join("Cargo.toml"))
-        .arg("--target-dir")
-        .arg(&target)
-        .status()
-        .unwrap();
-    assert!(built.success());
-    target.join("debug/fanfare")
-}
+    use tokio::time::sleep;
 
-#[tokio::test]
-#[ignore = "long: make test-faults"]
-async fn a_rollout_and_a_rollback_across_versions_lose_nothing() {
-    let previous = previous_version();
-    test_within(Duration::from_secs(180), async {
-        let drain_period = Duration::from_secs(2);
-        let mut fleet = Fleet::start(&previous, drain_period, 60).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &fleet.redis.url())
-            .load(&["a", "b"], Duration::from_millis(5));
-        // Old and new ones serve side by side meanwhile, and clients go back and forth.
-        for binary in [Path::new(BINARY), &previous, Path::new(BINARY)] {
-            fleet.roll(binary).await;
-            for client in fleet.clients.iter().step_by(3) {
-                client.cut();
+    use crate::oracle::{Journal, Publisher};
+    use crate::support::{BINARY, test_within};
+    use crate::{Fleet, rolling_restart};
+
+    #[tokio::test]
+    async fn a_rolling_restart_under_ten_thousand_clients() {
+        test_within(Duration::from_secs(600), async {
+            let drain_period = Duration::from_secs(20);
+            let clients = 10_000;
+            let fleet = rolling_restart(clients, drain_period, Duration::from_millis(500)).await;
+            // A replica has at most all clients, and closes them evenly: three times that for a
+            // machine that is busy.
+            let even = clients / 20;
+            let most = fleet.most_ended_in_a_second();
+            assert!(most <= 3 * even, "{most} of {clients} in a second");
+        })
+        .await;
+    }
+
+    /// Builds another version out of this repository, PREVIOUS_VERSION or the commit before this one,
+    /// and returns its program.
+    fn previous_version() -> PathBuf {
+        let revision = std::env::var("PREVIOUS_VERSION").unwrap_or_else(|_| "HEAD^".to_owned());
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let source = tempfile::tempdir().unwrap();
+        let mut archive = Command::new("git")
+            .args(["archive", &revision])
+            .current_dir(root)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let unpacked = Command::new("tar")
+            // As new, so that cargo does not take another version's program for this one's.
+            .args(["-x", "-m"])
+            .arg("-C")
+            .arg(source.path())
+            .stdin(archive.stdout.take().unwrap())
+            .status()
+            .unwrap();
+        assert!(
+            archive.wait().unwrap().success() && unpacked.success(),
+            "{revision}"
+        );
+        // In a folder of its own that stays, so that it is built once.
+        let target = root.join("target/previous");
+        let built = Command::new(env!("CARGO"))
+            .args([
+                "build",
+                "--locked",
+                "--package",
+                "fanfare",
+                "--manifest-path",
+            ])
+            .arg(source.path().join("Cargo.toml"))
+            .arg("--target-dir")
+            .arg(&target)
+            .status()
+            .unwrap();
+        assert!(built.success());
+        target.join("debug/fanfare")
+    }
+
+    #[tokio::test]
+    async fn a_rollout_and_a_rollback_across_versions_lose_nothing() {
+        let previous = previous_version();
+        test_within(Duration::from_secs(180), async {
+            let drain_period = Duration::from_secs(2);
+            let mut fleet = Fleet::start(&previous, drain_period, 60).await;
+            let journal = Journal::default();
+            let load = Publisher::new(&journal, "p", &fleet.redis.url())
+                .load(&["a", "b"], Duration::from_millis(5));
+            // Old and new ones serve side by side meanwhile, and clients go back and forth.
+            for binary in [Path::new(BINARY), &previous, Path::new(BINARY)] {
+                fleet.roll(binary).await;
+                for client in fleet.clients.iter().step_by(3) {
+                    client.cut();
+                }
+                sleep(Duration::from_millis(200)).await;
             }
-            sleep(Duration::from_millis(200)).await;
-        }
-        fleet.settle(&journal, load.stop().await).await;
-    })
-    .await;
+            fleet.settle(&journal, load.stop().await).await;
+        })
+        .await;
+    }
 }

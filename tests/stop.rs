@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use support::{Gateway, Raw, eventually};
+use support::{Gateway, Raw, eventually, within};
 use tokio::time::Instant;
 
 #[tokio::test]
@@ -90,7 +90,7 @@ async fn a_drain_tells_how_far_it_is() {
 async fn a_draining_replica_keeps_no_connection() {
     let gateway = Gateway::start(&[("FANFARE_DRAIN_PERIOD", "1h")]).await;
     let _open = gateway.events("/events/b").await.opened().await;
-    let post = "POST /events/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx";
+    let post = "POST /events/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx";
     let head = Raw::send(gateway.data, post).await.until("\r\n\r\n").await;
     assert!(!head.contains("connection: close"), "{head}");
     gateway.process.signal("TERM");
@@ -162,7 +162,7 @@ async fn a_draining_replica_answers_retry_and_close() {
     assert!(answer.ends_with("\n\n"), "{answer}");
     let answer = Raw::send(
         gateway.data,
-        "GET /events/a HTTP/1.1\r\nhost: x\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
+        "GET /events/a HTTP/1.1\r\nhost: localhost\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
     )
     .await
     .rest()
@@ -203,5 +203,46 @@ async fn a_stop_ends_http2_streams_in_order() {
         assert!(last.retry.is_some() && last.data.is_none(), "{last:?}");
         assert!(stream.block().await.is_none());
     }
+    assert!(gateway.process.ended().await);
+}
+
+/// What a service manager hears: readiness, a beat every third of the time it waits for one, and that
+/// a stop takes as long as the drain.
+#[tokio::test]
+async fn the_service_manager_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = tokio::net::UnixDatagram::bind(&path).unwrap();
+    let hear = async || {
+        let mut message = [0; 256];
+        let length = within("a message", socket.recv(&mut message))
+            .await
+            .unwrap();
+        String::from_utf8(message[..length].to_vec()).unwrap()
+    };
+    let mut gateway = Gateway::start(&[
+        ("NOTIFY_SOCKET", path.to_str().unwrap()),
+        ("WATCHDOG_USEC", "300000"),
+        ("FANFARE_SHARDS", "2"),
+        ("FANFARE_DRAIN_PERIOD", "3s"),
+    ])
+    .await;
+    assert_eq!(hear().await, "READY=1\n");
+    assert_eq!(hear().await, "WATCHDOG=1\n");
+    assert_eq!(hear().await, "WATCHDOG=1\n");
+    let mut stream = Raw::get(gateway.data, "/events/a").await;
+    stream.until("\n\n\r\n").await;
+    gateway.process.signal("TERM");
+    let stopping = loop {
+        let message = hear().await;
+        if message != "WATCHDOG=1\n" {
+            break message;
+        }
+    };
+    // Delay, period, and two seconds for the last bytes.
+    assert_eq!(stopping, "STOPPING=1\nEXTEND_TIMEOUT_USEC=5000000\n");
+    // A drain is no reason to be thought dead.
+    assert_eq!(hear().await, "WATCHDOG=1\n");
+    // Nor does it wait for a service manager that does not listen any more.
     assert!(gateway.process.ended().await);
 }

@@ -182,7 +182,11 @@ async fn requests_that_can_never_work_are_refused_with_the_rule() {
         assert_eq!(problem["status"], status);
         assert!(body.contains(part), "{path}: {body}");
     }
-    let mut raw = Raw::send(gateway.data, "PUT /events/a HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let mut raw = Raw::send(
+        gateway.data,
+        "PUT /events/a HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    )
+    .await;
     let answer = raw.until("\r\n\r\n").await;
     assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
     assert!(answer.contains("application/problem+json"), "{answer}");
@@ -233,7 +237,11 @@ async fn events_that_break_a_rule_are_refused_and_reach_nobody() {
 #[tokio::test]
 async fn head_answers_the_head_and_subscribes_nothing() {
     let gateway = Gateway::start(&[]).await;
-    let mut raw = Raw::send(gateway.data, "HEAD /events/a HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let mut raw = Raw::send(
+        gateway.data,
+        "HEAD /events/a HTTP/1.1\r\nhost: localhost\r\n\r\n",
+    )
+    .await;
     let answer = raw.rest().await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(
@@ -307,8 +315,8 @@ async fn http_1_0_gets_a_stream_that_ends_with_the_connection() {
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_full_before_the_stream() {
     let gateway = Gateway::start(&[]).await;
-    let page = "GET / HTTP/1.1\r\nhost: x\r\n\r\n";
-    let stream = "GET /events/a HTTP/1.1\r\nhost: x\r\n\r\n";
+    let page = "GET / HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let stream = "GET /events/a HTTP/1.1\r\nhost: localhost\r\n\r\n";
     let mut alone = Raw::send(
         gateway.data,
         &page.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n"),
@@ -344,7 +352,7 @@ async fn keep_alive_serves_requests_before_a_stream() {
     assert!(raw.until("\r\n\r\n").await.starts_with("HTTP/1.1 404"));
     raw.until("\"}").await;
     raw.socket
-        .write_all(b"GET /events/a HTTP/1.1\r\nhost: x\r\n\r\n")
+        .write_all(b"GET /events/a HTTP/1.1\r\nhost: localhost\r\n\r\n")
         .await
         .unwrap();
     assert!(raw.until("\r\n\r\n").await.starts_with("HTTP/1.1 200"));
@@ -381,7 +389,7 @@ async fn at_the_connection_limit_clients_are_told_to_come_back() {
     assert!((10_000..=30_000).contains(&retry));
     let mut raw = Raw::send(
         gateway.data,
-        "GET /events/a HTTP/1.1\r\nhost: x\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
+        "GET /events/a HTTP/1.1\r\nhost: localhost\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
     )
     .await;
     let answer = raw.rest().await;
@@ -491,7 +499,7 @@ async fn heads_that_are_no_heads_are_refused_and_counted() {
 #[tokio::test]
 async fn a_stream_is_asked_for_without_a_body() {
     let gateway = Gateway::start(&[]).await;
-    let request = "GET /events/a HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\n\r\nx";
+    let request = "GET /events/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\n\r\nx";
     let mut raw = Raw::send(gateway.data, request).await;
     assert!(raw.until("\r\n").await.starts_with("HTTP/1.1 400 "));
     healthy(&gateway).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::capacity::CapacityArgs;
 use crate::compare::CompareArgs;
 use crate::measure::gateway::Gateways;
 use crate::measure::process::ServerProcesses;
@@ -87,6 +88,9 @@ pub(crate) enum Command {
     },
     /// Fanfare and its peers, the same work on pinned cores, one table
     Compare(CompareArgs),
+    /// What a number of connections takes: replicas, cores, memory, Redis. Computed from measured
+    /// figures
+    Capacity(CapacityArgs),
     /// Holds connections for the commands above
     #[command(hide = true)]
     ClientProcess,
@@ -195,7 +199,7 @@ impl Command {
             Self::Churn { options, .. } => (options, options.plan("churn")?),
             Self::Slow { options, .. } => (options, options.plan("slow")?),
             Self::Resume { options, .. } => (options, options.plan("resume")?),
-            Self::Compare(_) | Self::ClientProcess => return Ok(None),
+            Self::Compare(_) | Self::Capacity(_) | Self::ClientProcess => return Ok(None),
         };
         let channels = if matches!(self, Self::Channels(_)) {
             plan.clients

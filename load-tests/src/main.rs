@@ -5,6 +5,7 @@
 //!                              │   ▲                                   │
 //!              publisher ◄─────┘   └──────────────reports──────────────┘
 //!              (on schedule)       measure (/proc) ──► report (table, JSON, HTML)
+//! capacity: computes what a number of connections takes
 //! compare: starts Redis and each server in turn on pinned cores and runs plans against them
 //! ```
 //!
@@ -14,6 +15,7 @@
 //!
 //! Deliberately absent: TLS and HTTP/2 towards the server, and clients that render anything.
 
+mod capacity;
 mod cli;
 mod clock;
 mod compare;
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
 fn carry_out(command: &Command) -> Result<bool> {
     match command {
         Command::ClientProcess => worker::run().map(|()| true),
+        Command::Capacity(arguments) => capacity::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),
         scenario => {
             let Some((options, plan)) = scenario.plan()? else {

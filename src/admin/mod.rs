@@ -1,4 +1,7 @@
-//! The admin listener: health and metrics, for the inside of the network. No authentication.
+//! The admin listener: health, metrics and the console, for the inside of the network. No
+//! authentication.
+
+mod console;
 
 use std::sync::Arc;
 
@@ -14,6 +17,8 @@ use tokio::sync::watch;
 use crate::bus::BusHealth;
 use crate::http::auth::KeyRing;
 use crate::telemetry::Metrics;
+
+pub use console::{Console, Sampler};
 
 /// What the admin listener tells of the replica.
 #[derive(Debug)]
@@ -57,12 +62,17 @@ impl AdminState {
 }
 
 /// The routes of the admin listener.
-pub fn router(state: Arc<AdminState>) -> Router {
+pub fn router(state: Arc<AdminState>, console: Arc<Console>) -> Router {
+    let console = Router::new()
+        .route("/console", get(console::console_page))
+        .route("/console/feed", get(console::console_feed))
+        .with_state(console);
     Router::new()
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(state)
+        .merge(console)
 }
 
 async fn readyz(State(state): State<Arc<AdminState>>) -> Response {

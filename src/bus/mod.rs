@@ -8,22 +8,29 @@
 
 pub(crate) mod chain;
 mod embedded;
+mod peers;
 mod redis;
 mod routing;
+mod tally;
 mod tickets;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
-use crate::hub::{HistoryRequest, InterestUpdate, ShardMessage};
+use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
 use crate::labels::labels;
-use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame};
-use crate::telemetry::BusMetrics;
+use crate::protocol::{
+    ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame, Revocation,
+};
+use crate::telemetry::{BusMetrics, Traces};
 
+pub use peers::{MAX_PEER_BYTES, PeerSender};
 pub use redis::{library, publish_once};
+pub use tally::{Tally, TallyAnswer, TallyReport};
 pub use tickets::{TicketStore, TicketsUnavailable};
 
 /// Interest updates that may wait for the bus. Each shard has at most one under way and merges
@@ -82,6 +89,17 @@ pub enum PublishError {
     /// The bus does not take it now. It may have been published all the same.
     #[error("the bus is not available: {0}")]
     Unavailable(String),
+    /// Redis takes no events now, and says so with this code. It may pass.
+    #[error("{reason}")]
+    NotNow {
+        /// `OOM`, `NOREPLICAS`, `MISCONF`, …
+        code: String,
+        /// All that Redis said.
+        reason: String,
+    },
+    /// The channel's key in Redis holds what is no history.
+    #[error("{0}")]
+    NotAHistory(String),
     /// Events cannot be kept here: Redis does not have the function, or may not run it.
     #[error("events cannot be kept here: {0}")]
     Unsupported(String),
@@ -97,16 +115,13 @@ pub struct KeepOptions {
     pub history: Option<u32>,
     /// An idempotency key: the second event of a key is not published, and has the first's id.
     pub key: Option<String>,
-    /// A trace context to pass on (W3C Trace Context, `traceparent`).
-    pub traceparent: Option<String>,
 }
 
-/// An event of a history as clients may get it, and why they may not.
-pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<Withheld>) {
-    let (event, withheld) = match frame.event {
-        Ok(event) if event.audience().is_some() => (None, Some(Withheld::NoAudience)),
+/// An event of a history as clients may get it, and the rule it breaks if nobody may.
+pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<EnvelopeFault>) {
+    let (event, fault) = match frame.event {
         Ok(event) => (Some(Arc::new(event)), None),
-        Err(fault) => (None, Some(Withheld::Fault(fault))),
+        Err(fault) => (None, Some(fault)),
     };
     let kept = KeptEvent {
         id: frame.id,
@@ -114,16 +129,7 @@ pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<Withheld>) {
         published_ms: frame.published_ms,
         event,
     };
-    (kept, withheld)
-}
-
-/// Why nobody gets an event.
-#[derive(Debug)]
-pub(crate) enum Withheld {
-    /// It breaks a rule.
-    Fault(EnvelopeFault),
-    /// It is for claims that no session can hold yet.
-    NoAudience,
+    (kept, fault)
 }
 
 /// Publishes events of this replica's HTTP clients, for all replicas.
@@ -162,12 +168,25 @@ impl Publisher {
             Self::Redis(bus) => bus.publish_kept(channel, &event, &options).await,
         }
     }
+
+    /// Has all replicas end somebody's streams and keep them out.
+    ///
+    /// # Errors
+    /// When the bus refuses it, or did not take it within its deadline.
+    pub async fn revoke(&self, revocation: Revocation) -> Result<(), PublishError> {
+        match self {
+            Self::Embedded(bus) => bus.revoke(revocation).await,
+            Self::Redis(bus) => bus.revoke(&revocation).await,
+        }
+    }
 }
 
 /// What the shards ask of a bus.
 struct Inputs {
     updates: mpsc::Receiver<InterestUpdate>,
     asked: mpsc::Receiver<HistoryRequest>,
+    /// Who is kept out: the bus adds what it hears.
+    revocations: Arc<Revocations>,
 }
 
 /// A running bus.
@@ -182,13 +201,22 @@ pub struct Bus {
     pub tickets: TicketStore,
     /// Whether events arrive.
     pub health: watch::Receiver<BusHealth>,
+    /// What the replicas count together; `None` where there is one only.
+    pub tally: Option<Tally>,
+    /// Says something to all replicas.
+    pub peers: PeerSender,
+    /// What any of them says, this one included; nothing on a bus inside the process.
+    pub heard: mpsc::Receiver<Bytes>,
 }
 
-/// What a bus serves the HTTP edge with.
+/// What a bus serves the rest of the process with.
 struct Services {
     publisher: Publisher,
     tickets: TicketStore,
     health: watch::Receiver<BusHealth>,
+    tally: Option<Tally>,
+    peers: PeerSender,
+    heard: mpsc::Receiver<Bytes>,
 }
 
 impl Bus {
@@ -200,12 +228,19 @@ impl Bus {
         config: &Config,
         control: &Handle,
         shards: Vec<mpsc::Sender<ShardMessage>>,
+        revocations: Arc<Revocations>,
         metrics: BusMetrics,
+        traces: Option<Traces>,
     ) -> Result<Self, ::redis::RedisError> {
         let (interest, updates) = mpsc::channel(INTEREST_QUEUE);
         let (history, asked) = mpsc::channel(HISTORY_QUEUE);
-        let inputs = Inputs { updates, asked };
-        let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes());
+        let inputs = Inputs {
+            updates,
+            asked,
+            revocations,
+        };
+        let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes())
+            .traced_by(traces);
         let services = match &config.bus {
             BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
             BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
@@ -216,6 +251,9 @@ impl Bus {
             publisher: services.publisher,
             tickets: services.tickets,
             health: services.health,
+            tally: services.tally,
+            peers: services.peers,
+            heard: services.heard,
         })
     }
 }

@@ -6,14 +6,18 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
-use crate::hub::{BusEvent, EventBatch, Generation, InterestUpdate, News, ShardId, ShardMessage};
+use crate::hub::{
+    BusEvent, EventBatch, Generation, InterestUpdate, News, RevocationSet, ShardId, ShardMessage,
+};
 use crate::protocol::{ChannelName, EventId};
+use crate::telemetry::Traces;
 
 /// The shards' wishes, and their queues.
 pub(super) struct Routing {
     shards: Vec<Shard>,
     wanted: HashMap<ChannelName, Wanted>,
     max_batch_bytes: usize,
+    traces: Option<Traces>,
     /// When what is being routed arrived.
     arrived: Instant,
 }
@@ -69,8 +73,15 @@ impl Routing {
             shards,
             wanted: HashMap::new(),
             max_batch_bytes,
+            traces: None,
             arrived: Instant::now(),
         }
+    }
+
+    /// Has events traced whose publishers ask for it.
+    pub(super) fn traced_by(mut self, traces: Option<Traces>) -> Self {
+        self.traces = traces;
+        self
     }
 
     /// Takes note of a shard's interest and says what each change means.
@@ -183,6 +194,13 @@ impl Routing {
         }
     }
 
+    /// Has every shard end the streams of these sessions.
+    pub(super) async fn tell_revoked(&self, revoked: Arc<RevocationSet>) {
+        for shard in &self.shards {
+            shard.tell(News::Revoked(Arc::clone(&revoked))).await;
+        }
+    }
+
     /// Tells every shard that the bus is lost.
     pub(super) async fn tell_lost(&self) {
         for shard in &self.shards {
@@ -197,10 +215,13 @@ impl Routing {
 
     /// Puts an event on its way to the shards that want its channel. It leaves with the batch: at
     /// [`Routing::flush`], or when the batch is full. Waits while a shard's queue is full.
-    pub(super) async fn route(&mut self, event: BusEvent) {
+    pub(super) async fn route(&mut self, mut event: BusEvent) {
         let Some(wanted) = self.wanted.get(&event.channel) else {
             return;
         };
+        if let Some(traces) = &self.traces {
+            event.watched_by(traces.fan_out(&event));
+        }
         let bytes = event.cost_bytes();
         for (number, _) in &wanted.holders {
             let Some(shard) = self.shards.get_mut(*number) else {

@@ -12,7 +12,8 @@ use crate::config::{BusConfig, Settings};
 #[derive(Debug, Subcommand)]
 pub(super) enum Functions {
     /// Print the library, for redis-cli -x FUNCTION LOAD REPLACE. It knows the prefix of these
-    /// settings only
+    /// settings only: loading it takes other prefixes' publishers their function away, until a
+    /// gateway of theirs loads it again. `functions load` keeps all prefixes
     Print(Box<Settings>),
     /// Load the library unless a newer one is there, and write the lengths and times of these
     /// settings to Redis, for all publishers and gateways of the prefix

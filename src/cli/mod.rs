@@ -1,7 +1,9 @@
 //! The command line: `fanfare` serves; its subcommands publish, read, check and load.
 
 mod functions;
+mod health;
 mod nginx;
+mod pages;
 mod publish;
 mod tail;
 mod token;
@@ -18,7 +20,12 @@ use crate::telemetry::start_log;
 
 /// A multi-node Server-Sent Events gateway behind Redis pub/sub.
 #[derive(Debug, Parser)]
-#[command(version, args_conflicts_with_subcommands = true)]
+#[command(
+    version = env!("VERSION_AND_REVISION"),
+    args_conflicts_with_subcommands = true,
+    after_help = "Traces are sent where OTEL_EXPORTER_OTLP_ENDPOINT says; OpenTelemetry's other variables \
+                  (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, …) hold as well."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -37,6 +44,15 @@ enum Command {
     /// The Redis functions through which events are kept
     #[command(subcommand)]
     Functions(functions::Functions),
+    /// Ask the gateway of this machine whether it takes streams, for health checks; the exit
+    /// status tells
+    Health(health::Health),
+    /// Print a completion script for a shell
+    #[command(hide = true)]
+    Completions(pages::Completions),
+    /// Write the manual pages
+    #[command(hide = true)]
+    Man(pages::ManPages),
 }
 
 #[derive(Debug, Args)]
@@ -77,13 +93,16 @@ fn run() -> Result<(), Failure> {
         Some(Command::Tail(command)) => command.run(),
         Some(Command::Check(command)) => check(&command),
         Some(Command::Functions(command)) => command.run(),
+        Some(Command::Health(command)) => command.run(),
+        Some(Command::Completions(command)) => command.run(),
+        Some(Command::Man(command)) => command.run(),
     }
 }
 
 fn serve(settings: &Settings) -> Result<(), Failure> {
     let config = configuration(settings)?;
-    start_log(config.log.parse()?, config.log_format);
-    Ok(App::bind(config)?.run()?)
+    let storms = start_log(config.log.parse()?, config.log_format);
+    Ok(App::bind(config, storms)?.run()?)
 }
 
 fn check(command: &Check) -> Result<(), Failure> {
@@ -95,6 +114,9 @@ fn check(command: &Check) -> Result<(), Failure> {
         }
     }
     writeln!(std::io::stdout(), "{config}the configuration is valid")?;
+    if let Some(warning) = config.warning() {
+        writeln!(std::io::stderr(), "fanfare: {warning}")?;
+    }
     Ok(())
 }
 
@@ -114,6 +136,17 @@ fn configuration(settings: &Settings) -> Result<Config, Faults> {
             faults.extend(more);
             Err(Faults(faults))
         }
+    }
+}
+
+/// A client for requests to `url`. Certificates of authorities are needed for https alone: a system
+/// without them (a bare Debian) is no reason to fail.
+fn client(url: &str) -> reqwest::ClientBuilder {
+    let builder = reqwest::Client::builder();
+    if url.starts_with("http://") {
+        builder.tls_certs_only([])
+    } else {
+        builder
     }
 }
 

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::token::Token;
-use super::{Failure, runtime};
+use super::{Failure, client, runtime};
 use crate::bus::{KeepOptions, publish_once};
 use crate::config::{RedisUrl, secret};
 use crate::protocol::{ChannelName, Event, EventId};
@@ -54,7 +54,7 @@ pub(super) struct Publish {
     #[arg(long, env = "FANFARE_PREFIX", default_value = "sse:")]
     prefix: String,
     /// Publish over HTTP to this gateway, when no Redis is named
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    #[arg(long, env = "FANFARE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     #[command(flatten)]
     token: Token,
@@ -75,7 +75,6 @@ impl Publish {
         let keep = (!self.live).then_some(KeepOptions {
             history: self.history,
             key: self.key,
-            traceparent: None,
         });
         let runtime = runtime()?;
         let id = match self.redis_url.as_ref().map(ExposeSecret::expose_secret) {
@@ -125,7 +124,7 @@ async fn post(
         ("keep", keep.is_none().then_some("false")),
         ("event", event.name().map(|name| name.as_str())),
         ("retry", retry.as_deref()),
-        ("to", event.audience()),
+        ("to", event.audience().map(|audience| audience.as_str())),
         ("history", history.as_deref()),
         ("key", keep.and_then(|keep| keep.key.as_deref())),
     ] {
@@ -133,7 +132,7 @@ async fn post(
             url.query_pairs_mut().append_pair(name, value);
         }
     }
-    let client = reqwest::Client::builder()
+    let client = client(url.as_str())
         .timeout(Duration::from_secs(10))
         .build()?;
     let mut request = client.post(url).body(event.data().clone());

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sse_stream::{Sse, SseByteStream};
 
 use super::token::Token;
-use super::{Failure, runtime};
+use super::{Failure, client, runtime};
 use crate::protocol::{ChannelName, Cursor};
 
 /// A stream that is silent for so long is dead: heartbeats come more often.
@@ -24,7 +24,7 @@ pub(super) struct Tail {
     #[arg(required = true)]
     channels: Vec<ChannelName>,
     /// The gateway to read from
-    #[arg(long, default_value = "http://127.0.0.1:8080")]
+    #[arg(long, env = "FANFARE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     /// Begin after this cursor: the id of the last event that was had
     #[arg(long, value_name = "CURSOR")]
@@ -46,7 +46,8 @@ impl Tail {
 
     /// Reads until enough has come, reconnecting as a browser does.
     async fn follow(self) -> Result<(), Failure> {
-        let mut url = reqwest::Url::parse(&format!("{}/events", self.url.trim_end_matches('/')))?;
+        let mut url = events_url(&self.url)?;
+        let gateway = url.origin().ascii_serialization();
         for channel in &self.channels {
             url.query_pairs_mut().append_pair("channel", channel);
         }
@@ -54,13 +55,14 @@ impl Tail {
             let count = count.to_string();
             url.query_pairs_mut().append_pair("history", &count);
         }
-        let client = reqwest::Client::builder()
+        let client = client(url.as_str())
             .connect_timeout(Duration::from_secs(10))
             .read_timeout(SILENCE)
             .build()?;
         let mut reader = Reader {
             client,
             url,
+            gateway,
             cursor: self.after.map(|cursor| cursor.to_string()),
             retry: DEFAULT_RETRY,
             left: self.count.unwrap_or(u64::MAX),
@@ -70,12 +72,34 @@ impl Tail {
         while reader.left > 0 {
             match reader.read().await? {
                 End::Enough => break,
-                End::Lost(reason) => note(&format!("{reason}; again in {:?}", reader.retry))?,
+                End::Lost(reason) => {
+                    let Reader { gateway, retry, .. } = &reader;
+                    note(&format!("{gateway}: {reason}; again in {retry:?}"))?;
+                }
             }
             tokio::time::sleep(reader.retry).await;
             reader.resumes = true;
         }
         Ok(())
+    }
+}
+
+/// Where a gateway's streams are.
+fn events_url(gateway: &str) -> Result<reqwest::Url, Failure> {
+    let url = format!("{}/events", gateway.trim_end_matches('/'));
+    reqwest::Url::parse(&url).map_err(|fault| format!("{gateway} is no URL: {fault}").into())
+}
+
+/// What an error says, and what is behind it: `error sending request` alone helps nobody.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    if std::ptr::eq(innermost, error) {
+        error.to_string()
+    } else {
+        format!("{error}: {innermost}")
     }
 }
 
@@ -91,6 +115,8 @@ enum End {
 struct Reader {
     client: reqwest::Client,
     url: reqwest::Url,
+    /// Scheme, host and port of the URL, for people: the rest may hold a password.
+    gateway: String,
     /// The last id received. Not a [`Cursor`]: it is the server's, and goes back as it came.
     cursor: Option<String>,
     retry: Duration,
@@ -117,11 +143,12 @@ impl Reader {
         let response = match request.send().await {
             Ok(response) => response,
             Err(error) if error.is_builder() => return Err(error.into()),
-            Err(error) => return Ok(End::Lost(error.without_url().to_string())),
+            Err(error) => return Ok(End::Lost(cause(&error.without_url()))),
         };
         let status = response.status();
         if status.is_client_error() {
-            return Err(format!("{status}: {}", response.text().await?).into());
+            let answer = response.text().await?;
+            return Err(format!("{}: {status}: {answer}", self.gateway).into());
         }
         if !status.is_success() {
             return Ok(End::Lost(status.to_string()));

@@ -155,6 +155,11 @@ impl fmt::Debug for JwksUrl {
 }
 
 impl Access {
+    /// Whether there are tokens to tell who somebody is.
+    pub(super) fn has_tokens(&self) -> bool {
+        matches!(self, Self::Rules(rules) if rules.tokens.is_some())
+    }
+
     /// Writes every setting as it would stand in the environment, secrets left out.
     pub(super) fn write(
         &self,

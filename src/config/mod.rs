@@ -4,10 +4,12 @@
 //! [`Config`] only when all of them are right. All faults are reported at once.
 
 mod access;
+mod clients;
 mod environment;
 mod exposed;
 mod redis_url;
 mod settings;
+mod traces;
 mod values;
 
 use std::fmt;
@@ -22,16 +24,21 @@ use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
 
 pub use access::{Access, AccessRules, AccessSettings, JwksUrl, TokenConfig};
+pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate, TrustedProxies};
 pub use environment::unknown_variables;
 pub use exposed::exposed_secrets;
 pub use redis_url::RedisUrl;
 pub(crate) use redis_url::{RedisPlace, SentinelGroup};
 pub use settings::{Fault, Faults, Settings};
+pub use traces::TraceConfig;
 pub use values::secret;
 
 /// What the recent kept events of all channels may take, in all shards together: most clients
 /// that come back find what they missed there.
 const TAIL_BYTES: usize = 64 << 20;
+
+/// How often a replica's position moves by itself, when nothing is published: its probes.
+const POSITION_STEP: Duration = Duration::from_secs(5);
 
 /// Where events come from.
 #[derive(Clone, Debug)]
@@ -47,7 +54,7 @@ pub enum BusConfig {
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
-    /// Where metrics and health are served.
+    /// Where health, metrics and the console are served.
     pub admin_listen: SocketAddr,
     /// Where events come from.
     pub bus: BusConfig,
@@ -85,10 +92,14 @@ pub struct Config {
     pub max_connection_age: Option<Duration>,
     /// Who may read and publish.
     pub access: Access,
+    /// Who may connect, and what one client may take.
+    pub clients: ClientRules,
     /// Which log lines are written.
     pub log: String,
     /// How they look.
     pub log_format: LogFormat,
+    /// Where spans are sent; `None`: there are none.
+    pub traces: Option<TraceConfig>,
 }
 
 impl fmt::Display for Config {
@@ -128,11 +139,30 @@ impl fmt::Display for Config {
             None => line("MAX_CONNECTION_AGE", &"off")?,
         }
         line("LOG", &self.log)?;
-        line("LOG_FORMAT", &self.log_format)
+        line("LOG_FORMAT", &self.log_format)?;
+        write!(f, "{}", self.clients)?;
+        match &self.traces {
+            Some(traces) => writeln!(f, "traces go to {}", traces.collector),
+            None => writeln!(f, "traces are off (OTEL_EXPORTER_OTLP_ENDPOINT)"),
+        }
     }
 }
 
 impl Config {
+    /// What can be used, but hardly can be meant.
+    pub fn warning(&self) -> Option<String> {
+        let age = self.max_replication_lag + POSITION_STEP + self.heartbeat;
+        (self.history_ttl <= age).then(|| {
+            format!(
+                "FANFARE_HISTORY_TTL is {}, and the cursor of a quiet client may be {} old before \
+                 it is told a newer one: it gets a $gap whenever it comes back. Longer than \
+                 FANFARE_MAX_REPLICATION_LAG, FANFARE_HEARTBEAT and 5s together it would not",
+                format_duration(self.history_ttl),
+                format_duration(age)
+            )
+        })
+    }
+
     /// What the hub needs to know.
     pub fn hub_settings(&self) -> HubSettings {
         HubSettings {

@@ -11,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::access::AccessSettings;
 use super::values::{duration, duration_range, secret, size};
-use super::{BusConfig, Config, RedisUrl};
+use super::{BusConfig, ClientSettings, Config, RedisUrl, TraceConfig};
 use crate::hub::SlowClientPolicy;
 use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
@@ -33,7 +33,7 @@ pub struct Settings {
     )]
     pub listen: String,
 
-    /// Address of the admin listener: metrics and health. It knows no authentication and is
+    /// Address of the admin listener: health, metrics and the console. It knows no authentication and is
     /// meant for the inside of your network
     #[arg(
         long,
@@ -205,6 +205,10 @@ pub struct Settings {
     #[command(flatten)]
     pub access: AccessSettings,
 
+    /// Who may connect, and what one client may take.
+    #[command(flatten)]
+    pub clients: ClientSettings,
+
     /// Which log lines are written: error, warn, info, debug, or target=level directives
     #[arg(
         long,
@@ -268,7 +272,7 @@ impl Reader {
         })
     }
 
-    fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
+    pub(super) fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
         text.parse().unwrap_or_else(|_| {
             self.fault(setting, "is IP:PORT, such as 0.0.0.0:8080 or [::1]:8080");
             SocketAddr::from(([127, 0, 0, 1], 0))
@@ -297,7 +301,7 @@ impl Reader {
         self.read(setting, value)
     }
 
-    fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
+    pub(super) fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
         let value = text
             .parse()
             .map_err(|_| "is a whole number".to_owned())
@@ -326,9 +330,25 @@ impl Settings {
         if listen == admin_listen && listen.port() != 0 {
             reader.fault("ADMIN_LISTEN", "is another address than FANFARE_LISTEN");
         }
-        let open = listen.ip().is_loopback();
+        let clients = self.clients.read(&mut reader);
+        if let Some(address) = clients.proxy_protocol_listen
+            && address.port() != 0
+            && (address == listen || address == admin_listen)
+        {
+            reader.fault("PROXY_PROTOCOL_LISTEN", "is an address of its own");
+        }
+        let open = [Some(listen), clients.proxy_protocol_listen]
+            .iter()
+            .flatten()
+            .all(|address| address.ip().is_loopback());
         let bus = self.read_bus(open, &mut reader);
         let access = self.access.read(open, &mut reader);
+        if clients.max_connections_per_subject.is_some() && !access.has_tokens() {
+            reader.fault(
+                "MAX_CONNECTIONS_PER_SUBJECT",
+                "needs a key to verify tokens with: without tokens there are no subjects",
+            );
+        }
         let prefix_is_plain = !self.prefix.is_empty()
             && self.prefix.len() <= 64
             && self.prefix.bytes().all(|byte| {
@@ -437,8 +457,10 @@ impl Settings {
             drain_period: reader.duration("DRAIN_PERIOD", &self.drain_period, UP_TO_AN_HOUR),
             max_connection_age,
             access,
+            clients,
             log: self.log.clone(),
             log_format,
+            traces: TraceConfig::read(|name| std::env::var(name).ok(), &mut reader.0),
         };
         if reader.0.is_empty() {
             Ok(config)
@@ -609,6 +631,14 @@ mod tests {
             "--drain-period=-1s",
             "--max-connection-age=never",
             "--public-channels=$all,",
+            "--allow-origins=https://*.example.com",
+            "--trusted-proxies=everybody",
+            "--forwarded-header=via",
+            "--proxy-protocol-listen=8443",
+            "--max-connections-per-ip=0",
+            "--max-connections-per-subject=few",
+            "--connect-rate-per-ip=10",
+            "--publish-rate-per-subject=1/d",
             "--token-channels=user.{sub}*",
             "--jwt-secret=short",
             "--jwt-secret-file=/nowhere",
@@ -621,7 +651,7 @@ mod tests {
             "--log-format=xml",
         ]);
         let settings: BTreeSet<_> = found.iter().collect();
-        assert_eq!(settings.len(), 30, "{found:?}");
+        assert_eq!(settings.len(), 38, "{found:?}");
     }
 
     #[test]
@@ -709,6 +739,28 @@ mod tests {
         assert_eq!(
             faults(&["--history-ttl=30s", "--max-replication-lag=30s"]),
             ["FANFARE_HISTORY_TTL"]
+        );
+        assert_eq!(
+            faults(&["--proxy-protocol-listen=127.0.0.1:8443"]),
+            ["FANFARE_PROXY_PROTOCOL_LISTEN"]
+        );
+        assert_eq!(
+            faults(&["--forwarded-header=forwarded"]),
+            ["FANFARE_FORWARDED_HEADER"]
+        );
+        assert_eq!(
+            faults(&["--max-connections-per-subject=5"]),
+            ["FANFARE_MAX_CONNECTIONS_PER_SUBJECT"]
+        );
+        let proxied = ["--trusted-proxies=10.0.0.1", "--proxy-protocol-listen"];
+        assert_eq!(
+            faults(&[&proxied[..], &["127.0.0.1:8080"]].concat()),
+            ["FANFARE_PROXY_PROTOCOL_LISTEN"]
+        );
+        // A listener for proxies is a data listener.
+        assert_eq!(
+            faults(&[&proxied[..], &["0.0.0.0:8443"]].concat()),
+            ["FANFARE_REDIS_URL", "FANFARE_PUBLIC_CHANNELS"]
         );
         let Faults(told) = read(&["--history-ttl=59s"]).unwrap_err();
         assert!(told[0].rule.contains("FANFARE_MAX_REPLICATION_LAG"));

@@ -4,7 +4,8 @@ use super::client::{Client, Stage};
 use super::primary::LAG;
 use super::setup::Setup;
 use super::world::World;
-use crate::protocol::Cursor;
+use crate::hub::positions::heartbeat_cursor;
+use crate::protocol::{Cursor, EventId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Start {
@@ -20,6 +21,8 @@ pub(super) enum Action {
     Publish {
         channel: usize,
         isolated: bool,
+        /// For none of the clients.
+        restricted: bool,
     },
     Probe {
         replica: usize,
@@ -94,15 +97,18 @@ impl World {
             setup.isolation && self.replicas.iter().any(|replica| replica.is_behind);
         if budget.publishes > 0 {
             for &channel in &setup.channels {
-                actions.push(Action::Publish {
-                    channel,
-                    isolated: false,
-                });
-                if may_be_isolated {
-                    actions.push(Action::Publish {
-                        channel,
-                        isolated: true,
-                    });
+                for isolated in [false, true] {
+                    for restricted in [false, true] {
+                        let possible =
+                            (!isolated || may_be_isolated) && (!restricted || setup.restricts);
+                        if possible {
+                            actions.push(Action::Publish {
+                                channel,
+                                isolated,
+                                restricted,
+                            });
+                        }
+                    }
                 }
             }
         }
@@ -226,7 +232,7 @@ impl World {
             }
             Stage::Live { .. } => {
                 actions.push(Action::Disconnect { client: number });
-                if self.budget.tells > 0 && self.moved_cursor(client).is_some() {
+                if self.budget.tells > 0 && self.moved_cursor(setup, client).is_some() {
                     actions.push(Action::Tell { client: number });
                 }
             }
@@ -234,23 +240,22 @@ impl World {
     }
 
     /// The cursor that a live client is told next.
-    pub(super) fn moved_cursor(&self, client: &Client) -> Option<Cursor> {
+    pub(super) fn moved_cursor(&self, setup: &Setup, client: &Client) -> Option<Cursor> {
         let Stage::Live { skip_through, told } = &client.stage else {
             return None;
         };
         let replica = &self.replicas[client.replica];
-        let newest = client
-            .channels
-            .iter()
-            .map(|channel| replica.newest[*channel]);
-        let newest = newest.max().unwrap();
-        let event = if newest > *skip_through {
-            newest
-        } else {
-            told.event()
+        let newest_of = |ids: &[EventId; 2]| {
+            let ids = client.channels.iter().map(|channel| ids[*channel]);
+            ids.max().unwrap()
         };
-        let settled = replica.settled()?;
-        (settled > event && settled > told.position()).then(|| Cursor::new(event, settled))
+        let newest = newest_of(&replica.newest);
+        let gap = if setup.heedless_heartbeats {
+            EventId::ZERO
+        } else {
+            newest_of(&replica.gaps)
+        };
+        heartbeat_cursor(*told, *skip_through, newest, gap, replica.settled()?)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::primary::Primary;
+use super::setup::is_restricted;
 use crate::hub::replay::{Part, Replay};
 use crate::protocol::{Cursor, EventId, HistoryPage, Link};
 
@@ -60,12 +61,16 @@ pub(super) enum Stage {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Client {
     pub(super) channels: Vec<usize>,
+    /// Events may be for others.
+    restricts: bool,
     pub(super) stage: Stage,
     pub(super) replica: usize,
     /// What it would send.
     pub(super) cursor: Option<Cursor>,
     /// Its newest event on this connection.
     last: Option<EventId>,
+    /// The id of the last gap that it was told while it was live.
+    gap: EventId,
     /// For each channel: what is later is owed. `None`: it has not begun.
     pub(super) start: [Option<EventId>; 2],
     /// Events it has had, was told a gap about, or could never know of.
@@ -77,13 +82,15 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(channels: &[usize]) -> Self {
+    pub(super) fn new(channels: &[usize], restricts: bool) -> Self {
         Self {
+            restricts,
             channels: channels.to_vec(),
             stage: Stage::Away,
             replica: 0,
             cursor: None,
             last: None,
+            gap: EventId::ZERO,
             start: [None; 2],
             settled: Vec::new(),
             had: Vec::new(),
@@ -95,11 +102,35 @@ impl Client {
         self.replica = replica;
         self.stage = stage;
         self.last = None;
+        self.gap = EventId::ZERO;
     }
 
     pub(super) fn disconnect(&mut self) {
         self.stage = Stage::Away;
         self.last = None;
+    }
+
+    /// A gap of a live stream; its id is `told`.
+    pub(super) fn take_live_gap(
+        &mut self,
+        channel: usize,
+        told: EventId,
+        through: EventId,
+        published: &[Published],
+    ) -> Result<(), String> {
+        self.gap = self.gap.max(told);
+        // Several channels may have one, each with events of its own after it.
+        self.take_gap(channel, None, through, &[], published)
+    }
+
+    /// A heartbeat.
+    pub(super) fn take_cursor(&mut self, cursor: Cursor) -> Result<(), String> {
+        let last = self.last.unwrap_or_default().max(self.gap);
+        if cursor.position() <= last {
+            return Err(format!("a heartbeat with {cursor} after {last}"));
+        }
+        self.cursor = Some(cursor);
+        Ok(())
     }
 
     pub(super) fn settle(&mut self, id: EventId) {
@@ -108,12 +139,20 @@ impl Client {
         }
     }
 
+    /// Whether an event is for it.
+    pub(super) fn may_have(&self, id: EventId) -> bool {
+        !(self.restricts && is_restricted(id))
+    }
+
     pub(super) fn take_event(
         &mut self,
         channel: usize,
         link: Link,
         lost: bool,
     ) -> Result<(), String> {
+        if !self.may_have(link.id) {
+            return Err(format!("{link:?} is not for it"));
+        }
         if self.last.is_some_and(|last| link.id <= last) {
             return Err(format!("{link:?} after {:?}", self.last));
         }
@@ -215,6 +254,7 @@ impl Client {
     pub(super) fn owed(&self, published: &[Published], position: EventId) -> Option<Published> {
         let is_owed = |event: &&Published| {
             self.channels.contains(&event.channel)
+                && self.may_have(event.id)
                 && self.start[event.channel].is_some_and(|start| event.id > start)
                 && event.id <= position
                 && self.settled.binary_search(&event.id).is_err()

@@ -13,6 +13,8 @@
 //! - What was read for a client is of use only during the subscription in which it was asked for.
 //!   It is noted in the chain of its channel ([`crate::bus::chain::seen_in`]).
 //! - A new client begins like one that comes back with the position it is told.
+//! - An event that is for others than the client is left out of what is sent to it, and moves its
+//!   cursor no more than an id of another channel does.
 //! - Of the gaps of a part only the last has an id; of a live stream none has.
 //!
 //! Not covered: histories deleted by hand, two failovers within one lag bound, a stream first
@@ -76,6 +78,26 @@ fn pages_of_an_earlier_subscription_are_of_no_use() {
     assert!(found.violation.is_some());
 }
 
+/// Ids that begin anew jump, which makes the last position from before look old enough.
+#[test]
+fn heartbeats_take_heed_of_gaps() {
+    let setup = Setup {
+        heedless_heartbeats: true,
+        budget: Budget {
+            publishes: 1,
+            connects: 1,
+            losses: 1,
+            flushes: 1,
+            probes: 1,
+            tells: 1,
+            ..Budget::default()
+        },
+        ..Setup::new("heedless heartbeats")
+    };
+    let found = explore(&setup, MOST_STATES);
+    assert!(found.violation.is_some());
+}
+
 /// A test for each world.
 macro_rules! worlds {
     ($($name:ident: { $($field:ident: $value:expr),* $(,)? } $budget:tt)*) => {$(
@@ -126,6 +148,10 @@ worlds! {
         { ticks: 3, publishes: 2, probes: 2, connects: 2, failovers: 1, tells: 1 }
     flush: {}
         { ticks: 1, publishes: 3, connects: 2, flushes: 1, losses: 1 }
+    flush_and_heartbeats: {}
+        { publishes: 2, probes: 1, connects: 1, flushes: 1, losses: 1, tells: 1 }
+    flush_and_heartbeats_on_two_channels: { channels: vec![0, 1], clients: vec![vec![0, 1]] }
+        { publishes: 1, probes: 1, connects: 1, flushes: 1, losses: 1, tells: 1 }
     eviction: { evictable: true, before: 1 }
         { ticks: 2, publishes: 2, probes: 1, connects: 2, evictions: 1, losses: 1 }
     a_raised_ttl: { ttl: 3, before: 1 }
@@ -160,17 +186,29 @@ worlds! {
         shared_reads: true, reused_pages: true, part_events: 1, page_events: 2,
         channels: vec![0, 1], clients: vec![vec![0, 1]],
     } { publishes: 4, connects: 3 }
+    restricted_events: { restricts: true, part_events: 1, page_events: 2 }
+        { ticks: 4, publishes: 3, probes: 1, connects: 2, tells: 1 }
+    restricted_events_on_two_channels: {
+        restricts: true, channels: vec![0, 1], clients: vec![vec![0, 1]], part_events: 1,
+        page_events: 2,
+    } { ticks: 1, publishes: 3, connects: 2, losses: 1, tells: 1 }
+    restricted_events_and_failover: { restricts: true, part_events: 1, page_events: 2 }
+        { ticks: 3, publishes: 2, probes: 1, connects: 2, failovers: 1, tells: 1 }
+    restricted_events_and_isolation: { restricts: true, replicas: 2, connected: 2, isolation: true }
+        { publishes: 2, connects: 2, failovers: 1, tells: 1 }
+    the_newest_of_restricted_events: { restricts: true, newest: true, length: 2, before: 1 }
+        { ticks: 1, publishes: 3, connects: 2, losses: 1 }
     a_replica_that_is_behind: { replicas: 2, connected: 1 }
         { publishes: 3, connects: 3, losses: 1 }
 }
 
 fn any_setup() -> impl Strategy<Value = Setup> {
     let sizes = (3..12u64, 1..6usize, 2..6usize, 1..4usize, 0..3usize);
-    let flags = any::<(bool, bool, bool, bool, bool)>();
+    let flags = any::<(bool, bool, bool, bool, bool, bool)>();
     let events = (0..2u8, 0..3u8, 0..2u8, 0..2u8, 0..2u8);
     (sizes, flags, events).prop_map(|(sizes, flags, events)| {
         let (ttl, length, page_events, part_events, before) = sizes;
-        let (evictable, isolation, shared_reads, reused_pages, newest) = flags;
+        let (evictable, isolation, shared_reads, reused_pages, newest, restricts) = flags;
         let (flushes, failovers, evictions, raises, foreign) = events;
         Setup {
             ttl,
@@ -203,6 +241,7 @@ fn any_setup() -> impl Strategy<Value = Setup> {
                 ],
             },
             newest,
+            restricts,
             isolation,
             shared_reads,
             reused_pages,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::setup::is_restricted;
 use crate::protocol::{Cursor, EventId, HistoryPage, Issued, Link, Retention};
 
 /// How far a standby may be behind its primary.
@@ -67,14 +68,22 @@ impl Primary {
         id
     }
 
-    pub(super) fn publish(&mut self, now: u64, channel: usize, length: usize) -> Link {
+    /// `restricted`: of a world that restricts, whether the event is.
+    pub(super) fn publish(
+        &mut self,
+        now: u64,
+        channel: usize,
+        length: usize,
+        restricted: Option<bool>,
+    ) -> Link {
         self.expire(now);
         let prev = self.histories[channel].events.last();
         let prev = prev.map_or(EventId::ZERO, |event| event.id);
-        let link = Link {
-            id: self.issue(now),
-            prev,
-        };
+        let mut id = self.issue(now);
+        if restricted.is_some_and(|restricted| restricted != is_restricted(id)) {
+            id = self.issue(now);
+        }
+        let link = Link { id, prev };
         let history = &mut self.histories[channel];
         history.events.push(link);
         let excess = history.events.len().saturating_sub(length);

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::primary::{LAG, Primary, lag_bound};
+use super::setup::is_restricted;
 use crate::bus::chain::{Arrival, arrival, backfill_from, recover, seen_in};
 use crate::hub::tail::{Tail, TailLimits};
 use crate::protocol::{Cursor, EventId, HistoryPage, Link};
@@ -59,7 +60,11 @@ pub(super) struct Replica {
     pub(super) is_behind: bool,
     pub(super) queue: VecDeque<Message>,
     seen: [Option<EventId>; 2],
+    /// Events may be for others than the clients.
+    restricts: bool,
+    /// The newest that are for everybody.
     pub(super) newest: [EventId; 2],
+    pub(super) gaps: [EventId; 2],
     pub(super) position: Option<EventId>,
     /// Earlier positions: the first is the settled one once it is old enough.
     positions: VecDeque<EventId>,
@@ -67,14 +72,16 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    pub(super) fn down() -> Self {
+    pub(super) fn down(restricts: bool) -> Self {
         Self {
+            restricts,
             connection: Connection::Down,
             era: 0,
             is_behind: false,
             queue: VecDeque::new(),
             seen: [None; 2],
             newest: [EventId::ZERO; 2],
+            gaps: [EventId::ZERO; 2],
             position: None,
             positions: VecDeque::new(),
             tails: Default::default(),
@@ -223,9 +230,15 @@ impl Replica {
 
     fn note(&mut self, told: Told) {
         match told {
-            Told::Gap(channel, id) => self.tails[channel].restart(id),
+            Told::Gap(channel, id) => {
+                self.tails[channel].restart(id);
+                self.newest[channel] = EventId::ZERO;
+                self.gaps[channel] = self.gaps[channel].max(id);
+            }
             Told::Event(channel, link) => {
-                self.newest[channel] = self.newest[channel].max(link.id);
+                if !(self.restricts && is_restricted(link.id)) {
+                    self.newest[channel] = self.newest[channel].max(link.id);
+                }
                 self.tails[channel].append(link, TAIL);
             }
         }

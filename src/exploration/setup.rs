@@ -1,7 +1,7 @@
 //! What a small world is made of.
 
 use super::world::START_MS;
-use crate::protocol::Cursor;
+use crate::protocol::{Cursor, EventId};
 
 /// What a world is made of, and how often each thing may happen in it.
 #[derive(Clone, Debug)]
@@ -25,6 +25,8 @@ pub(super) struct Setup {
     pub(super) before: usize,
     pub(super) before_ms: u64,
     pub(super) budget: Budget,
+    /// Events may be for others than the clients: see [`is_restricted`].
+    pub(super) restricts: bool,
     /// Clients may come with cursors that were never told.
     pub(super) foreign: Vec<Cursor>,
     /// Clients may ask for the newest event of each channel.
@@ -37,6 +39,8 @@ pub(super) struct Setup {
     pub(super) reused_pages: bool,
     /// Pages are used even when the subscription was lost since they were asked for. Wrong.
     pub(super) stale_pages: bool,
+    /// Heartbeats take no heed of gaps. Wrong.
+    pub(super) heedless_heartbeats: bool,
 }
 
 impl Setup {
@@ -54,6 +58,7 @@ impl Setup {
             part_events: usize::MAX,
             before: 0,
             before_ms: START_MS - 1,
+            restricts: false,
             budget: Budget::default(),
             foreign: Vec::new(),
             newest: false,
@@ -61,8 +66,15 @@ impl Setup {
             shared_reads: false,
             reused_pages: false,
             stale_pages: false,
+            heedless_heartbeats: false,
         }
     }
+}
+
+/// In a world that restricts, whether an event is for none of the clients. Its id says so, which
+/// nobody but the model looks at.
+pub(super) fn is_restricted(id: EventId) -> bool {
+    id.n() % 2 == 1
 }
 
 /// How often each thing may happen.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use super::actions::{ALL, Start};
 use super::client::{Pending, Read, Stage, Wanted};
 use super::primary::lag_bound;
-use super::setup::Setup;
+use super::setup::{Setup, is_restricted};
 use super::world::World;
 use crate::hub::replay::{Part, Replay, Step, View};
 use crate::protocol::{Cursor, EventId, Link};
@@ -150,10 +150,13 @@ impl World {
             let mut floors = Vec::new();
             for (page, channel) in pages.iter().flatten().zip(&client.channels) {
                 let page = &page.0.page;
-                floors.push(match page.events.first() {
-                    Some(_) => page.from,
-                    None => page.end().next(),
-                });
+                let mut events = page.events.iter();
+                floors.push(
+                    match events.find(|event| !(setup.restricts && is_restricted(event.id))) {
+                        Some(first) => first.id,
+                        None => page.end().next(),
+                    },
+                );
                 client.start[*channel] = Some(page.end());
             }
             let begun = Replay::from_floors(floors, lag_bound());
@@ -191,7 +194,9 @@ impl World {
                 fresh: page.as_ref().is_some_and(|(_, fresh)| *fresh),
             })
             .collect();
-        let part = match replay.step(&views, replica.position, setup.part_events) {
+        let may_have = |link: &Link| !(setup.restricts && is_restricted(link.id));
+        let step = replay.step(&views, replica.position, setup.part_events, may_have);
+        let part = match step {
             Step::Read(reads) => {
                 let is_answered = reads.iter().all(|(index, _)| {
                     let page = pages[*index].as_ref();
@@ -220,7 +225,7 @@ impl World {
         let is_undisturbed = !replica.is_behind
             && replica.queue.is_empty()
             && pages.iter().flatten().all(|(read, _)| is_up_to_date(read));
-        if !part.live && things == 0 && part.cursor == before && is_undisturbed {
+        if !part.live && things == 0 && replay.cursor() == before && is_undisturbed {
             return Err(format!(
                 "nothing comes after {before}: {pages:?} {replica:?}"
             ));

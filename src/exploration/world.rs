@@ -39,14 +39,18 @@ impl World {
             replaced: None,
             has_lost: false,
             published: Vec::new(),
-            replicas: vec![Replica::down(); setup.replicas],
-            clients: setup.clients.iter().map(|on| Client::new(on)).collect(),
+            replicas: vec![Replica::down(setup.restricts); setup.replicas],
+            clients: {
+                let new = |on: &Vec<usize>| Client::new(on, setup.restricts);
+                setup.clients.iter().map(new).collect()
+            },
             budget: setup.budget,
         };
         let primary = Rc::make_mut(&mut world.primary);
         for _ in 0..setup.before {
             for &channel in &setup.channels {
-                let link = primary.publish(setup.before_ms, channel, setup.length);
+                let open = setup.restricts.then_some(false);
+                let link = primary.publish(setup.before_ms, channel, setup.length, open);
                 world.published.push(Published {
                     channel,
                     id: link.id,
@@ -80,9 +84,13 @@ impl World {
                 let oldest = self.now - LAG;
                 self.snapshots.retain(|(when, _)| *when >= oldest);
             }
-            Action::Publish { channel, isolated } => {
+            Action::Publish {
+                channel,
+                isolated,
+                restricted,
+            } => {
                 self.budget.publishes -= 1;
-                self.publish(setup, channel, isolated);
+                self.publish(setup, channel, isolated, restricted);
             }
             Action::Probe { replica } => {
                 self.budget.probes -= 1;
@@ -151,12 +159,12 @@ impl World {
             Action::Disconnect { client } => self.clients[client].disconnect(),
             Action::Tell { client } => {
                 self.budget.tells -= 1;
-                let moved = self.moved_cursor(&self.clients[client]).unwrap();
+                let moved = self.moved_cursor(setup, &self.clients[client]).unwrap();
                 let client = &mut self.clients[client];
                 if let Stage::Live { told, .. } = &mut client.stage {
                     *told = moved;
                 }
-                client.cursor = Some(moved);
+                client.take_cursor(moved)?;
             }
             Action::Failover { snapshot } => self.fail_over(snapshot),
             Action::Flush => {
@@ -190,9 +198,10 @@ impl World {
         write(Rc::make_mut(&mut self.primary), self.now)
     }
 
-    fn publish(&mut self, setup: &Setup, channel: usize, isolated: bool) {
+    fn publish(&mut self, setup: &Setup, channel: usize, isolated: bool, restricted: bool) {
         let link = self.write(isolated, |primary, now| {
-            primary.publish(now, channel, setup.length)
+            let restricted = setup.restricts.then_some(restricted);
+            primary.publish(now, channel, setup.length, restricted)
         });
         let event = Published {
             channel,
@@ -250,6 +259,9 @@ impl World {
 
     /// What a replica tells its live clients.
     fn tell(&mut self, replica: usize, told: &[Told]) -> Result<(), String> {
+        // All gaps are told just below the first event that follows.
+        let is_event = |told: &&Told| matches!(told, Told::Event(..));
+        let first = told.iter().find(is_event).map(|event| event.id().pred());
         for item in told {
             for client in &mut self.clients {
                 let Stage::Live { skip_through, .. } = client.stage else {
@@ -259,13 +271,15 @@ impl World {
                     continue;
                 }
                 match *item {
-                    Told::Event(channel, link) if client.channels.contains(&channel) => {
+                    Told::Event(channel, link)
+                        if client.channels.contains(&channel) && client.may_have(link.id) =>
+                    {
                         let lost = is_lost(&self.published, link.id);
                         client.take_event(channel, link, lost)?;
                     }
                     Told::Gap(channel, id) if client.channels.contains(&channel) => {
-                        // Several channels may have one, each with events of its own after it.
-                        client.take_gap(channel, None, id, &[], &self.published)?;
+                        let told = first.unwrap_or(id);
+                        client.take_live_gap(channel, told, id, &self.published)?;
                     }
                     Told::Event(..) | Told::Gap(..) => {}
                 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
-use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::error::Problem;
@@ -36,17 +36,31 @@ fn busy_retry() -> Duration {
         .draw()
 }
 
-/// The answer to a stream that cannot be opened now. A browser gives up for good on any status
-/// but 200, so it gets a reconnection time and the end of the stream; without an `id`, so that
-/// its cursor stays.
+/// The answer to a stream that this replica cannot open now.
 pub(super) fn busy(wants_503: bool, why: &'static str) -> Response {
-    let retry = busy_retry();
     if wants_503 {
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
-            .retry_after(retry)
+            .retry_after(busy_retry())
             .into_response();
     }
-    let mut response = Response::new(Body::from(retry_block(retry)));
+    retry_and_close()
+}
+
+/// A browser gives up for good on any status but 200, so it gets a reconnection time and the end
+/// of the stream; without an `id`, so that its cursor stays.
+pub(super) fn retry_and_close() -> Response {
+    let mut response = Response::new(Body::from(retry_block(busy_retry())));
     stream_headers(response.headers_mut());
     response
+}
+
+/// Those of the router's headers without which a browser shows no answer to a page of another
+/// origin: an `EventSource` would give up instead of coming back.
+pub(super) fn cors_headers(headers: &HeaderMap) -> HeaderMap {
+    let is_one = |name: &HeaderName| *name == VARY || name.as_str().starts_with("access-control-");
+    headers
+        .iter()
+        .filter(|(name, _)| is_one(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
 }

@@ -17,7 +17,9 @@ use tokio::time::{Instant, interval_at, timeout, timeout_at};
 
 use super::admission::{OpenStream, Place};
 use super::cut_off;
-use super::edge::Edge;
+use super::edge::{Asked, Edge};
+use super::proxy_protocol::{ProxyHeader, read_header};
+use super::requester::Peer;
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
 use crate::hub::RejectReason;
@@ -39,23 +41,109 @@ const MAX_HTTP2_STREAMS: u32 = 256;
 /// An HTTP/2 client that does not answer a PING of this interval is gone.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(60);
 
+/// How long it may take to answer one.
+const HTTP2_PING_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Streams that a client has opened and reset again before they were looked at. Past it the
+/// connection ends: opening and resetting without end costs a client nothing (CVE-2023-44487).
+const MAX_HTTP2_RESETS: usize = 20;
+
+/// Streams that were reset because the client broke the protocol on them. Past it the connection
+/// ends (CVE-2024-27316 and its kin).
+const MAX_HTTP2_FAULTS: usize = 64;
+
+/// What a client may send on one stream, and on all of a connection, before it is read: a published
+/// event, and several.
+const HTTP2_STREAM_WINDOW_BYTES: u32 = 64 * 1024;
+const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 256 * 1024;
+
+/// What a client's compressed headers may refer to (RFC 7541, section 4.2): the protocol's default.
+const HTTP2_HEADER_TABLE_BYTES: u32 = 4096;
+
 /// How long an HTTP/2 client has to take note of a GOAWAY (RFC 9113, section 6.8).
 const HTTP2_GOODBYE: Duration = Duration::from_secs(2);
 
 /// What one HTTP/2 stream may have unsent inside hyper, beside its mailbox.
 const HTTP2_SEND_BUFFER_BYTES: usize = 64 * 1024;
 
-/// Serves a connection to its end, or until a stream has taken it over.
-pub(super) async fn serve(edge: Rc<Edge>, mut socket: TcpStream, place: Place) {
+/// A connection that has just been accepted.
+pub(super) struct Accepted {
+    pub(super) socket: TcpStream,
+    pub(super) place: Place,
+    /// Who is at its other end: a client, or a proxy.
+    pub(super) peer: Peer,
+}
+
+/// Serves a connection that begins with a header of the PROXY protocol.
+pub(super) async fn serve_proxied(edge: Rc<Edge>, accepted: Accepted) {
     let deadline = Instant::now() + HEAD_DEADLINE;
-    match timeout_at(deadline, read_preface(&mut socket)).await {
-        Ok(Ok((Protocol::Http2, already_read))) => serve_http2(edge, socket, already_read).await,
-        Ok(Ok((Protocol::Http1, already_read))) => {
-            let left = deadline.duration_since(Instant::now());
-            serve_http1(edge, socket, place, already_read, left).await;
+    let Accepted {
+        mut socket,
+        place,
+        mut peer,
+    } = accepted;
+    let stats = edge.hub().stats();
+    if !edge
+        .admission()
+        .rules()
+        .trusted_proxies
+        .contains(peer.address)
+    {
+        stats.count_rejected(RejectReason::ProxyHeader);
+        return;
+    }
+    match timeout_at(deadline, read_header(&mut socket)).await {
+        Ok(Ok(ProxyHeader { client, rest })) => {
+            peer.address = client.map_or(peer.address, |client| client.to_canonical());
+            let accepted = Accepted {
+                socket,
+                place,
+                peer,
+            };
+            serve_until(Rc::clone(&edge), accepted, rest, deadline).await;
+        }
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
+            stats.count_rejected(RejectReason::ProxyHeader);
         }
         Ok(Err(_)) => {}
-        Err(_) => edge.hub().stats().count_rejected(RejectReason::RequestHead),
+        Err(_) => stats.count_rejected(RejectReason::RequestHead),
+    }
+}
+
+/// Serves a connection to its end, or until a stream has taken it over.
+pub(super) async fn serve(edge: Rc<Edge>, accepted: Accepted) {
+    serve_until(edge, accepted, Vec::new(), Instant::now() + HEAD_DEADLINE).await;
+}
+
+/// Serves a connection whose first bytes have been read; `deadline` is that of its first head.
+async fn serve_until(edge: Rc<Edge>, accepted: Accepted, read: Vec<u8>, deadline: Instant) {
+    let Accepted {
+        mut socket,
+        place,
+        peer,
+    } = accepted;
+    let stats = edge.hub().stats();
+    let Some(place) = edge.admission().seat(place, peer.address) else {
+        stats.count_rejected(RejectReason::Address);
+        return;
+    };
+    match timeout_at(deadline, read_preface(&mut socket, read)).await {
+        Ok(Ok((Protocol::Http2, already_read))) => {
+            // The place is the connection's, whatever its streams are.
+            let _place = place;
+            serve_http2(Rc::clone(&edge), socket, peer, already_read).await;
+        }
+        Ok(Ok((Protocol::Http1, already_read))) => {
+            let left = deadline.duration_since(Instant::now());
+            let accepted = Accepted {
+                socket,
+                place,
+                peer,
+            };
+            serve_http1(Rc::clone(&edge), accepted, already_read, left).await;
+        }
+        Ok(Err(_)) => {}
+        Err(_) => stats.count_rejected(RejectReason::RequestHead),
     }
 }
 
@@ -65,34 +153,45 @@ enum Protocol {
 }
 
 /// Reads until it is clear which protocol the client speaks, and returns what was read with it.
-async fn read_preface(socket: &mut TcpStream) -> std::io::Result<(Protocol, Vec<u8>)> {
-    let mut read = Vec::with_capacity(1024);
+async fn read_preface(
+    socket: &mut TcpStream,
+    mut read: Vec<u8>,
+) -> std::io::Result<(Protocol, Vec<u8>)> {
     loop {
-        if socket.read_buf(&mut read).await? == 0 {
-            return Err(std::io::ErrorKind::UnexpectedEof.into());
-        }
         if read.starts_with(HTTP2_PREFACE) {
             return Ok((Protocol::Http2, read));
         }
         if !HTTP2_PREFACE.starts_with(&read) {
             return Ok((Protocol::Http1, read));
         }
+        read.reserve(1024);
+        if socket.read_buf(&mut read).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
     }
 }
 
 async fn serve_http1(
     edge: Rc<Edge>,
-    socket: TcpStream,
-    place: Place,
+    accepted: Accepted,
     already_read: Vec<u8>,
     head_deadline: Duration,
 ) {
-    let handoff = Rc::new(Handoff::default());
+    let Accepted {
+        socket,
+        place,
+        peer,
+    } = accepted;
+    let handoff = Rc::new(Handoff::scanning());
     let service = {
         let (edge, handoff) = (Rc::clone(&edge), Rc::clone(&handoff));
         service_fn(move |request| {
-            handoff.note_request();
-            let answer = Rc::clone(&edge).answer(request, Some(Rc::clone(&handoff)));
+            let asked = Asked {
+                peer,
+                head_fault: handoff.note_request(),
+                handoff: Some(Rc::clone(&handoff)),
+            };
+            let answer = Rc::clone(&edge).answer(request, asked);
             async move { Ok::<_, Infallible>(answer.await) }
         })
     };
@@ -143,9 +242,14 @@ enum Becomes {
     CutOff,
 }
 
-async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
+async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read: Vec<u8>) {
     let service = service_fn(move |request| {
-        let answer = Rc::clone(&edge).answer(request, None);
+        let asked = Asked {
+            peer,
+            head_fault: None,
+            handoff: None,
+        };
+        let answer = Rc::clone(&edge).answer(request, asked);
         async move { Ok::<_, Infallible>(answer.await) }
     });
     let io = TrackedIo::new(socket, already_read, Rc::default());
@@ -154,7 +258,13 @@ async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, already_read: Vec<u8>) {
     let connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .keep_alive_interval(HTTP2_PING_INTERVAL)
+        .keep_alive_timeout(HTTP2_PING_PATIENCE)
         .max_concurrent_streams(MAX_HTTP2_STREAMS)
+        .max_pending_accept_reset_streams(MAX_HTTP2_RESETS)
+        .max_local_error_reset_streams(MAX_HTTP2_FAULTS)
+        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
+        .header_table_size(HTTP2_HEADER_TABLE_BYTES)
         .max_send_buf_size(HTTP2_SEND_BUFFER_BYTES)
         .max_header_list_size(u32::try_from(MAX_HEAD_BYTES).unwrap_or(u32::MAX))
         .serve_connection(io, service);

@@ -1,5 +1,7 @@
 //! The service a shard's connections share: the router, and what becomes of its answers.
 
+use std::cell::Cell;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,27 +12,103 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, StatusCode, Version};
 use tower_service::Service;
+use tracing::Instrument;
 
-use super::admission::{ConnectionLimit, OpenStream};
-use super::answer::{BUSY_HEADER, busy};
+use super::admission::{Admission, Full, OpenStream};
+use super::answer::{BUSY_HEADER, busy, cors_headers, retry_and_close};
 use super::auth::{HeldTicket, NotSpent, Undecided, wrong_ticket};
+use super::client_address::ClientAddress;
 use super::cut_off;
 use super::error::Problem;
+use super::head_scan::HeadFault;
+use super::requester::{ConnectionId, Peer, Requester};
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
-use crate::hub::{Hub, NotOpened, RejectReason, StreamRequest};
+use super::{host, origin};
+use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
 use crate::protocol::Framing;
+use crate::telemetry::{self, Traces};
 
 /// How long a stream waits for its channels while the bus is away.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
-
-const DRAINING: &str = "this replica is being stopped";
 
 /// What the connections of a shard share.
 pub struct Edge {
     hub: Rc<Hub>,
     router: Router,
-    limit: Arc<ConnectionLimit>,
+    admission: Arc<Admission>,
+    is_open: bool,
+    traces: Option<Traces>,
+    shard: usize,
+    /// Connections accepted so far.
+    accepted: Cell<u64>,
+}
+
+/// What the edges of all shards have in common.
+#[derive(Clone, Debug)]
+pub struct EdgeParts {
+    /// Answers what is no stream.
+    pub router: Router,
+    /// How much clients may have.
+    pub admission: Arc<Admission>,
+    /// Whoever asks may do everything, because nobody else can ask.
+    pub is_open: bool,
+    /// Traces what becomes of streams, if anything does.
+    pub traces: Option<Traces>,
+}
+
+/// How a request came.
+pub(super) struct Asked {
+    /// Its connection, and who is at the other end.
+    pub(super) peer: Peer,
+    /// What is wrong with the request's head, though hyper takes it.
+    pub(super) head_fault: Option<HeadFault>,
+    /// For HTTP/1: the way to take its connection over.
+    pub(super) handoff: Option<Rc<Handoff>>,
+}
+
+/// Why a stream is not opened, for metrics, the log and traces, and for the client.
+struct Rejection {
+    reason: RejectReason,
+    told: &'static str,
+}
+
+impl From<Full> for Rejection {
+    fn from(full: Full) -> Self {
+        let (reason, told) = match full {
+            Full::Replica => (
+                RejectReason::Limit,
+                "this replica has all the streams it can hold",
+            ),
+            Full::Address => (
+                RejectReason::Address,
+                "this address has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_IP)",
+            ),
+            Full::Subject => (
+                RejectReason::Subject,
+                "this subject has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_SUBJECT)",
+            ),
+            Full::Rate => (
+                RejectReason::Rate,
+                "this address asks for streams too often (FANFARE_CONNECT_RATE_PER_IP)",
+            ),
+        };
+        Self { reason, told }
+    }
+}
+
+impl From<NotOpened> for Rejection {
+    fn from(not_opened: NotOpened) -> Self {
+        let (reason, told) = match not_opened {
+            NotOpened::Draining => (RejectReason::Draining, "this replica is being stopped"),
+            NotOpened::Revoked => (RejectReason::Denied, "the token was revoked"),
+            NotOpened::NotActive => (
+                RejectReason::BusUnavailable,
+                "the channels could not be subscribed: the bus is not available",
+            ),
+        };
+        Self { reason, told }
+    }
 }
 
 /// Whether an answer says who asks may not.
@@ -39,13 +117,41 @@ fn is_denied(status: StatusCode) -> bool {
 }
 
 impl Edge {
-    /// The edge of a shard.
-    pub fn new(hub: Rc<Hub>, router: Router, limit: Arc<ConnectionLimit>) -> Rc<Self> {
-        Rc::new(Self { hub, router, limit })
+    /// The edge of the shard with this number.
+    pub fn new(hub: Rc<Hub>, shard: usize, parts: EdgeParts) -> Rc<Self> {
+        let EdgeParts {
+            router,
+            admission,
+            is_open,
+            traces,
+        } = parts;
+        Rc::new(Self {
+            hub,
+            router,
+            admission,
+            is_open,
+            traces,
+            shard,
+            accepted: Cell::new(0),
+        })
     }
 
-    pub(super) fn limit(&self) -> &ConnectionLimit {
-        &self.limit
+    /// Numbers an accepted connection.
+    pub(super) fn peer(&self, address: IpAddr) -> Peer {
+        let number = self.accepted.get().wrapping_add(1);
+        self.accepted.set(number);
+        Peer {
+            connection: ConnectionId {
+                shard: self.shard,
+                number,
+            },
+            // What a dual-stack socket says of an IPv4 client.
+            address: address.to_canonical(),
+        }
+    }
+
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     pub(super) fn hub(&self) -> &Hub {
@@ -56,40 +162,99 @@ impl Edge {
     /// is left in `handoff`, and this never returns: the connection is about to be taken over.
     pub(super) async fn answer<B>(
         self: Rc<Self>,
-        request: Request<B>,
-        handoff: Option<Rc<Handoff>>,
+        mut request: Request<B>,
+        asked: Asked,
     ) -> Response<EdgeBody>
     where
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
+        let rules = self.admission.rules();
+        let client = ClientAddress::of(asked.peer.address, request.headers(), rules);
+        request.extensions_mut().insert(client);
+        let requester = Requester::new(asked.peer.connection, client, request.headers());
+        let span = requester.span();
+        self.answer_to(requester, request, asked)
+            .instrument(span)
+            .await
+    }
+
+    async fn answer_to<B>(
+        &self,
+        mut requester: Requester,
+        request: Request<B>,
+        asked: Asked,
+    ) -> Response<EdgeBody>
+    where
+        B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<axum::BoxError>,
+    {
+        let asks_for_stream =
+            request.method() == Method::GET && request.uri().path().starts_with("/events");
         let version = request.version();
-        let head_only = request.method() == Method::HEAD;
-        let is_stream = head_only || request.method() == Method::GET;
-        let wants_503 = request
-            .headers()
-            .get(BUSY_HEADER)
-            .is_some_and(|value| value == "503");
-        let handoff =
-            handoff.filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
-        let has_body = !request.body().is_end_stream();
-        let mut router = self.router.clone();
-        let Ok(mut response) = router.call(request.map(Body::new)).await;
+        // What ends its connection: nothing else could follow on it.
         let close = |response: &mut Response| {
             if version <= Version::HTTP_11 {
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(CONNECTION, close);
             }
         };
+        if let Err(problem) = self.check(&request, asked.head_fault) {
+            let mut response = problem.into_response();
+            requester.mark(&mut response);
+            close(&mut response);
+            return response.map(EdgeBody::Plain);
+        }
+        let head_only = request.method() == Method::HEAD;
+        let is_stream = head_only || request.method() == Method::GET;
+        let wants_503 = request
+            .headers()
+            .get(BUSY_HEADER)
+            .is_some_and(|value| value == "503");
+        let handoff = asked
+            .handoff
+            .filter(|_| version == Version::HTTP_11 && request.method() == Method::GET);
+        let draws_ticket = request.uri().path() == "/tickets";
+        let has_body = !request.body().is_end_stream();
+        let mut router = self.router.clone();
+        let Ok(mut response) = router.call(request.map(Body::new)).await;
+        // What is answered here, instead of what the router has answered.
+        let cors = cors_headers(response.headers());
+        let instead = |requester: &Requester, mut answer: Response| {
+            answer.headers_mut().extend(cors.clone());
+            requester.mark(&mut answer);
+            close(&mut answer);
+            answer.map(EdgeBody::Plain)
+        };
         let Some(stream) = response.extensions_mut().remove::<StreamRequest>() else {
             let undecided = response.extensions_mut().remove::<Undecided>();
-            if let (true, Some(Undecided(why))) = (is_stream, undecided) {
-                self.hub.stats().count_rejected(RejectReason::Undecided);
-                response = busy(wants_503, why);
-                close(&mut response);
-            } else if is_stream && is_denied(response.status()) {
-                self.hub.stats().count_rejected(RejectReason::Denied);
+            if let (true, Some(Undecided(told))) = (is_stream, undecided) {
+                let reason = RejectReason::Undecided;
+                self.hub.stats().count_rejected(reason);
+                let answer = match reason {
+                    // A proxy would ask all replicas in vain, and count the client there too.
+                    RejectReason::Address
+                    | RejectReason::Subject
+                    | RejectReason::Rate
+                    | RejectReason::Denied => retry_and_close(),
+                    _ => busy(wants_503, told),
+                };
+                self.note_admission(&requester, 0, reason.label(), answer.status());
+                return instead(&requester, answer);
             }
+            if is_stream && is_denied(response.status()) {
+                self.hub.stats().count_rejected(RejectReason::Denied);
+            } else if response.status() == StatusCode::TOO_MANY_REQUESTS {
+                self.hub.stats().count_refused(if draws_ticket {
+                    RefuseReason::TicketRate
+                } else {
+                    RefuseReason::PublishRate
+                });
+            }
+            if asks_for_stream {
+                self.note_admission(&requester, 0, "refused", response.status());
+            }
+            requester.mark(&mut response);
             // A proxy must not keep a connection for a request that would meet the end.
             if self.hub.is_draining() {
                 close(&mut response);
@@ -97,13 +262,17 @@ impl Edge {
             return response.map(EdgeBody::Plain);
         };
         let ticket = response.extensions_mut().remove::<HeldTicket>();
+        if let Some(subject) = stream.session.as_ref().and_then(|one| one.subject.clone()) {
+            requester.is(subject);
+        }
+        requester.mark(&mut response);
         if has_body {
             // Unread bytes would hide from hyper that the client is gone.
             let problem = Problem::new(
                 StatusCode::BAD_REQUEST,
                 "a stream is asked for without a body",
             );
-            return problem.into_response().map(EdgeBody::Plain);
+            return instead(&requester, problem.into_response());
         }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
@@ -115,23 +284,38 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let mut opened = self.open(&stream, &head, handoff.is_some()).await;
+        let channels = stream.channels.len();
+        let mut opened = self
+            .open(&stream, &head, handoff.is_some(), &requester)
+            .await;
         if let (Ok(_), Some(ticket)) = (&opened, &ticket) {
             // Only now, so that a client that is told to come back can.
             match ticket.spend().await {
                 Ok(()) => {}
-                Err(NotSpent::NotNow) => opened = Err("the ticket could not be spent"),
+                Err(NotSpent::NotNow) => {
+                    opened = Err(Rejection {
+                        reason: RejectReason::Undecided,
+                        told: "the ticket could not be spent",
+                    });
+                }
                 Err(NotSpent::Gone) => {
-                    self.hub.stats().count_rejected(RejectReason::Denied);
-                    return wrong_ticket().into_response().map(EdgeBody::Plain);
+                    let reason = RejectReason::Denied;
+                    self.hub.stats().count_rejected(reason);
+                    let answer = wrong_ticket().into_response();
+                    self.note_admission(&requester, channels, reason.label(), answer.status());
+                    return instead(&requester, answer);
                 }
             }
         }
+        match &opened {
+            Ok(_) => self.note_admission(&requester, channels, "opened", StatusCode::OK),
+            Err(Rejection { reason, .. }) => self.hub.stats().count_rejected(*reason),
+        }
         match (opened, handoff) {
-            (Err(why), _) => {
-                let mut response = busy(wants_503, why);
-                close(&mut response);
-                response.map(EdgeBody::Plain)
+            (Err(Rejection { reason, told }), _) => {
+                let answer = busy(wants_503, told);
+                self.note_admission(&requester, channels, reason.label(), answer.status());
+                instead(&requester, answer)
             }
             (Ok(stream), Some(handoff)) => {
                 handoff.leave(stream);
@@ -144,21 +328,51 @@ impl Edge {
         }
     }
 
+    /// Refuses what is no proper request, and what no page of a foreign site may ask.
+    fn check<B>(&self, request: &Request<B>, fault: Option<HeadFault>) -> Result<(), Problem> {
+        let stats = self.hub.stats();
+        let malformed = |problem| {
+            stats.count_refused(RefuseReason::Malformed);
+            problem
+        };
+        if let Some(fault) = fault {
+            return Err(malformed(Problem::new(
+                StatusCode::BAD_REQUEST,
+                fault.rule(),
+            )));
+        }
+        let host = host::of(request).map_err(malformed)?;
+        let allowed = &self.admission.rules().allow_origins;
+        if let Some(host) = &host
+            && self.is_open
+            && !host::is_local(host)
+            && !allowed.iter().any(|origin| origin.host() == host.host())
+        {
+            stats.count_refused(RefuseReason::Host);
+            return Err(host::not_here(host));
+        }
+        // The demo page may be linked to from anywhere: it is the same for everybody.
+        if request.uri().path() == "/" {
+            return Ok(());
+        }
+        origin::check(request.headers(), host.as_ref(), allowed).inspect_err(|_| {
+            stats.count_refused(RefuseReason::Origin);
+        })
+    }
+
     async fn open(
         &self,
         stream: &StreamRequest,
         head: &StreamHead,
         takeover: bool,
-    ) -> Result<OpenStream, &'static str> {
-        let stats = self.hub.stats();
+        requester: &Requester,
+    ) -> Result<OpenStream, Rejection> {
         if self.hub.is_draining() {
-            stats.count_rejected(RejectReason::Draining);
-            return Err(DRAINING);
+            return Err(NotOpened::Draining.into());
         }
-        let Some(permit) = self.limit.admit() else {
-            stats.count_rejected(RejectReason::Limit);
-            return Err("this replica has all the streams it can hold");
-        };
+        let permit = self
+            .admission
+            .admit(ClientAddress(requester.client), stream.session.as_deref())?;
         let framing = if takeover {
             Framing::Chunked
         } else {
@@ -175,16 +389,37 @@ impl Edge {
             .hub
             .subscribe(stream, framing, first, SUBSCRIBE_PATIENCE)
             .await;
-        match subscription {
-            Ok(subscription) => Ok(OpenStream::new(subscription, permit)),
-            Err(NotOpened::Draining) => {
-                stats.count_rejected(RejectReason::Draining);
-                Err(DRAINING)
-            }
-            Err(NotOpened::NotActive) => {
-                stats.count_rejected(RejectReason::BusUnavailable);
-                Err("the channels could not be subscribed: the bus is not available")
-            }
+        Ok(OpenStream::new(subscription?, permit, requester))
+    }
+
+    /// Tells the log and traces what became of a request for a stream.
+    fn note_admission(
+        &self,
+        requester: &Requester,
+        channels: usize,
+        outcome: &'static str,
+        status: StatusCode,
+    ) {
+        match outcome {
+            "limit" => tracing::warn!("a stream was refused: FANFARE_MAX_CONNECTIONS are open"),
+            _ => tracing::debug!(
+                channels,
+                outcome,
+                status = status.as_u16(),
+                "a stream was asked for"
+            ),
+        }
+        if let Some(traces) = &self.traces {
+            traces.admission(&telemetry::Admission {
+                began: requester.began,
+                parent: requester.trace_parent,
+                connection: &requester.connection.to_string(),
+                client: requester.client,
+                subject: requester.subject.as_deref(),
+                channels,
+                outcome,
+                status,
+            });
         }
     }
 }

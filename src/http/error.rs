@@ -60,6 +60,11 @@ impl Problem {
         problem
     }
 
+    /// What it is answered with.
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// Says when to try again.
     pub(super) fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
@@ -84,7 +89,9 @@ impl IntoResponse for Problem {
         )
             .into_response();
         if let Some(after) = self.retry_after {
-            let seconds = HeaderValue::from(after.as_secs().max(1));
+            // Whole seconds, and never too early.
+            let seconds = after.as_millis().div_ceil(1000).max(1);
+            let seconds = HeaderValue::from(u64::try_from(seconds).unwrap_or(u64::MAX));
             response.headers_mut().insert(RETRY_AFTER, seconds);
         }
         if let Some(challenge) = self.challenge {

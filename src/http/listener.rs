@@ -9,9 +9,9 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 
-use super::connection;
+use super::connection::{self, Accepted};
 use super::edge::Edge;
-use crate::telemetry::occurrences::{AcceptFailed, LogLimit};
+use crate::telemetry::occurrences::AcceptFailed;
 
 /// Connections that wait to be accepted, a shard. The kernel lowers it to `net.core.somaxconn`; a
 /// storm of reconnecting clients beyond it waits for TCP's retries.
@@ -74,17 +74,38 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// A bound socket of one shard.
+pub struct Listener {
+    /// The socket.
+    pub socket: std::net::TcpListener,
+    /// Whether connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: bool,
+}
+
 /// Accepts connections for ever, while there is place.
 ///
 /// # Errors
 /// When the socket cannot be used on this runtime.
-pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
-    let mut log = LogLimit::default();
-    while let Some(place) = edge.limit().place().await {
+pub async fn accept(edge: Rc<Edge>, listener: Listener) -> io::Result<()> {
+    let Listener {
+        socket,
+        proxy_protocol,
+    } = listener;
+    let listener = TcpListener::from_std(socket)?;
+    while let Some(place) = edge.admission().place().await {
         match listener.accept().await {
-            Ok((socket, _)) => {
-                tokio::task::spawn_local(connection::serve(Rc::clone(&edge), socket, place));
+            Ok((socket, address)) => {
+                let accepted = Accepted {
+                    socket,
+                    place,
+                    peer: edge.peer(address.ip()),
+                };
+                let edge = Rc::clone(&edge);
+                if proxy_protocol {
+                    tokio::task::spawn_local(connection::serve_proxied(edge, accepted));
+                } else {
+                    tokio::task::spawn_local(connection::serve(edge, accepted));
+                }
             }
             // The client gave up while it waited.
             Err(error)
@@ -93,7 +114,7 @@ pub async fn accept(edge: Rc<Edge>, listener: std::net::TcpListener) -> io::Resu
                     io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset
                 ) => {}
             Err(error) => {
-                AcceptFailed(&error).emit(edge.hub().stats(), &mut log);
+                AcceptFailed(&error).emit(edge.hub().stats());
                 tokio::time::sleep(ACCEPT_REST).await;
             }
         }

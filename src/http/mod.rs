@@ -6,26 +6,42 @@
 //! beside it, and the [`edge`] of the shard opens the stream on its hub. Over HTTP/1.1 the
 //! connection is then taken out of hyper ([`takeover`]) and only a small task remains; everything
 //! else is an ordinary body ([`stream`]).
+//!
+//! Who may come so far: [`head_scan`] and [`host`] refuse what is no proper request, [`origin`] the
+//! pages of foreign sites, and [`admission`] whoever has all it may have, by the address that
+//! [`client_address`] finds (and [`proxy_protocol`] on a listener of its own) and the [`limits`].
 
 mod admission;
 mod answer;
 pub mod auth;
+mod client_address;
 mod connection;
 mod cut_off;
 mod demo;
 mod edge;
 mod error;
+mod head_scan;
+mod host;
+mod limits;
 mod listener;
+mod origin;
+mod proxy_protocol;
 mod publish;
+mod requester;
+mod revoke;
 mod router;
 mod state;
 mod stream;
 mod subscribe;
 mod takeover;
 
-pub use admission::ConnectionLimit;
+pub use admission::Admission;
+pub(crate) use auth::{VerifiedClaims, read_token_header};
 pub(crate) use connection::{HEAD_DEADLINE, MAX_HEAD_BYTES};
-pub use edge::Edge;
-pub use listener::{accept, bind};
+pub use edge::{Edge, EdgeParts};
+pub use host::only_this_machine;
+pub use listener::{Listener, accept, bind};
+pub(crate) use publish::Fields as PublishFields;
 pub use router::router;
 pub use state::RouterState;
+pub(crate) use subscribe::StreamQuery;

@@ -3,21 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
+use axum::{Extension, Json};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
 use super::auth::Refusal;
+use super::client_address::ClientAddress;
 use super::error::Problem;
+use super::requester::trace_parent;
 use super::state::RouterState;
 use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
-use crate::protocol::{ChannelName, Event, EventId};
+use crate::protocol::{ChannelName, Event, EventId, TraceParent};
 use crate::telemetry::occurrences::{EventPublished, PublishFailed, PublishRefused};
 use crate::telemetry::{BusMetrics, EventKind};
 
@@ -26,7 +28,7 @@ use crate::telemetry::{BusMetrics, EventKind};
 const READ_ON_FACTOR: usize = 16;
 
 /// A body must have arrived within this time.
-const BODY_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// When to try again after the bus did not take an event.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -42,11 +44,20 @@ const IDEMPOTENCY_KEY: &str = "idempotency-key";
 /// What was published: a live event has no id.
 #[derive(Serialize)]
 pub(super) struct Published {
-    id: Option<String>,
+    #[serde(serialize_with = "as_text")]
+    id: Option<EventId>,
+}
+
+fn as_text<S: serde::Serializer>(id: &Option<EventId>, serializer: S) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => serializer.collect_str(id),
+        None => serializer.serialize_none(),
+    }
 }
 
 pub(super) async fn publish(
     State(state): State<Arc<RouterState>>,
+    Extension(client): Extension<ClientAddress>,
     path: Result<Path<String>, PathRejection>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -56,15 +67,40 @@ pub(super) async fn publish(
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
     let caller = state.authority.caller(&headers, None).await?;
     state.authority.check_publish(&caller, &channel)?;
-    let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
+    let subject = caller
+        .session
+        .as_ref()
+        .and_then(|session| session.subject.as_ref());
+    state.admission.publish(client, subject).map_err(|wait| {
+        Problem::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            "too many events in too short a time (FANFARE_PUBLISH_RATE_PER_SUBJECT)",
+        )
+        .retry_after(wait)
+    })?;
+    let mut fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
+    let Some(traces) = &state.traces else {
+        return Ok(publish_body(&state, &channel, fields, body).await?);
+    };
+    let span = traces.publish(&channel, fields.trace_parent);
+    fields.trace_parent = span.trace_parent();
+    let published = publish_body(&state, &channel, fields, body).await;
+    span.end(match &published {
+        Ok(Json(Published { id })) => Ok(id.as_ref()),
+        Err(problem) => Err(problem.status()),
+    });
+    Ok(published?)
+}
+
+async fn publish_body(
+    state: &RouterState,
+    channel: &ChannelName,
+    fields: Fields,
+    body: Body,
+) -> Result<Json<Published>, Problem> {
     let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
         .await
-        .map_err(|_| {
-            Problem::new(
-                StatusCode::REQUEST_TIMEOUT,
-                "the body did not arrive in time",
-            )
-        })??;
+        .map_err(|_| body_too_late())??;
     let keep = fields.keep();
     let event = fields.apply(data, state.max_event_bytes)?;
     let kind = match keep {
@@ -72,24 +108,18 @@ pub(super) async fn publish(
         Some(_) => EventKind::Kept,
     };
     let published = match keep {
-        None => state
-            .publisher
-            .publish(&channel, event)
-            .await
-            .map(|()| None),
+        None => state.publisher.publish(channel, event).await.map(|()| None),
         Some(options) => {
-            let kept = state.publisher.publish_kept(&channel, event, options).await;
+            let kept = state.publisher.publish_kept(channel, event, options).await;
             kept.map(Some)
         }
     };
     match published {
         Ok(id) => {
             EventPublished(kind).emit(&state.metrics);
-            Ok(Json(Published {
-                id: id.as_ref().map(EventId::to_string),
-            }))
+            Ok(Json(Published { id }))
         }
-        Err(error) => Err(refused(&state.metrics, kind, &channel, &error).into()),
+        Err(error) => Err(refused(&state.metrics, kind, channel, &error)),
     }
 }
 
@@ -100,15 +130,29 @@ fn refused(
     channel: &ChannelName,
     error: &PublishError,
 ) -> Problem {
-    let told = match error {
+    let (status, told) = match error {
         PublishError::Rejected(rule) => {
             PublishRefused(kind).emit(metrics);
-            return Problem::new(StatusCode::BAD_REQUEST, rule);
+            return Problem::new(StatusCode::BAD_REQUEST, rule.as_str());
         }
-        PublishError::Unavailable(_) => "the bus is not available",
-        PublishError::Unsupported(_) => {
-            "events cannot be kept at the moment; keep=false publishes a live one"
-        }
+        PublishError::NotAHistory(_) => (
+            StatusCode::CONFLICT,
+            "the key of this channel in Redis holds something that is no history of events \
+             (WRONGTYPE); keep=false publishes a live one"
+                .to_owned(),
+        ),
+        PublishError::NotNow { code, .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            format!("Redis takes no events now ({code})"),
+        ),
+        PublishError::Unavailable(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "the bus is not available".to_owned(),
+        ),
+        PublishError::Unsupported(_) => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "events cannot be kept at the moment; keep=false publishes a live one".to_owned(),
+        ),
     };
     PublishFailed {
         kind,
@@ -116,7 +160,21 @@ fn refused(
         error,
     }
     .emit(metrics);
-    Problem::new(StatusCode::SERVICE_UNAVAILABLE, told).retry_after(RETRY_AFTER)
+    let problem = Problem::new(status, told);
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        problem.retry_after(RETRY_AFTER)
+    } else {
+        // Another attempt would not change it.
+        problem
+    }
+}
+
+/// The answer to a body that did not arrive within [`BODY_DEADLINE`].
+pub(super) fn body_too_late() -> Problem {
+    Problem::new(
+        StatusCode::REQUEST_TIMEOUT,
+        "the body did not arrive in time",
+    )
 }
 
 /// Reads a body of at most `limit` bytes.
@@ -146,18 +204,26 @@ async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
 
 /// The fields of the query and the headers.
 #[derive(Default)]
-struct Fields {
+pub(crate) struct Fields {
     event: String,
     retry: Option<Duration>,
     to: Option<String>,
     live: bool,
+    trace_parent: Option<TraceParent>,
     options: KeepOptions,
 }
 
 impl Fields {
     /// Unlike a stream's, a publisher's parameters are all known: a mistyped one would change
     /// what clients get without a word.
-    fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+    pub(crate) fn parse(query: &str, headers: &HeaderMap) -> Result<Self, Problem> {
+        // Every separator is ASCII, so a sequence of bytes does not reach over one.
+        if percent_encoding::percent_decode_str(query)
+            .decode_utf8()
+            .is_err()
+        {
+            return Err(Problem::field("query", "is UTF-8, percent-encoded"));
+        }
         let mut fields = Self::default();
         let mut seen = Vec::new();
         for (key, value) in form_urlencoded::parse(query.as_bytes()) {
@@ -229,12 +295,7 @@ impl Fields {
             }
             self.options.key = Some(key);
         }
-        // W3C Trace Context, section 4.3: one that cannot be read is ignored.
-        self.options.traceparent = headers
-            .get("traceparent")
-            .and_then(|value| value.to_str().ok())
-            .filter(|text| is_traceparent(text))
-            .map(str::to_owned);
+        self.trace_parent = trace_parent(headers);
         Ok(())
     }
 
@@ -243,10 +304,10 @@ impl Fields {
         (!self.live).then(|| self.options.clone())
     }
 
-    fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
-        let mut event =
-            Event::new(data, max_event_bytes).map_err(|rule| Problem::field("body", rule))?;
-        event = event
+    pub(crate) fn apply(self, data: Bytes, max_event_bytes: usize) -> Result<Event, Problem> {
+        let mut event = Event::new(data, max_event_bytes)
+            .map_err(|rule| Problem::field("body", rule))?
+            .with_trace_parent(self.trace_parent)
             .with_name(&self.event)
             .map_err(|rule| Problem::field("event", rule))?;
         if let Some(retry) = self.retry {
@@ -269,43 +330,5 @@ fn idempotency_key(field: &'static str, key: &str) -> Result<String, Problem> {
     } else {
         let rule = format!("has 1 to {MAX_KEY_BYTES} bytes");
         Err(Problem::field(field, rule))
-    }
-}
-
-/// `00-<32 hex digits>-<16>-<2>`, neither id all zeros (W3C Trace Context, section 3.2).
-fn is_traceparent(text: &str) -> bool {
-    let is_hex = |part: &str, length: usize| {
-        let mut bytes = part.bytes();
-        part.len() == length && bytes.all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_id = |part: &str, length| is_hex(part, length) && part.bytes().any(|byte| byte != b'0');
-    let mut parts = text.split('-');
-    let mut part = || parts.next().unwrap_or_default();
-    part() == "00"
-        && is_id(part(), 32)
-        && is_id(part(), 16)
-        && is_hex(part(), 2)
-        && parts.next().is_none()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_trace_context_is_passed_on_only_as_it_should_be() {
-        let good = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
-        assert!(is_traceparent(good));
-        for bad in [
-            "",
-            "00",
-            &good.replace("00-4", "01-4"),
-            &good.to_uppercase(),
-            &format!("{good}-"),
-            &good.replace("4bf92f3577b34da6a3ce929d0e0e4736", &"0".repeat(32)),
-            &good[1..],
-        ] {
-            assert!(!is_traceparent(bad), "{bad}");
-        }
     }
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::OriginalUri;
+use axum::extract::{DefaultBodyLimit, OriginalUri};
 use axum::routing::{get, post};
 use http::{Method, StatusCode};
 
 use super::error::Problem;
 use super::state::RouterState;
-use super::{auth, demo, publish, subscribe};
+use super::{auth, demo, origin, publish, revoke, subscribe};
 
 /// The router of the data listener.
 pub fn router(state: RouterState) -> Router {
@@ -20,14 +20,24 @@ pub fn router(state: RouterState) -> Router {
             "/events/{channel}",
             get(subscribe::by_path).merge(post(publish::publish)),
         )
-        .route("/tickets", post(auth::draw));
+        .route("/tickets", post(auth::draw))
+        .route(
+            "/revocations",
+            post(revoke::revoke).layer(DefaultBodyLimit::max(revoke::MAX_BODY_BYTES)),
+        );
     if demo {
         router = router.route("/", get(demo::page));
     }
-    router
+    let router = router
         .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .with_state(Arc::new(state))
+        .method_not_allowed_fallback(method_not_allowed);
+    let allowed = &state.admission.rules().allow_origins;
+    let router = if allowed.is_empty() {
+        router
+    } else {
+        router.layer(origin::cors(allowed))
+    };
+    router.with_state(Arc::new(state))
 }
 
 async fn not_found(OriginalUri(uri): OriginalUri) -> Problem {

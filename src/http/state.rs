@@ -1,14 +1,19 @@
 //! What the handlers of the router share.
 
+use std::sync::Arc;
+
+use super::admission::Admission;
 use super::auth::Authority;
 use crate::bus::Publisher;
-use crate::telemetry::BusMetrics;
+use crate::telemetry::{BusMetrics, Traces};
 
 /// What the handlers need. Shared by all shards: nothing here is touched by an event.
 #[derive(Debug)]
 pub struct RouterState {
     /// Who may read and publish.
     pub authority: Authority,
+    /// What clients may take.
+    pub admission: Arc<Admission>,
     /// The way to the bus.
     pub publisher: Publisher,
     /// Where publishing is counted.
@@ -19,4 +24,6 @@ pub struct RouterState {
     pub max_event_bytes: usize,
     /// Whether `GET /` is the demo page.
     pub demo: bool,
+    /// Traces what is published, if anything does.
+    pub traces: Option<Traces>,
 }

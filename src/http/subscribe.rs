@@ -44,35 +44,12 @@ async fn stream_head(
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Refusal> {
-    let mut begin = Begin::default();
-    let mut cursor_style = CursorStyle::Silent;
-    let mut ticket = None;
-    let mut channels = Channels {
-        names: Vec::new(),
-        most: state.max_channels_per_connection,
-    };
-    let parse =
-        |name: &str| ChannelName::parse(name).map_err(|rule| Problem::field("channel", rule));
-    if let Some(name) = path {
-        channels.add(parse(name)?)?;
-    }
-    for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
-        match &*key {
-            "channel" => channels.add(parse(&value)?)?,
-            "ticket" if ticket.is_some() => {
-                return Err(Problem::field("ticket", "stands twice").into());
-            }
-            "ticket" => ticket = Some(value),
-            "last_event_id" => begin.after(&value),
-            "history" => begin.newest = Some(newest(&value)?),
-            "cursor" if value == "event" => cursor_style = CursorStyle::Event,
-            "cursor" => {
-                return Err(Problem::field("cursor", "is event, or left out").into());
-            }
-            "token" | "jwt" => return Err(token_in_query().into()),
-            _ => {}
-        }
-    }
+    let StreamQuery {
+        mut channels,
+        mut begin,
+        cursor_style,
+        ticket,
+    } = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
     let Caller {
         session,
         grants,
@@ -107,6 +84,62 @@ async fn stream_head(
         session,
     });
     Ok(response)
+}
+
+/// What the URL of a stream asks for.
+pub(crate) struct StreamQuery {
+    channels: Channels,
+    begin: Begin,
+    cursor_style: CursorStyle,
+    ticket: Option<String>,
+}
+
+impl StreamQuery {
+    /// Reads the channel of the path, if there is one, and the query.
+    ///
+    /// # Errors
+    /// With the first rule that is broken. Parameters that are not known are passed over.
+    pub(crate) fn parse(
+        path: Option<&str>,
+        query: Option<&str>,
+        max_channels: usize,
+    ) -> Result<Self, Problem> {
+        let mut asked = Self {
+            channels: Channels {
+                names: Vec::new(),
+                most: max_channels,
+            },
+            begin: Begin::default(),
+            cursor_style: CursorStyle::Silent,
+            ticket: None,
+        };
+        let parse =
+            |name: &str| ChannelName::parse(name).map_err(|rule| Problem::field("channel", rule));
+        if let Some(name) = path {
+            asked.channels.add(parse(name)?)?;
+        }
+        for (key, value) in form_urlencoded::parse(query.unwrap_or_default().as_bytes()) {
+            match &*key {
+                "channel" => asked.channels.add(parse(&value)?)?,
+                "ticket" if asked.ticket.is_some() => {
+                    return Err(Problem::field("ticket", "stands twice"));
+                }
+                "ticket" => asked.ticket = Some(value.into_owned()),
+                "last_event_id" => asked.begin.after(&value),
+                "history" => asked.begin.newest = Some(newest(&value)?),
+                "cursor" if value == "event" => asked.cursor_style = CursorStyle::Event,
+                "cursor" => return Err(Problem::field("cursor", "is event, or left out")),
+                "token" | "jwt" => return Err(token_in_query()),
+                _ => {}
+            }
+        }
+        Ok(asked)
+    }
+
+    /// The channels, each once.
+    pub(crate) fn channels(&self) -> &[ChannelName] {
+        &self.channels.names
+    }
 }
 
 /// The answer to a token in a URL.

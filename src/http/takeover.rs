@@ -10,16 +10,18 @@
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use axum::response::Response;
 use http::header::{DATE, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderValue};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::admission::OpenStream;
+use super::head_scan::{HeadFault, HeadScan};
 use super::stream::EdgeBody;
 
 /// Where the service leaves a stream for the connection to take over.
@@ -28,22 +30,33 @@ pub(super) struct Handoff {
     stream: RefCell<Option<OpenStream>>,
     /// hyper has written something and not flushed it since.
     unwritten: Cell<bool>,
-    /// A request has been read.
-    asked: Cell<bool>,
+    /// Requests that hyper has handed out.
+    requests: Cell<u64>,
+    /// Follows what hyper reads; not over HTTP/2, which frames everything.
+    heads: Option<RefCell<HeadScan>>,
 }
 
 impl Handoff {
+    /// For HTTP/1: request heads are looked at before hyper reads them.
+    pub(super) fn scanning() -> Self {
+        Self {
+            heads: Some(RefCell::default()),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn leave(&self, stream: OpenStream) {
         self.stream.replace(Some(stream));
     }
 
-    /// Notes that a request has been read.
-    pub(super) fn note_request(&self) {
-        self.asked.set(true);
+    /// Notes that hyper hands out a request, and says what is wrong with its head.
+    pub(super) fn note_request(&self) -> Option<HeadFault> {
+        self.requests.set(self.requests.get() + 1);
+        self.heads.as_ref()?.borrow().fault(self.requests.get())
     }
 
     pub(super) fn has_been_asked(&self) -> bool {
-        self.asked.get()
+        self.requests.get() > 0
     }
 
     pub(super) fn take(&self) -> Option<OpenStream> {
@@ -109,6 +122,9 @@ pub(super) struct TrackedIo {
     handoff: Rc<Handoff>,
 }
 
+/// What is read at once on the way to hyper: a head and more.
+const READ_BYTES: usize = 8 * 1024;
+
 impl TrackedIo {
     pub(super) fn new(socket: TcpStream, already_read: Vec<u8>, handoff: Rc<Handoff>) -> Self {
         Self {
@@ -134,12 +150,25 @@ impl Read for TrackedIo {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
         let this = self.get_mut();
+        let scan = this.handoff.heads.as_ref();
         if this.already_read.is_empty() {
-            return Pin::new(&mut this.io).poll_read(context, buffer);
+            let Some(scan) = scan else {
+                return Pin::new(&mut this.io).poll_read(context, buffer);
+            };
+            let mut read = [0; READ_BYTES];
+            let most = read.len().min(buffer.remaining());
+            let mut read = ReadBuf::new(read.get_mut(..most).unwrap_or_default());
+            ready!(Pin::new(this.io.inner_mut()).poll_read(context, &mut read))?;
+            scan.borrow_mut().feed(read.filled());
+            buffer.put_slice(read.filled());
+            return Poll::Ready(Ok(()));
         }
         let length = this.already_read.len().min(buffer.remaining());
         let rest = this.already_read.split_off(length);
         buffer.put_slice(&this.already_read);
+        if let Some(scan) = scan {
+            scan.borrow_mut().feed(&this.already_read);
+        }
         this.already_read = rest;
         Poll::Ready(Ok(()))
     }

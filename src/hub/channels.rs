@@ -6,6 +6,7 @@ use std::rc::Rc;
 use slab::Slab;
 use tokio::time::{Duration, Instant};
 
+use super::census::{Census, Load};
 use super::encoded::EncodedEvent;
 use super::history::Reads;
 use super::interest::Generation;
@@ -46,12 +47,16 @@ pub(super) struct Channel {
     pub(super) replaying_members: Vec<Rc<Subscriber>>,
     /// The newest kept events.
     pub(super) tail: Tail<EncodedEvent>,
-    /// The newest kept event that came.
+    /// The newest kept event that came since the last gap.
     pub(super) newest: EventId,
+    /// The id of the last gap that was told.
+    gap: EventId,
     /// Reads of its history that are waited for.
     pub(super) reads: Option<Box<Reads>>,
     /// The channel's place in the round of fan-out under way.
     pub(super) lot: Option<usize>,
+    /// What it has carried since the last census, while there are any.
+    pub(super) load: Load,
 }
 
 impl Channel {
@@ -59,6 +64,16 @@ impl Channel {
         !(self.batch_members.is_empty()
             && self.event_members.is_empty()
             && self.replaying_members.is_empty())
+    }
+
+    /// How many connections an event goes to, a live or a kept one.
+    pub(super) fn members_of(&self, is_live: bool) -> usize {
+        let replaying = if is_live {
+            self.replaying_members.len()
+        } else {
+            0
+        };
+        self.batch_members.len() + self.event_members.len() + replaying
     }
 
     fn members(&mut self, member: Member) -> &mut Vec<Rc<Subscriber>> {
@@ -81,7 +96,7 @@ struct Lingering {
 #[derive(Default)]
 pub(super) struct Channels {
     keys: HashMap<ChannelName, ChannelKey>,
-    channels: Slab<Channel>,
+    pub(super) channels: Slab<Channel>,
     last_generation: u64,
     lingering: VecDeque<Lingering>,
     /// Channels whose interest the bus has not been told of, and whether it knows an earlier one.
@@ -90,6 +105,7 @@ pub(super) struct Channels {
     /// What all tails take.
     tail_bytes: usize,
     most_tail_bytes: usize,
+    pub(super) census: Census,
 }
 
 impl Channels {
@@ -129,8 +145,10 @@ impl Channels {
             replaying_members: Vec::new(),
             tail: Tail::default(),
             newest: EventId::ZERO,
+            gap: EventId::ZERO,
             reads: None,
             lot: None,
+            load: Load::default(),
         });
         self.keys.insert(name.clone(), key);
         self.untold.entry(name.clone()).or_insert(false);
@@ -286,9 +304,13 @@ impl Channels {
         self.change_tail(key, |tail, limits| tail.extend(page, limits));
     }
 
-    /// Forgets the tail: kept events before `position` may be missing from it.
-    pub(super) fn restart_tail(&mut self, key: ChannelKey, position: EventId) {
+    /// Takes note of a gap: kept events before `position` may be missing from the tail.
+    pub(super) fn note_gap(&mut self, key: ChannelKey, position: EventId) {
         self.change_tail(key, |tail, _| tail.restart(position));
+        if let Some(channel) = self.channels.get_mut(key) {
+            channel.newest = EventId::ZERO;
+            channel.gap = channel.gap.max(position);
+        }
     }
 
     /// Forgets every kept event: ids begin anew.
@@ -296,6 +318,7 @@ impl Channels {
         for (_, channel) in &mut self.channels {
             channel.tail = Tail::default();
             channel.newest = EventId::ZERO;
+            channel.gap = EventId::ZERO;
         }
         self.tail_bytes = 0;
     }
@@ -378,14 +401,15 @@ impl Channels {
         }
     }
 
-    /// The newest kept event that came on a subscriber's channels.
-    pub(super) fn newest_of(&self, subscriber: &Subscriber) -> EventId {
+    /// The newest kept event that came on a subscriber's channels, and the id of their last gap.
+    pub(super) fn newest_of(&self, subscriber: &Subscriber) -> (EventId, EventId) {
         let memberships = subscriber.memberships.borrow();
-        let newest = memberships
+        memberships
             .iter()
             .filter_map(|membership| self.channels.get(membership.key))
-            .map(|channel| channel.newest);
-        newest.max().unwrap_or_default()
+            .fold(Default::default(), |(newest, gap), channel| {
+                (channel.newest.max(newest), channel.gap.max(gap))
+            })
     }
 }
 

@@ -1,11 +1,13 @@
 //! A kept event as the bytes its subscribers share.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::session::Session;
 use super::tail::Entry;
-use crate::protocol::{ChannelName, Framing, KeptEvent, Link, Linked};
+use crate::protocol::{Audience, ChannelName, Framing, KeptEvent, Link, Linked};
 
 /// An event's bytes, encoded once for all connections of a shard.
 #[derive(Clone, Debug)]
@@ -58,6 +60,8 @@ pub(crate) struct EncodedEvent {
     pub(super) channel: ChannelName,
     pub(super) link: Link,
     pub(super) wire: Option<Wire>,
+    /// The sessions it is for; `None`: everybody.
+    pub(super) audience: Option<Arc<Audience>>,
 }
 
 impl EncodedEvent {
@@ -71,6 +75,17 @@ impl EncodedEvent {
             channel,
             link: event.link(),
             wire,
+            audience: event.audience().cloned(),
+        }
+    }
+}
+
+impl EncodedEvent {
+    /// Whether a client with this session may have it.
+    pub(super) fn is_for(&self, session: Option<&Session>) -> bool {
+        match &self.audience {
+            None => true,
+            Some(audience) => session.is_some_and(|session| audience.admits(&session.claims)),
         }
     }
 }
@@ -83,6 +98,9 @@ impl Linked for EncodedEvent {
 
 impl Entry for EncodedEvent {
     fn cost_bytes(&self) -> usize {
-        size_of::<Self>() + self.wire.as_ref().map_or(0, |wire| wire.chunk.len())
+        let audience = self.audience.as_ref();
+        size_of::<Self>()
+            + self.wire.as_ref().map_or(0, |wire| wire.chunk.len())
+            + audience.map_or(0, |audience| audience.cost_bytes())
     }
 }

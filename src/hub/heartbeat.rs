@@ -3,9 +3,10 @@
 //! A wheel of slots, each a fraction of the heartbeat interval. A connection stands in the slot
 //! in which it would have been silent for the interval; when the sweep comes there and finds that
 //! something was sent meanwhile, it only moves the connection on. So each connection is looked at
-//! about once an interval, whatever it is sent.
+//! about once an interval, whatever it is sent; and one whose token expires within it, then too.
 
 use std::rc::{Rc, Weak};
+use std::time::{Duration, SystemTime};
 
 use super::subscriber::Subscriber;
 
@@ -20,15 +21,24 @@ pub(super) struct HeartbeatWheel {
     slots: Vec<Vec<Weak<Subscriber>>>,
     /// Ticks since the start.
     now: u64,
+    tick: Duration,
 }
 
 impl HeartbeatWheel {
-    pub(super) fn new() -> Self {
+    /// A wheel for heartbeats at this interval.
+    pub(super) fn new(heartbeat: Duration) -> Self {
+        let tick = heartbeat.div_f64(TICKS_PER_INTERVAL as f64);
         Self {
+            tick: tick.max(Duration::from_millis(1)),
             slots: (0..SLOTS).map(|_| Vec::new()).collect(),
             // So that a time before the start can be told.
             now: TICKS_PER_INTERVAL,
         }
+    }
+
+    /// How long a tick takes.
+    pub(super) fn tick(&self) -> Duration {
+        self.tick
     }
 
     /// The current tick.
@@ -41,10 +51,22 @@ impl HeartbeatWheel {
     pub(super) fn insert(&mut self, subscriber: &Rc<Subscriber>) {
         let early = fastrand::u64(0..TICKS_PER_INTERVAL / 2);
         subscriber.last_push.set(self.now - early);
+        let due = self.now + TICKS_PER_INTERVAL - early;
         self.place(
             Rc::downgrade(subscriber),
-            self.now + TICKS_PER_INTERVAL - early,
+            self.or_at_expiry(due, subscriber),
         );
+    }
+
+    /// The tick `due`, or an earlier one in which a token will have expired.
+    fn or_at_expiry(&self, due: u64, subscriber: &Subscriber) -> u64 {
+        let Some(expires_at) = subscriber.expires_at() else {
+            return due;
+        };
+        let left = expires_at.duration_since(SystemTime::now());
+        let ticks = left.unwrap_or_default().as_nanos() / self.tick.as_nanos();
+        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX);
+        due.min(self.now.saturating_add(ticks).saturating_add(1))
     }
 
     fn place(&mut self, subscriber: Weak<Subscriber>, due: u64) {
@@ -60,8 +82,8 @@ impl HeartbeatWheel {
     }
 
     /// Moves on by one tick and hands the streams whose turn it is to `visit`, and whether they
-    /// have been silent for the interval. Every stream has its turn at least once an interval.
-    /// Streams that are gone are forgotten.
+    /// have been silent for the interval. Every stream has its turn at least once an interval, and
+    /// a tick after its token has expired. Streams that are gone are forgotten.
     pub(super) fn advance(&mut self, mut visit: impl FnMut(&Subscriber, bool)) {
         self.now += 1;
         let due_now = self.slot(self.now).map(std::mem::take).unwrap_or_default();
@@ -76,6 +98,9 @@ impl HeartbeatWheel {
                 subscriber.last_push.set(self.now);
                 due = self.now + TICKS_PER_INTERVAL;
             }
+            if subscriber.mailbox.borrow().end_reason().is_none() {
+                due = self.or_at_expiry(due, &subscriber);
+            }
             self.place(weak, due);
         }
     }
@@ -89,12 +114,15 @@ impl HeartbeatWheel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hub::Session;
     use crate::protocol::{CursorStyle, Framing};
+
+    const INTERVAL: Duration = Duration::from_secs(32);
 
     /// Ticks at which heartbeats came, of `ticks`; something is pushed at the ticks `pushes`.
     fn beats(ticks: u64, pushes: &[u64]) -> Vec<u64> {
-        let mut wheel = HeartbeatWheel::new();
-        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent));
+        let mut wheel = HeartbeatWheel::new(INTERVAL);
+        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent, None));
         wheel.insert(&subscriber);
         let start = wheel.now();
         let mut beats = Vec::new();
@@ -131,13 +159,37 @@ mod tests {
         assert_eq!(beats(60, &[10, 20]), vec![20 + TICKS_PER_INTERVAL]);
     }
 
+    /// What is visited is compared with the clock by the hub; here only that it is, in time.
+    #[test]
+    fn a_stream_has_its_turn_when_its_token_has_expired() {
+        let mut wheel = HeartbeatWheel::new(INTERVAL);
+        for (seconds, due) in [(0, 1), (3, 4), (1 << 40, TICKS_PER_INTERVAL)] {
+            let expires_at = SystemTime::now() + Duration::from_millis(seconds * 1000 + 500);
+            let session = Session::new(&serde_json::Map::new(), Some(expires_at));
+            let (framing, style) = (Framing::Plain, CursorStyle::Silent);
+            let session = Some(std::sync::Arc::new(session));
+            let subscriber = Rc::new(Subscriber::new(framing, style, session));
+            wheel.insert(&subscriber);
+            let mut ticks = 0;
+            let mut is_visited = false;
+            while !is_visited {
+                ticks += 1;
+                wheel.advance(|_, _| is_visited = true);
+            }
+            assert!(ticks <= due, "{ticks} for {seconds}");
+            // It is looked at each tick until it is told that its stream ends.
+            drop(subscriber);
+        }
+    }
+
     #[test]
     fn streams_that_are_gone_are_forgotten() {
-        let mut wheel = HeartbeatWheel::new();
+        let mut wheel = HeartbeatWheel::new(INTERVAL);
         for _ in 0..100 {
             wheel.insert(&Rc::new(Subscriber::new(
                 Framing::Chunked,
                 CursorStyle::Silent,
+                None,
             )));
         }
         for _ in 0..=TICKS_PER_INTERVAL {
@@ -148,9 +200,9 @@ mod tests {
 
     #[test]
     fn streams_opened_together_are_spread() {
-        let mut wheel = HeartbeatWheel::new();
+        let mut wheel = HeartbeatWheel::new(INTERVAL);
         let all: Vec<_> = (0..1600)
-            .map(|_| Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent)))
+            .map(|_| Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent, None)))
             .collect();
         all.iter().for_each(|subscriber| wheel.insert(subscriber));
         assert!(wheel.slots.iter().all(|slot| slot.len() < 200));

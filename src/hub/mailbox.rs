@@ -3,16 +3,14 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::IoSlice;
-use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
-use super::encoded::EncodedEvent;
+use super::parcel::{KeptSpan, Loss, Parcel, skip, slow_gap};
 use super::stats::CloseReason;
-use super::timing::Timing;
-use crate::protocol::{ChannelName, EventId, Framing, GapReason, gap_block};
+use crate::protocol::Framing;
 
 /// What happens to a client that reads slower than events arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,54 +43,6 @@ pub enum MailboxState {
     Abort,
 }
 
-/// Encoded bytes that wait together, and how many events they hold.
-#[derive(Debug)]
-pub(super) struct Parcel {
-    pub(super) bytes: Bytes,
-    pub(super) events: u32,
-    /// Shared with the parcels of other clients.
-    pub(super) origin: Option<Rc<Origin>>,
-}
-
-/// Where a parcel comes from: what there is to do when it is written, and when it is dropped.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Origin {
-    /// `None`: of a replay, or no event.
-    pub(super) timing: Option<Timing>,
-    /// What the client must be told if it does not get the parcel.
-    pub(super) loss: Option<Loss>,
-}
-
-/// What it means that a parcel is dropped.
-#[derive(Clone, Debug)]
-pub(super) enum Loss {
-    /// Kept events are skipped.
-    Kept(KeptSpan),
-    /// The parcel tells of channels whose events were skipped before.
-    Told(Box<[KeptSpan]>),
-}
-
-/// A stretch of a channel's kept events.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct KeptSpan {
-    pub(super) channel: ChannelName,
-    /// The event before it.
-    pub(super) after: Option<EventId>,
-    /// Its last event.
-    pub(super) last: Option<EventId>,
-}
-
-impl KeptSpan {
-    /// The span of one event.
-    pub(super) fn of(event: &EncodedEvent) -> Self {
-        Self {
-            channel: event.channel.clone(),
-            after: Some(event.link.prev),
-            last: Some(event.link.id),
-        }
-    }
-}
-
 /// The rules of a push.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PushRules {
@@ -100,42 +50,6 @@ pub(super) struct PushRules {
     pub(super) limit: usize,
     pub(super) policy: SlowClientPolicy,
     pub(super) framing: Framing,
-}
-
-impl Parcel {
-    /// The gateway's own words, which are no event.
-    pub(super) fn control(bytes: Bytes) -> Self {
-        Self {
-            bytes,
-            events: 0,
-            origin: None,
-        }
-    }
-
-    /// What it takes: its place in the queue counts, or a flood of small events would be free.
-    fn cost_bytes(&self) -> usize {
-        let origin = self.origin.as_ref().map_or(0, |_| size_of::<Origin>());
-        self.bytes.len() + size_of::<Self>() + origin
-    }
-
-    /// When its events came.
-    pub(super) fn timing(&self) -> Option<&Timing> {
-        self.origin.as_ref()?.timing.as_ref()
-    }
-
-    /// Lets go of its round of fan-out: its client is not ready to take it.
-    fn leave_round(&mut self) {
-        if let Some(origin) = &mut self.origin
-            && let Some(Timing { round: Some(_), .. }) = origin.timing
-        {
-            let mut own = Origin::clone(origin);
-            own.timing = own.timing.map(|timing| Timing {
-                round: None,
-                ..timing
-            });
-            *origin = Rc::new(own);
-        }
-    }
 }
 
 /// A queue of encoded bytes, bounded: once [`limit`](Mailbox::push) bytes wait it takes no more.
@@ -147,7 +61,7 @@ pub(super) struct Mailbox {
     waiting_bytes: usize,
     /// The first parcel is partly on the wire, or is the head of the response: it stays.
     front_stays: bool,
-    /// The socket took no more when it was last tried.
+    /// The socket took no more at some time since the mailbox was empty: its client is behind.
     blocked: bool,
     end: Option<End>,
     waker: Option<Waker>,
@@ -230,11 +144,7 @@ impl Mailbox {
             };
             self.waiting_bytes -= parcel.cost_bytes();
             events += u64::from(parcel.events);
-            match parcel
-                .origin
-                .as_ref()
-                .and_then(|origin| origin.loss.as_ref())
-            {
+            match parcel.loss() {
                 None => {}
                 Some(Loss::Kept(span)) => skip(&mut skipped, span),
                 Some(Loss::Told(spans)) => {
@@ -271,6 +181,14 @@ impl Mailbox {
         }
     }
 
+    /// Lets go of what waits, but for what is partly on the wire.
+    pub(super) fn discard(&mut self) {
+        let stays = usize::from(self.front_stays).min(self.parcels.len());
+        self.parcels.truncate(stays);
+        self.waiting_bytes = self.parcels.iter().map(Parcel::cost_bytes).sum();
+        self.release_when_empty();
+    }
+
     /// Ends the stream after what waits.
     pub(super) fn end(&mut self, reason: CloseReason) {
         if self.end.is_none() {
@@ -295,6 +213,11 @@ impl Mailbox {
         match self.end? {
             End::Orderly(reason) | End::Abort(reason) => Some(reason),
         }
+    }
+
+    /// Whether the socket has taken no more since the mailbox was empty.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
     }
 
     /// Whether bytes wait to be written.
@@ -344,7 +267,10 @@ impl Mailbox {
     /// Notes that the socket takes no more at `now`. For the rounds of what waits this was the
     /// last that could be done here.
     pub(super) fn block(&mut self, now: Duration) {
-        self.blocked = true;
+        if std::mem::replace(&mut self.blocked, true) {
+            // What has come since takes no part in a round.
+            return;
+        }
         for parcel in &mut self.parcels {
             if let Some(round) = parcel.timing().and_then(|timing| timing.round.as_ref()) {
                 round.note_write(now);
@@ -355,7 +281,6 @@ impl Mailbox {
 
     /// Removes what was written and hands `sent` every parcel that was completed with it.
     pub(super) fn written(&mut self, mut bytes: usize, mut sent: impl FnMut(&Parcel)) {
-        self.blocked = false;
         while let Some(front) = self.parcels.front_mut() {
             if bytes < front.bytes.len() {
                 front.bytes.advance(bytes);
@@ -381,9 +306,11 @@ impl Mailbox {
         Some(parcel)
     }
 
-    /// An idle connection keeps no queue: ten thousand of them are mostly idle.
+    /// An idle connection keeps no queue: ten thousand of them are mostly idle. Its client has kept
+    /// up.
     fn release_when_empty(&mut self) {
         if self.parcels.is_empty() {
+            self.blocked = false;
             self.parcels = VecDeque::new();
         }
     }
@@ -395,37 +322,13 @@ impl Mailbox {
     }
 }
 
-/// Adds a span to those that were skipped, one for each channel.
-fn skip(skipped: &mut Vec<KeptSpan>, span: &KeptSpan) {
-    match skipped
-        .iter_mut()
-        .find(|known| known.channel == span.channel)
-    {
-        Some(known) => known.last = known.last.max(span.last),
-        None => skipped.push(span.clone()),
-    }
-}
-
-/// Tells a client what it skipped, with the id of the last event that it did.
-fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing) -> Parcel {
-    let id = skipped.iter().filter_map(|span| span.last).max();
-    let blocks: String = skipped
-        .iter()
-        .map(|span| gap_block(&span.channel, GapReason::Slow, span.after, None, id))
-        .collect();
-    Parcel {
-        bytes: framing.frame(blocks.as_bytes()),
-        events: 0,
-        origin: Some(Rc::new(Origin {
-            timing: None,
-            loss: Some(Loss::Told(skipped.into())),
-        })),
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::rc::Rc;
+
     use super::*;
+    use crate::hub::parcel::Origin;
+    use crate::protocol::{ChannelName, EventId};
     use proptest::prelude::*;
 
     fn parcel(bytes: &[u8]) -> Parcel {
@@ -451,10 +354,7 @@ mod tests {
             after: Some(EventId::new(id - 1, 0)),
             last: Some(EventId::new(id, 0)),
         };
-        let origin = Origin {
-            timing: None,
-            loss: Some(Loss::Kept(span)),
-        };
+        let origin = Origin::new(None, Some(Loss::Kept(span)));
         Parcel {
             origin: Some(Rc::new(origin)),
             ..parcel(format!("{channel}{id};").as_bytes())

@@ -7,16 +7,20 @@
 //!
 //! A hub belongs to one thread: there is no lock and no shared atomic on the way of an event.
 
+mod census;
 mod channels;
 mod encoded;
 mod fanout;
 mod heartbeat;
 mod history;
 mod interest;
+mod lot;
 mod mailbox;
+mod parcel;
 pub(crate) mod positions;
 pub(crate) mod replay;
 mod resume;
+mod revocation;
 mod session;
 mod shard;
 mod stats;
@@ -25,21 +29,26 @@ mod subscription;
 pub(crate) mod tail;
 mod timing;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::protocol::{ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent};
+use crate::protocol::{
+    Audience, ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent, TraceParent,
+};
 
+pub use census::{CensusReply, ChannelLoad};
 pub use interest::{Generation, InterestUpdate, ShardId};
 pub use mailbox::{MailboxState, SlowClientPolicy};
 pub use resume::Start;
+pub use revocation::{MOST_REVOCATIONS, RevocationSet, Revocations};
 pub use session::Session;
 pub use shard::Hub;
 pub use stats::{
-    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RejectReason,
-    ResumeOutcome, ResumeSource, ShardStats,
+    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RefuseReason,
+    RejectReason, ResumeOutcome, ResumeSource, ShardStats,
 };
 pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};
 
@@ -84,12 +93,21 @@ pub enum News {
     Rewound(EventId),
     /// The bus is lost: events of any channel may be missing from here on.
     Lost,
+    /// End the streams of these sessions. [`Revocations`] keeps them out already.
+    Revoked(Arc<RevocationSet>),
+    /// Tell which channels were the busiest since the last census.
+    Census(CensusReply),
     /// Close every stream, spread evenly over this time.
     Drain(std::time::Duration),
 }
 
 /// What an event takes beside its encoded bytes: its own fields, and its place in queues.
 const EVENT_OVERHEAD_BYTES: usize = 160;
+
+fn cost_bytes(event: &Event) -> usize {
+    let audience = event.audience().map_or(0, |audience| audience.cost_bytes());
+    event.payload_len() + audience + EVENT_OVERHEAD_BYTES
+}
 
 /// Something for the clients of a channel.
 #[derive(Clone, Debug)]
@@ -99,6 +117,14 @@ pub struct BusEvent {
     /// What happened there.
     pub item: Item,
     cost_bytes: usize,
+    /// Whoever follows it through the shards.
+    watch: Option<Arc<dyn FanOutWatch>>,
+}
+
+/// Follows one event through its fan-out; dropped when every shard is done with it.
+pub trait FanOutWatch: fmt::Debug + Send + Sync {
+    /// A shard has handed the event to so many clients.
+    fn handed_to(&self, clients: usize);
 }
 
 /// What clients of a channel are told.
@@ -122,6 +148,17 @@ pub enum Item {
     },
 }
 
+impl Item {
+    /// The sessions it is for; `None`: everybody.
+    fn audience(&self) -> Option<&Arc<Audience>> {
+        match self {
+            Self::Live(event) => event.audience(),
+            Self::Kept { event, .. } => event.audience(),
+            Self::Gap { .. } => None,
+        }
+    }
+}
+
 /// A stretch of a channel that cannot be proven complete.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GapNotice {
@@ -143,18 +180,20 @@ impl BusEvent {
     pub fn live(channel: ChannelName, event: Event) -> Self {
         Self {
             channel,
-            cost_bytes: event.payload_len() + EVENT_OVERHEAD_BYTES,
+            cost_bytes: cost_bytes(&event),
             item: Item::Live(Arc::new(event)),
+            watch: None,
         }
     }
 
     /// A kept event on its way to the shards.
     pub fn kept(channel: ChannelName, event: KeptEvent, late: bool) -> Self {
-        let payload_bytes = event.event.as_ref().map_or(0, |event| event.payload_len());
+        let content = event.event.as_ref();
         Self {
             channel,
-            cost_bytes: payload_bytes + EVENT_OVERHEAD_BYTES,
+            cost_bytes: content.map_or(EVENT_OVERHEAD_BYTES, |event| cost_bytes(event)),
             item: Item::Kept { event, late },
+            watch: None,
         }
     }
 
@@ -164,6 +203,29 @@ impl BusEvent {
             channel,
             cost_bytes: EVENT_OVERHEAD_BYTES,
             item: Item::Gap { notice, late },
+            watch: None,
+        }
+    }
+
+    /// Has somebody follow it.
+    pub fn watched_by(&mut self, watch: Option<Arc<dyn FanOutWatch>>) {
+        self.watch = watch;
+    }
+
+    /// Its id, if it is a kept event.
+    pub fn id(&self) -> Option<EventId> {
+        match &self.item {
+            Item::Kept { event, .. } => Some(event.id),
+            Item::Live(_) | Item::Gap { .. } => None,
+        }
+    }
+
+    /// The trace that it belongs to.
+    pub fn trace_parent(&self) -> Option<TraceParent> {
+        match &self.item {
+            Item::Live(event) => event.trace_parent(),
+            Item::Kept { event, .. } => event.event.as_ref()?.trace_parent(),
+            Item::Gap { .. } => None,
         }
     }
 

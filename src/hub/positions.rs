@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::protocol::EventId;
+use crate::protocol::{Cursor, EventId};
 
 /// Positions kept within the lag bound: what is vouched for is at most this share of it older
 /// than need be.
@@ -60,9 +60,45 @@ impl Positions {
     }
 }
 
+/// The cursor that a heartbeat tells a live client, where it is later than all that the client
+/// knows. `told` it was told last; kept events up to `skip_through` are of no concern to it;
+/// `newest` and `gap` are the newest event of its channels and the id of their newest gap.
+pub(crate) fn heartbeat_cursor(
+    told: Cursor,
+    skip_through: EventId,
+    newest: EventId,
+    gap: EventId,
+    settled: EventId,
+) -> Option<Cursor> {
+    let event = if newest > skip_through {
+        newest
+    } else {
+        told.event()
+    };
+    let is_later = settled > event && settled > told.position() && settled > gap;
+    // What was had before a gap may be of a history that is no more: the position speaks for it.
+    let event = if event > gap { event } else { EventId::ZERO };
+    is_later.then(|| Cursor::new(event, settled))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Ids that begin anew jump, which settles a position from before.
+    #[test]
+    fn a_heartbeat_tells_nothing_from_before_a_gap() {
+        let id = |ms| EventId::new(ms, 0);
+        let told = Cursor::new(id(70), id(80));
+        let tell = |newest, settled| heartbeat_cursor(told, id(60), newest, id(100), id(settled));
+        for settled in [75, 90, 100] {
+            assert_eq!(tell(id(70), settled), None);
+        }
+        assert_eq!(tell(id(70), 101), Some(Cursor::fresh(id(101))));
+        assert_eq!(tell(EventId::ZERO, 101), Some(Cursor::fresh(id(101))));
+        assert_eq!(tell(id(105), 104), None);
+        assert_eq!(tell(id(105), 106), Some(Cursor::new(id(105), id(106))));
+    }
 
     #[test]
     fn what_is_settled_is_old_enough_and_not_much_older() {

@@ -16,7 +16,10 @@ use crate::protocol::{Cursor, EventId, Evidence, GapReason, HistoryPage, Linked,
 /// A client on its way to the live events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Replay {
+    /// Where it is among all events, those it may not have included.
     cursor: Cursor,
+    /// Where it is among those it may have: to a client the others are ids of other channels.
+    told: Cursor,
     /// For each channel the first id that is asked for.
     floors: Vec<EventId>,
     /// The cursor is our own, of a client that has had nothing: of a history only what follows
@@ -50,14 +53,15 @@ pub(crate) enum Step<E> {
 pub(crate) struct Part<E> {
     /// Channels (by index) that cannot be proven complete; to be told before the events.
     pub(crate) gaps: Vec<Gap>,
-    /// The events, in the order of their ids.
+    /// The events that the client may have, in the order of their ids.
     pub(crate) events: Vec<E>,
-    /// Where the client is afterwards.
+    /// Where the client is afterwards. It names no event that the client may not have.
     pub(crate) cursor: Cursor,
-    /// Nothing is missing any more: the next event is a live one, after the cursor's position. A
-    /// part that is not live and holds nothing says that the replica is behind what was read: it
-    /// is worth another step a little later.
+    /// Nothing is missing any more: the next event is a live one, after the cursor's position.
     pub(crate) live: bool,
+    /// There is nothing, and it is not live: the replica is behind what was read. It is worth
+    /// another step a little later.
+    pub(crate) is_behind: bool,
     /// History was read for it.
     pub(crate) from_history: bool,
     /// The id that gaps are told with is an event's: as a cursor it would prove something. A
@@ -94,6 +98,7 @@ impl Replay {
     pub(crate) fn resume(cursor: Cursor, channels: usize, lag_bound: Duration) -> Self {
         Self {
             cursor,
+            told: cursor,
             floors: vec![EventId::ZERO; channels],
             trusted: false,
             lag_bound,
@@ -103,27 +108,30 @@ impl Replay {
     /// A new client that wants each channel from this id on.
     pub(crate) fn from_floors(floors: Vec<EventId>, lag_bound: Duration) -> Self {
         let first = floors.iter().min().copied().unwrap_or_default();
+        let cursor = Cursor::fresh(first.pred());
         Self {
-            cursor: Cursor::fresh(first.pred()),
+            cursor,
+            told: cursor,
             floors,
             trusted: true,
             lag_bound,
         }
     }
 
-    /// Where the client is.
+    /// Up to where everything is sent.
     pub(crate) fn cursor(&self) -> Cursor {
         self.cursor
     }
 
     /// The next step. `views` are the stream's channels, all of them active; `seen` is the
     /// newest id up to which this replica has seen everything; at most about `most_bytes` are
-    /// sent.
+    /// sent, and of these only what the client `may_have`.
     pub(crate) fn step<E: Entry>(
         &mut self,
         views: &[View<'_, E>],
         seen: Option<EventId>,
         most_bytes: usize,
+        may_have: impl Fn(&E) -> bool,
     ) -> Step<E> {
         let pages = match self.sources(views, seen) {
             Ok(pages) => pages,
@@ -172,19 +180,24 @@ impl Replay {
         } else {
             last.unwrap_or(begin)
         };
+        let holds_nothing = events.is_empty();
+        events.retain(may_have);
 
-        let was_vouched = self.cursor.is_vouched(self.lag_bound);
-        // The event of a cursor is lost to all channels, or proven to all.
-        let had = if gaps.len() < views.len() {
-            self.cursor.event()
-        } else {
-            EventId::ZERO
+        let advance = |cursor: Cursor, last: Option<EventId>| {
+            // The event of a cursor is lost to all channels, or proven to all.
+            let had = if gaps.len() < views.len() {
+                cursor.event()
+            } else {
+                EventId::ZERO
+            };
+            match last {
+                None if cursor.is_vouched(self.lag_bound) => Cursor::new(had, end),
+                // What was read just now may yet be taken back by a failover.
+                _ => Cursor::unvouched(last.unwrap_or(had), end, self.lag_bound),
+            }
         };
-        self.cursor = match last {
-            None if was_vouched => Cursor::new(had, end),
-            // What was read just now may yet be taken back by a failover.
-            _ => Cursor::unvouched(last.unwrap_or(had), end, self.lag_bound),
-        };
+        let last_told = events.last().map(|event| event.link().id);
+        (self.cursor, self.told) = (advance(self.cursor, last), advance(self.told, last_told));
         self.trusted = false;
         // A page that begins with the cursor's event may end before its position, where a channel
         // has many events that the client did not ask for then. It has told of the event; what
@@ -202,11 +215,13 @@ impl Replay {
             self.trusted = true;
         }
         let is_caught = self.cursor.event() <= caught;
+        let live = is_whole && meets_tails && is_caught;
         let mut part = Part {
             gaps,
             events,
-            cursor: self.cursor,
-            live: is_whole && meets_tails && is_caught,
+            cursor: self.told,
+            live,
+            is_behind: holds_nothing && !live,
             from_history: pages.iter().any(Option::is_some),
             gap_id_proves: false,
         };
@@ -304,7 +319,7 @@ impl Replay {
                 Some(Gap {
                     channel,
                     reason: reason?,
-                    after: Some(self.cursor.position()),
+                    after: Some(self.told.position()),
                     oldest: page.and_then(|page| page.oldest).map(|oldest| oldest.id),
                 })
             })
@@ -380,7 +395,7 @@ mod tests {
                 page,
                 fresh: true,
             };
-            replay.step(&[view], Some(id(800)), 1000)
+            replay.step(&[view], Some(id(800)), 1000, |_| true)
         };
         let cursor: Cursor = "100-0.500-0".parse().unwrap();
         let mut replay = Replay::resume(cursor, 1, LAG);

@@ -7,6 +7,7 @@
 
 use std::future::poll_fn;
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,8 +16,10 @@ use tokio::time::sleep;
 use super::HistoryError;
 use super::encoded::EncodedEvent;
 use super::history::Page;
-use super::mailbox::{KeptSpan, Loss, Origin, Parcel, SlowClientPolicy};
+use super::mailbox::SlowClientPolicy;
+use super::parcel::{KeptSpan, Loss, Origin, Parcel};
 use super::replay::{Gap, Part, Replay, Step, View};
+use super::session::Session;
 use super::shard::Hub;
 use super::stats::{ResumeOutcome, ResumeSource};
 use super::subscriber::{ChannelKey, Subscriber};
@@ -58,6 +61,7 @@ impl Hub {
         self: &Rc<Self>,
         keys: &[ChannelKey],
         start: Start,
+        session: Option<&Session>,
     ) -> Result<Opening, HistoryError> {
         self.all_active(keys).await;
         let lag_bound = self.settings.lag_bound;
@@ -65,7 +69,9 @@ impl Hub {
             Start::Live | Start::Unknown => Ok(self.begin_now(keys, start == Start::Unknown)),
             Start::After(cursor) => {
                 let mut replay = Replay::resume(cursor, keys.len(), lag_bound);
-                let part = self.next_part(&mut replay, keys, Vec::new()).await?;
+                let part = self
+                    .next_part(&mut replay, keys, Vec::new(), session)
+                    .await?;
                 let outcome = if part.gaps.is_empty() {
                     ResumeOutcome::Complete
                 } else {
@@ -101,14 +107,16 @@ impl Hub {
                     .iter()
                     .flatten()
                     .map(|page| {
-                        page.events
-                            .first()
-                            .map_or_else(|| page.end().next(), |_| page.from)
+                        // The first block tells of it, so it is none the client may not have.
+                        let mut events = page.events.iter();
+                        events
+                            .find(|event| event.is_for(session))
+                            .map_or_else(|| page.end().next(), |first| first.link.id)
                     })
                     .collect();
                 let mut replay = Replay::from_floors(floors, lag_bound);
                 let cursor = replay.cursor();
-                let part = self.next_part(&mut replay, keys, pages).await?;
+                let part = self.next_part(&mut replay, keys, pages, session).await?;
                 Ok(Opening {
                     cursor: (cursor.position() > EventId::ZERO).then_some(cursor),
                     part,
@@ -168,6 +176,7 @@ impl Hub {
             events: Vec::new(),
             cursor,
             live: true,
+            is_behind: false,
             from_history: false,
             gap_id_proves: false,
         }
@@ -179,6 +188,7 @@ impl Hub {
         replay: &mut Replay,
         keys: &[ChannelKey],
         mut pages: Vec<Option<Page>>,
+        session: Option<&Session>,
     ) -> Result<Part<EncodedEvent>, HistoryError> {
         pages.resize(keys.len(), None);
         let mut losses = self.losses.get();
@@ -189,7 +199,7 @@ impl Hub {
                 losses = self.losses.get();
                 pages.fill(None);
             }
-            let reads = match self.step(replay, keys, &pages) {
+            let reads = match self.step(replay, keys, &pages, session) {
                 Step::Send(mut part) => {
                     // What was read may have come by way of the tail.
                     part.from_history |= pages.iter().any(Option::is_some);
@@ -228,6 +238,7 @@ impl Hub {
         replay: &mut Replay,
         keys: &[ChannelKey],
         pages: &[Option<Page>],
+        session: Option<&Session>,
     ) -> Step<EncodedEvent> {
         let channels = self.channels.borrow();
         let views: Vec<_> = keys
@@ -242,7 +253,8 @@ impl Hub {
             })
             .collect();
         let seen = self.positions.borrow().newest();
-        replay.step(&views, seen, self.settings.max_batch_bytes())
+        let most_bytes = self.settings.max_batch_bytes();
+        replay.step(&views, seen, most_bytes, |event| event.is_for(session))
     }
 
     /// The gaps of a part as bytes, and the cursor where no event follows to carry it.
@@ -309,6 +321,7 @@ impl Hub {
         subscriber: Weak<Subscriber>,
         mut replay: Replay,
         keys: Box<[ChannelKey]>,
+        session: Option<Arc<Session>>,
     ) {
         let room = self.settings.max_batch_bytes();
         let mut catch_up = CATCH_UP;
@@ -320,7 +333,8 @@ impl Hub {
             if !has_room.await {
                 return;
             }
-            let part = match self.next_part(&mut replay, &keys, Vec::new()).await {
+            let next = self.next_part(&mut replay, &keys, Vec::new(), session.as_deref());
+            let part = match next.await {
                 Ok(part) => part,
                 Err(error) => {
                     tracing::debug!(%error, "a replay waits");
@@ -348,7 +362,7 @@ impl Hub {
                 self.go_live(&subscriber, &keys, part.cursor);
                 return;
             }
-            if part.events.is_empty() {
+            if part.is_behind {
                 // The client knows more than this replica has seen so far: it is on its way. Or
                 // Redis issues no ids now, and there is no telling where the live events begin.
                 sleep(catch_up).await;
@@ -370,10 +384,7 @@ impl Hub {
 
 /// The origin of a parcel of a replay: how late it is says how long its client was away.
 fn lost_as(loss: Loss) -> Rc<Origin> {
-    Rc::new(Origin {
-        timing: None,
-        loss: Some(loss),
-    })
+    Rc::new(Origin::new(None, Some(loss)))
 }
 
 #[cfg(test)]
@@ -402,7 +413,10 @@ mod tests {
             max_connection_age: None,
         };
         let (history, asked) = mpsc::channel(8);
-        (Hub::new(settings, Arc::default(), history), asked)
+        (
+            Hub::new(settings, Arc::default(), history, Arc::default()),
+            asked,
+        )
     }
 
     fn answer(request: HistoryRequest) {

@@ -3,19 +3,22 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use super::channels::Channels;
-use super::heartbeat::{HeartbeatWheel, TICKS_PER_INTERVAL};
-use super::mailbox::{Parcel, PushRules, Pushed};
-use super::positions::Positions;
+use super::heartbeat::HeartbeatWheel;
+use super::mailbox::{PushRules, Pushed};
+use super::parcel::Parcel;
+use super::positions::{Positions, heartbeat_cursor};
 use super::resume::{Opening, READ_AGAIN, Start};
+use super::revocation::{RevocationSet, Revocations, now_ms};
+use super::session::Session;
 use super::stats::CloseReason;
-use super::subscriber::{ChannelKey, Member, Subscriber};
+use super::subscriber::{ChannelKey, Member, Reader, Subscriber};
 use super::subscription::{Interest, NotOpened, StreamRequest, Subscription};
 use super::timing::Clock;
 use super::{
@@ -23,8 +26,8 @@ use super::{
     ShardMessage, ShardStats,
 };
 use crate::protocol::{
-    ChannelName, Cursor, EventId, Framing, GapReason, HEARTBEAT, HEARTBEAT_CHUNK, cursor_block,
-    first_block, retry_block,
+    ChannelName, Cursor, EventId, Framing, GapReason, HEARTBEAT, HEARTBEAT_CHUNK, close_block,
+    cursor_block, first_block, retry_block,
 };
 
 /// How often lingering channels are looked at.
@@ -50,6 +53,8 @@ pub struct Hub {
     /// How often the bus was lost.
     pub(super) losses: Cell<u64>,
     pub(super) positions: RefCell<Positions>,
+    /// Who is kept out.
+    revocations: Arc<Revocations>,
 }
 
 impl Hub {
@@ -58,6 +63,7 @@ impl Hub {
         settings: HubSettings,
         stats: Arc<ShardStats>,
         history: mpsc::Sender<HistoryRequest>,
+        revocations: Arc<Revocations>,
     ) -> Rc<Self> {
         Rc::new(Self {
             settings,
@@ -66,7 +72,8 @@ impl Hub {
             clock: Clock::start(),
             channels: RefCell::new(Channels::new(settings.tail_bytes)),
             positions: RefCell::new(Positions::new(settings.lag_bound)),
-            heartbeats: RefCell::new(HeartbeatWheel::new()),
+            heartbeats: RefCell::new(HeartbeatWheel::new(settings.heartbeat)),
+            revocations,
             activated: Notify::new(),
             interest_changed: Notify::new(),
             draining: Cell::new(false),
@@ -84,6 +91,11 @@ impl Hub {
         &self.settings
     }
 
+    /// Whether a session is kept out.
+    pub fn is_revoked(&self, session: &Session) -> bool {
+        self.revocations.is_revoked(session)
+    }
+
     /// Whether streams are being closed because the replica stops.
     pub fn is_draining(&self) -> bool {
         self.draining.get()
@@ -96,7 +108,7 @@ impl Hub {
     ///
     /// # Errors
     /// When a channel is not active in time, or its history cannot be read, or the shard is
-    /// draining by then.
+    /// draining or the session revoked by then.
     pub async fn subscribe(
         self: &Rc<Self>,
         request: &StreamRequest,
@@ -106,11 +118,16 @@ impl Hub {
     ) -> Result<Subscription, NotOpened> {
         let interest = self.acquire(&request.channels);
         let keys = interest.keys();
-        let opening = timeout(patience, self.open(keys, request.start))
+        let session = request.session.as_ref();
+        let opening = self.open(keys, request.start, session.map(Arc::as_ref));
+        let opening = timeout(patience, opening)
             .await
             .map_err(|_| NotOpened::NotActive)?;
         if self.draining.get() {
             return Err(NotOpened::Draining);
+        }
+        if session.is_some_and(|session| self.is_revoked(session)) {
+            return Err(NotOpened::Revoked);
         }
         // From the moment that the opening tells of to the end nothing awaits, so no event can
         // pass in between.
@@ -119,7 +136,11 @@ impl Hub {
             part,
             replay,
         } = opening;
-        let subscriber = Rc::new(Subscriber::new(framing, request.cursor_style));
+        let subscriber = Rc::new(Subscriber::new(
+            framing,
+            request.cursor_style,
+            session.cloned(),
+        ));
         let age = self.settings.draw_age();
         subscriber.ends_at.set(age.map(|age| Instant::now() + age));
         let mut block = first_block(self.settings.retry.draw(), cursor, request.cursor_style);
@@ -136,15 +157,25 @@ impl Hub {
         self.channels
             .borrow_mut()
             .attach_replaying(&subscriber, keys);
-        let replay = Rc::clone(self).replay(Rc::downgrade(&subscriber), replay, keys.into());
+        let replay = Rc::clone(self).replay(
+            Rc::downgrade(&subscriber),
+            replay,
+            keys.into(),
+            session.cloned(),
+        );
         let replay = tokio::task::spawn_local(replay).abort_handle();
         Ok(Subscription::new(interest, subscriber, Some(replay)))
     }
 
     /// Tries until it is known how the stream begins.
-    async fn open(self: &Rc<Self>, keys: &[ChannelKey], start: Start) -> Opening {
+    async fn open(
+        self: &Rc<Self>,
+        keys: &[ChannelKey],
+        start: Start,
+        session: Option<&Session>,
+    ) -> Opening {
         loop {
-            match self.begin(keys, start).await {
+            match self.begin(keys, start, session).await {
                 Ok(opening) => return opening,
                 Err(error) => {
                     tracing::debug!(%error, "a stream waits for its history");
@@ -250,6 +281,12 @@ impl Hub {
                 self.losses.set(self.losses.get().wrapping_add(1));
                 self.channels.borrow_mut().deactivate_all();
             }
+            News::Revoked(revoked) => self.cut_off(&revoked),
+            News::Census(reply) => {
+                let loads = self.channels.borrow_mut().take_census(Instant::now());
+                // Whoever asked may have given up.
+                let _ = reply.try_send(loads);
+            }
             News::Drain(period) => {
                 if !self.draining.replace(true) {
                     tokio::task::spawn_local(Rc::clone(self).drain(period));
@@ -271,8 +308,7 @@ impl Hub {
 
     /// Sends heartbeats, gives up channels that nobody came back to, and keeps the clock right.
     pub async fn sweep(self: Rc<Self>) {
-        let tick = self.settings.heartbeat.div_f64(TICKS_PER_INTERVAL as f64);
-        let mut heartbeats = interval(tick.max(Duration::from_millis(1)));
+        let mut heartbeats = interval(self.heartbeats.borrow().tick());
         // A late tick must not be followed by a burst of them: silence is counted in ticks.
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut lingering = interval(LINGER_SWEEP);
@@ -283,6 +319,7 @@ impl Hub {
                 _ = lingering.tick() => {
                     let mut channels = self.channels.borrow_mut();
                     channels.expire(Instant::now());
+                    channels.end_census(Instant::now());
                     self.clock.follow_time_of_day();
                     self.after_interest_change(&channels);
                 }
@@ -291,23 +328,29 @@ impl Hub {
     }
 
     /// Sends heartbeats to silent streams, and to all that are live their cursor where it has
-    /// moved. Ends those that are old enough.
+    /// moved. Ends those whose token has expired, or that are old enough.
     fn beat(&self) {
         let mut sent = 0;
         let now = Instant::now();
         let settled = self.positions.borrow().settled();
         let channels = self.channels.borrow();
+        let (tick, time) = (self.tick() + 1, SystemTime::now());
         self.heartbeats
             .borrow_mut()
             .advance(|subscriber, is_silent| {
-                if subscriber.ends_at.get().is_some_and(|at| at <= now) {
+                if is_silent && is_overdue(subscriber) {
+                    self.abort(subscriber);
+                } else if subscriber.expires_at().is_some_and(|at| at <= time) {
+                    self.dismiss(subscriber, CloseReason::Expired, tick);
+                } else if subscriber.ends_at.get().is_some_and(|at| at <= now) {
                     self.end(subscriber, CloseReason::Age);
-                    return;
                 }
+                let mailbox = subscriber.mailbox.borrow();
                 // Bytes that wait are no silence of ours.
-                if !subscriber.mailbox.borrow().is_empty() {
+                if mailbox.end_reason().is_some() || !mailbox.is_empty() {
                     return;
                 }
+                drop(mailbox);
                 let bytes = match moved_cursor(&channels, subscriber, settled) {
                     Some(cursor) => {
                         subscriber.told.set(cursor);
@@ -363,6 +406,40 @@ impl Hub {
         }
     }
 
+    /// Ends the streams of revoked sessions.
+    fn cut_off(&self, revoked: &RevocationSet) {
+        let (tick, now_ms) = (self.tick(), now_ms());
+        for subscriber in self.heartbeats.borrow().subscribers() {
+            let is_revoked = |reader: &Reader| revoked.holds(&reader.session, now_ms);
+            if subscriber.reader.as_deref().is_some_and(is_revoked) {
+                // It gets nothing more, not even what is on its way.
+                subscriber.mailbox.borrow_mut().discard();
+                self.dismiss(&subscriber, CloseReason::Revoked, tick);
+            }
+        }
+    }
+
+    /// Tells a client why its stream ends, and ends it.
+    fn dismiss(&self, subscriber: &Subscriber, reason: CloseReason, tick: u64) {
+        let mut mailbox = subscriber.mailbox.borrow_mut();
+        if mailbox.end_reason().is_some() {
+            return;
+        }
+        let block = close_block(reason.label());
+        let bytes = subscriber.framing.frame(block.as_bytes());
+        mailbox.queue(Parcel::control(bytes));
+        mailbox.end(reason);
+        subscriber.last_push.set(tick);
+    }
+
+    fn abort(&self, subscriber: &Subscriber) {
+        let mut mailbox = subscriber.mailbox.borrow_mut();
+        if let Some(reason) = mailbox.end_reason() {
+            let lost = mailbox.abort(reason);
+            self.stats.events_dropped_slow_client.add(lost);
+        }
+    }
+
     fn end(&self, subscriber: &Subscriber, reason: CloseReason) {
         let mut mailbox = subscriber.mailbox.borrow_mut();
         if mailbox.end_reason().is_some() {
@@ -376,6 +453,12 @@ impl Hub {
     }
 }
 
+/// Whether a stream that was to end still has not: who may not read may not stay by not reading.
+fn is_overdue(subscriber: &Subscriber) -> bool {
+    let reason = subscriber.mailbox.borrow().end_reason();
+    matches!(reason, Some(CloseReason::Expired | CloseReason::Revoked))
+}
+
 /// The cursor of a live stream, where it is later than what its client knows.
 fn moved_cursor(
     channels: &Channels,
@@ -385,13 +468,12 @@ fn moved_cursor(
     if subscriber.member.get() == Member::Replaying {
         return None;
     }
-    let told = subscriber.told.get();
-    let newest = channels.newest_of(subscriber);
-    let event = if newest > subscriber.skip_through.get() {
-        newest
-    } else {
-        told.event()
-    };
-    let settled = settled?;
-    (settled > event && settled > told.position()).then(|| Cursor::new(event, settled))
+    let (newest, gap) = channels.newest_of(subscriber);
+    heartbeat_cursor(
+        subscriber.told.get(),
+        subscriber.skip_through.get(),
+        newest.max(subscriber.newest_restricted()),
+        gap,
+        settled?,
+    )
 }

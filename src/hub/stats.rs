@@ -19,6 +19,10 @@ labels! { "reason":
         Drain = "drain",
         /// It was open for long enough.
         Age = "age",
+        /// The client's token has expired.
+        Expired = "expired",
+        /// The client's token, or all of its subject, was revoked.
+        Revoked = "revoked",
     }
 }
 
@@ -35,8 +39,32 @@ labels! { "reason":
         RequestHead = "request_head",
         /// Who asks may not read it: no token, a wrong one, another's.
         Denied = "denied",
-        /// Nobody could tell who asks: keys or tickets were not to be had.
+        /// Nobody could tell: keys or tickets were not to be had.
         Undecided = "undecided",
+        /// The address has all it may have.
+        Address = "address",
+        /// The subject has all it may have.
+        Subject = "subject",
+        /// The address asks too often.
+        Rate = "rate",
+        /// There was no header of the PROXY protocol, or it came from nobody who may send one.
+        ProxyHeader = "proxy_header",
+    }
+}
+
+labels! { "reason":
+    /// Why a request was refused before anything was done for it.
+    pub enum RefuseReason {
+        /// Its head can be read in more than one way, or names no host.
+        Malformed = "malformed",
+        /// It is addressed to another host.
+        Host = "host",
+        /// A page of a foreign site asks.
+        Origin = "origin",
+        /// Its client publishes too often.
+        PublishRate = "publish_rate",
+        /// Its client draws too many tickets.
+        TicketRate = "ticket_rate",
     }
 }
 
@@ -61,6 +89,8 @@ labels! { "source":
 }
 
 impl Labels for GapReason {
+    const COUNT: usize = Self::ALL.len();
+
     fn names() -> Vec<&'static str> {
         vec!["reason"]
     }
@@ -71,6 +101,10 @@ impl Labels for GapReason {
 
     fn values(self) -> Vec<&'static str> {
         vec![self.label()]
+    }
+
+    fn place(self) -> usize {
+        self as usize
     }
 }
 
@@ -163,7 +197,7 @@ pub struct LatencyTotal {
     pub sum_us: u64,
 }
 
-/// Counts by the values of a label. The enum's discriminants are the places.
+/// Counts by labels.
 #[derive(Debug)]
 struct Counts<const N: usize>([Counter; N]);
 
@@ -174,14 +208,14 @@ impl<const N: usize> Default for Counts<N> {
 }
 
 impl<const N: usize> Counts<N> {
-    fn add(&self, place: usize, amount: u64) {
-        if let Some(counter) = self.0.get(place) {
+    fn add(&self, labels: impl Labels, amount: u64) {
+        if let Some(counter) = self.0.get(labels.place()) {
             counter.add(amount);
         }
     }
 
-    fn get(&self, place: usize) -> u64 {
-        self.0.get(place).map_or(0, Counter::get)
+    fn get(&self, labels: impl Labels) -> u64 {
+        self.0.get(labels.place()).map_or(0, Counter::get)
     }
 }
 
@@ -199,65 +233,75 @@ pub struct ShardStats {
     pub connections_opened: Counter,
     closed: Counts<{ CloseReason::COUNT }>,
     rejected: Counts<{ RejectReason::COUNT }>,
+    refused: Counts<{ RefuseReason::COUNT }>,
     /// Accepting a connection failed: descriptors have run out, most likely.
     pub accept_errors: Counter,
     /// Events written to clients, counted once a client.
     pub events_delivered: Counter,
     /// Events a slow client did not get, counted once a client.
     pub events_dropped_slow_client: Counter,
+    /// Events that are not for everybody, and that no stream of the shard on their channel might
+    /// have.
+    pub events_without_audience: Counter,
     /// Bytes written to streams, heads included.
     pub sent_bytes: Counter,
-    /// Heartbeats sent.
+    /// Heartbeats queued, those that tell a cursor included.
     pub heartbeats: Counter,
     gaps: Counts<{ GapReason::ALL.len() }>,
-    resumes: Counts<{ ResumeOutcome::COUNT * ResumeSource::COUNT }>,
+    resumes: Counts<{ <(ResumeOutcome, ResumeSource)>::COUNT }>,
     /// From the publication of a kept event to its write, once a client.
     pub delivery: Latencies,
     /// From the arrival of an event at this replica to its last write, once an event.
     pub fanout: Latencies,
 }
 
-fn resume_place(outcome: ResumeOutcome, source: ResumeSource) -> usize {
-    outcome as usize * ResumeSource::COUNT + source as usize
-}
-
 impl ShardStats {
     /// Streams closed for this reason.
     pub fn closed(&self, reason: CloseReason) -> u64 {
-        self.closed.get(reason as usize)
+        self.closed.get(reason)
     }
 
     /// Counts a stream's end.
     pub fn count_closed(&self, reason: CloseReason) {
-        self.closed.add(reason as usize, 1);
+        self.closed.add(reason, 1);
     }
 
     /// Streams not opened for this reason.
     pub fn rejected(&self, reason: RejectReason) -> u64 {
-        self.rejected.get(reason as usize)
+        self.rejected.get(reason)
     }
 
     /// Counts a stream that is not opened.
     pub fn count_rejected(&self, reason: RejectReason) {
-        self.rejected.add(reason as usize, 1);
+        self.rejected.add(reason, 1);
+    }
+
+    /// Requests refused for this reason.
+    pub fn refused(&self, reason: RefuseReason) -> u64 {
+        self.refused.get(reason)
+    }
+
+    /// Counts a request that is refused.
+    pub fn count_refused(&self, reason: RefuseReason) {
+        self.refused.add(reason, 1);
     }
 
     /// Gaps told for this reason.
     pub fn gaps(&self, reason: GapReason) -> u64 {
-        self.gaps.get(reason as usize)
+        self.gaps.get(reason)
     }
 
     pub(super) fn count_gaps(&self, reason: GapReason, gaps: u64) {
-        self.gaps.add(reason as usize, gaps);
+        self.gaps.add(reason, gaps);
     }
 
     /// Streams opened with a cursor that came to this.
     pub fn resumes(&self, outcome: ResumeOutcome, source: ResumeSource) -> u64 {
-        self.resumes.get(resume_place(outcome, source))
+        self.resumes.get((outcome, source))
     }
 
     pub(super) fn count_resume(&self, outcome: ResumeOutcome, source: ResumeSource) {
-        self.resumes.add(resume_place(outcome, source), 1);
+        self.resumes.add((outcome, source), 1);
     }
 }
 

@@ -1,11 +1,14 @@
 //! What the hub keeps of a connection.
 
 use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::time::SystemTime;
 
 use tokio::time::Instant;
 
 use super::mailbox::Mailbox;
-use crate::protocol::{Cursor, CursorStyle, EventId, Framing};
+use super::session::Session;
+use crate::protocol::{Audience, Cursor, CursorStyle, EventId, Framing};
 
 /// A channel's place in the hub.
 pub(super) type ChannelKey = usize;
@@ -25,6 +28,8 @@ pub(super) enum Member {
 pub(super) struct Subscriber {
     pub(super) framing: Framing,
     pub(super) cursor_style: CursorStyle,
+    /// `None`: it came without a token.
+    pub(super) reader: Option<Box<Reader>>,
     pub(super) member: Cell<Member>,
     /// The tick of the heartbeat wheel in which something was queued last.
     pub(super) last_push: Cell<u64>,
@@ -38,6 +43,13 @@ pub(super) struct Subscriber {
     pub(super) memberships: RefCell<Vec<Membership>>,
 }
 
+/// What is kept of a connection that came with a token, beside what all have.
+pub(super) struct Reader {
+    pub(super) session: Arc<Session>,
+    /// The newest kept event it was sent of those that are not for everybody.
+    newest: Cell<EventId>,
+}
+
 /// A subscriber's place among the members of a channel.
 pub(super) struct Membership {
     pub(super) key: ChannelKey,
@@ -45,10 +57,21 @@ pub(super) struct Membership {
 }
 
 impl Subscriber {
-    pub(super) fn new(framing: Framing, cursor_style: CursorStyle) -> Self {
+    pub(super) fn new(
+        framing: Framing,
+        cursor_style: CursorStyle,
+        session: Option<Arc<Session>>,
+    ) -> Self {
+        let reader = |session| {
+            Box::new(Reader {
+                session,
+                newest: Cell::default(),
+            })
+        };
         Self {
             framing,
             cursor_style,
+            reader: session.map(reader),
             member: Cell::new(Member::Replaying),
             last_push: Cell::new(0),
             skip_through: Cell::default(),
@@ -63,6 +86,33 @@ impl Subscriber {
     pub(super) fn reach(&self, cursor: Cursor) {
         self.told.set(cursor);
         self.skip_through.set(cursor.position());
+        if let Some(reader) = &self.reader {
+            reader.newest.set(EventId::ZERO);
+        }
+    }
+
+    /// When its token expires, if it does.
+    pub(super) fn expires_at(&self) -> Option<SystemTime> {
+        self.reader.as_ref()?.session.expires_at
+    }
+
+    /// Whether it belongs to the sessions that an event is for.
+    pub(super) fn belongs_to(&self, audience: &Audience) -> bool {
+        let claims = self.reader.as_ref().map(|reader| &reader.session.claims);
+        claims.is_some_and(|claims| audience.admits(claims))
+    }
+
+    /// Notes that it was sent a kept event that is not for everybody.
+    pub(super) fn note_restricted(&self, id: EventId) {
+        if let Some(reader) = &self.reader {
+            reader.newest.set(reader.newest.get().max(id));
+        }
+    }
+
+    /// The newest kept event it was sent of those that are not for everybody.
+    pub(super) fn newest_restricted(&self) -> EventId {
+        let newest = self.reader.as_ref().map(|reader| reader.newest.get());
+        newest.unwrap_or_default()
     }
 
     /// Notes that it now stands at another position of a channel.

@@ -10,7 +10,8 @@ use bytes::Bytes;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::mailbox::{MailboxState, Parcel};
+use super::mailbox::MailboxState;
+use super::parcel::Parcel;
 use super::resume::Start;
 use super::session::Session;
 use super::shard::Hub;
@@ -38,6 +39,8 @@ pub enum NotOpened {
     NotActive,
     /// The shard closes its streams.
     Draining,
+    /// The session was revoked meanwhile.
+    Revoked,
 }
 
 /// A hold on channels, given back when dropped.
@@ -110,11 +113,13 @@ impl Subscription {
             write(slices.get(..filled).unwrap_or_default())
         };
         let hub = &self.interest.hub;
-        let written = written.inspect_err(|_| {
-            mailbox.block(hub.clock.now());
-            hub.clock.expire();
-        })?;
-        let now = hub.clock.now();
+        let now = if mailbox.is_blocked() {
+            // Its client was waited for.
+            hub.clock.read()
+        } else {
+            hub.clock.now()
+        };
+        let written = written.inspect_err(|_| mailbox.block(now))?;
         hub.stats.sent_bytes.add(written as u64);
         mailbox.written(written, |parcel| hub.count_sent(parcel, now));
         Ok(())
@@ -133,6 +138,12 @@ impl Subscription {
     pub fn fail(&mut self, reason: CloseReason) {
         let lost = self.subscriber.mailbox.borrow_mut().abort(reason);
         self.interest.hub.stats.events_dropped_slow_client.add(lost);
+    }
+
+    /// Why it ends, when it is dropped now.
+    pub fn close_reason(&self) -> CloseReason {
+        let reason = self.subscriber.mailbox.borrow().end_reason();
+        reason.unwrap_or(CloseReason::Client)
     }
 
     /// Tells whether the stream is to be cut off, also while nobody polls the subscription.
@@ -161,9 +172,7 @@ impl Drop for Subscription {
         hub.detach(&self.subscriber);
         hub.stats.connections.sub(1);
         hub.stats.subscriptions.sub(self.interest.keys.len() as u64);
-        let reason = self.subscriber.mailbox.borrow().end_reason();
-        hub.stats
-            .count_closed(reason.unwrap_or(CloseReason::Client));
+        hub.stats.count_closed(self.close_reason());
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A round of fan-out notes when its events arrived, and each parcel of it carries a reference to
 //! that and to the time of publication. When a parcel is written, one look at a clock that is read
-//! now and then, and one count, are all there is to do.
+//! now and then, and one count, are all there is to do. What waits for a client that is not ready
+//! leaves its round.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -12,7 +13,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use super::ShardStats;
 
 /// Writes between two readings of the clock. A write takes some microseconds, so what is measured
-/// is off by less than a tenth of a millisecond.
+/// is off by some tenth of a millisecond at most.
 const USES_OF_A_READING: u32 = 16;
 
 /// The time, read once for several writes.
@@ -45,14 +46,14 @@ impl Clock {
         self.unix_at_start.set(at_start);
     }
 
-    /// Reads the time: at the beginning of a round, and where time may have passed since.
+    /// Reads the time.
     pub(super) fn read(&self) -> Duration {
         self.now.set(self.started.elapsed());
         self.uses_left.set(USES_OF_A_READING);
         self.now.get()
     }
 
-    /// The time of a write right after another one, or after a round.
+    /// The time of a write right after another one, or after [`expire`](Self::expire).
     pub(super) fn now(&self) -> Duration {
         match self.uses_left.get().checked_sub(1) {
             Some(left) => self.uses_left.set(left),
@@ -61,7 +62,7 @@ impl Clock {
         self.now.get()
     }
 
-    /// Time may pass before the next write: it reads the clock.
+    /// Time has passed since the last write: the next one reads the clock.
     pub(super) fn expire(&self) {
         self.uses_left.set(0);
     }
@@ -91,7 +92,6 @@ pub(super) struct Round {
 impl Round {
     /// Events that arrived at this replica at `arrived`, the first of them.
     pub(super) fn new(clock: &Clock, arrived: Instant, stats: &Arc<ShardStats>) -> Rc<Self> {
-        clock.read();
         Rc::new(Self {
             arrived: clock.at(arrived),
             last_write: Cell::default(),
@@ -105,9 +105,9 @@ impl Round {
         self.last_write.set(now);
     }
 
-    /// Notes an event more that somebody is to get.
-    pub(super) fn count_event(&self) {
-        self.events.set(self.events.get() + 1);
+    /// Notes so many events more that somebody is to get.
+    pub(super) fn count_events(&self, events: u32) {
+        self.events.set(self.events.get() + u64::from(events));
     }
 }
 
@@ -122,7 +122,7 @@ impl Drop for Round {
 }
 
 /// When the events of a parcel were published, and in which round they arrived.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Timing {
     /// Kept events: live ones do not say when they were published.
     pub(super) kept: u32,
@@ -133,6 +133,14 @@ pub(super) struct Timing {
 }
 
 impl Timing {
+    /// The same, outside of its round.
+    pub(super) fn outside(&self) -> Self {
+        Self {
+            round: None,
+            ..*self
+        }
+    }
+
     /// Counts a write at `now`.
     pub(super) fn written(&self, clock: &Clock, now: Duration, stats: &ShardStats) {
         if let Some(round) = &self.round {

@@ -1,4 +1,4 @@
-//! What the gateway itself says on a stream: reconnection times, cursors, gaps.
+//! What the gateway itself says on a stream: reconnection times, cursors, gaps, why it ends.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -73,6 +73,11 @@ pub fn gap_block(
     block
 }
 
+/// The event that tells a client why its stream ends. `reason` is a word.
+pub fn close_block(reason: &str) -> String {
+    format!("event: $close\ndata: {{\"reason\":\"{reason}\"}}\n\n")
+}
+
 struct Json(Option<EventId>);
 
 impl std::fmt::Display for Json {
@@ -110,6 +115,10 @@ mod tests {
         assert_eq!(
             cursor_block(cursor(), CursorStyle::Event),
             ":\nid: 5-0.9-1\nevent: $cursor\ndata: {}\n\n"
+        );
+        assert_eq!(
+            close_block("expired"),
+            "event: $close\ndata: {\"reason\":\"expired\"}\n\n"
         );
     }
 

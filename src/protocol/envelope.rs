@@ -11,6 +11,7 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
+use super::audience::{Audience, AudienceFault};
 use super::event::{Event, EventFault};
 
 /// JSON may spell one byte of data as `\u00xx`, six bytes; what else an envelope holds is small.
@@ -23,6 +24,9 @@ pub enum EnvelopeFault {
     /// The data or a field breaks a rule of events.
     #[error(transparent)]
     Event(#[from] EventFault),
+    /// Whom it is for cannot be read.
+    #[error("`to` {0}")]
+    Audience(#[from] AudienceFault),
     /// The envelope's members are not as they should be.
     #[error("broken envelope: {0}")]
     Broken(String),
@@ -56,7 +60,10 @@ pub fn decode(payload: Bytes, max_event_bytes: usize) -> Result<Event, EnvelopeF
 
 /// Writes what [`decode`] reads back as `event`: raw data where that is enough.
 pub fn encode(event: &Event) -> Vec<u8> {
-    let bare = event.name().is_none() && event.retry().is_none() && event.audience().is_none();
+    let bare = event.name().is_none()
+        && event.retry().is_none()
+        && event.audience().is_none()
+        && event.trace_parent().is_none();
     if bare && !looks_like_envelope(event.data()) {
         return event.data().to_vec();
     }
@@ -68,7 +75,8 @@ pub fn encode(event: &Event) -> Vec<u8> {
             retry: event.retry().map(|retry| retry.as_millis()),
             to: event
                 .audience()
-                .and_then(|members| serde_json::from_str(members).ok()),
+                .and_then(|audience| serde_json::from_str(audience.as_str()).ok()),
+            traceparent: event.trace_parent().map(|parent| parent.to_string()),
             data: &data,
         },
     };
@@ -96,7 +104,11 @@ fn read_members(members: &RawValue, max_event_bytes: usize) -> Result<Event, Env
         json => compact(json),
     };
     let mut event = Event::new(Bytes::from(data), max_event_bytes)?
-        .with_audience(members.to.map(audience).transpose()?.flatten());
+        // One that cannot be read is none (W3C Trace Context, section 4.3).
+        .with_trace_parent(members.traceparent.and_then(|text| text.parse().ok()));
+    if let Some(to) = members.to {
+        event = event.with_audience(Audience::parse(&compact(to.get()))?);
+    }
     if let Some(name) = members.event {
         event = event.with_name(&name)?;
     }
@@ -106,23 +118,14 @@ fn read_members(members: &RawValue, max_event_bytes: usize) -> Result<Event, Env
     Ok(event)
 }
 
-/// Checks `to` and returns it compact; the empty object restricts nothing.
-fn audience(to: &RawValue) -> Result<Option<Box<str>>, EnvelopeFault> {
-    let members: serde_json::Map<String, serde_json::Value> = serde_json::from_str(to.get())
-        .map_err(|_| EnvelopeFault::Broken("`to` is a JSON object".into()))?;
-    Ok((!members.is_empty()).then(|| compact(to.get()).into()))
-}
-
 impl Event {
     /// Restricts the event to sessions whose claims hold every member of the JSON object `to`.
     ///
     /// # Errors
-    /// When `to` is not a JSON object.
-    pub fn with_to(self, to: &str) -> Result<Self, EnvelopeFault> {
-        let to: &RawValue = serde_json::from_str(to)
-            .map_err(|_| EnvelopeFault::Broken("`to` is a JSON object".into()))?;
-        let members = audience(to)?;
-        Ok(self.with_audience(members))
+    /// When `to` is no [`Audience`].
+    pub fn with_to(self, to: &str) -> Result<Self, AudienceFault> {
+        let to: &RawValue = serde_json::from_str(to).map_err(|_| AudienceFault::NotAnObject)?;
+        Ok(self.with_audience(Audience::parse(&compact(to.get()))?))
     }
 }
 
@@ -151,10 +154,16 @@ fn compact(json: &str) -> String {
 struct Members<'a> {
     event: Option<String>,
     retry: Option<u64>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "given")]
     to: Option<&'a RawValue>,
+    traceparent: Option<String>,
     #[serde(borrow)]
     data: &'a RawValue,
+}
+
+/// A member that stands there, whatever its value: `null` is no audience, and not everybody.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(deserializer).map(Some)
 }
 
 #[derive(Serialize)]
@@ -170,6 +179,8 @@ struct MembersToWrite<'a> {
     retry: Option<u128>,
     #[serde(skip_serializing_if = "Option::is_none")]
     to: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
     data: &'a str,
 }
 
@@ -291,12 +302,17 @@ mod tests {
             r#"{"sse":{"data":"x","retry":-1}}"#,
             r#"{"sse":{"data":"x","retry":1.5}}"#,
             r#"{"sse":{"data":"x","event":7}}"#,
-            r#"{"sse":{"data":"x","to":"me"}}"#,
             r#"{"sse":{"data":"\ud800"}}"#,
         ] {
             assert!(
                 matches!(decoded(payload), Err(EnvelopeFault::Broken(_))),
                 "{payload}"
+            );
+        }
+        for to in ["\"me\"", "null", "[]"] {
+            assert_eq!(
+                decoded(&format!(r#"{{"sse":{{"data":"x","to":{to}}}}}"#)),
+                Err(AudienceFault::NotAnObject.into())
             );
         }
         for (payload, fault) in [
@@ -345,9 +361,23 @@ mod tests {
     #[test]
     fn an_audience_is_kept_and_the_empty_one_is_none() {
         let event = decoded(r#"{"sse":{"data":"x","to":{ "role" : "a b" }}}"#).unwrap();
-        assert_eq!(event.audience(), Some(r#"{"role":"a b"}"#));
+        let audience = event.audience().unwrap();
+        assert_eq!(audience.as_str(), r#"{"role":"a b"}"#);
         let event = decoded(r#"{"sse":{"data":"x","to":{}}}"#).unwrap();
         assert_eq!(event.audience(), None);
+    }
+
+    #[test]
+    fn a_trace_context_is_kept_and_one_that_cannot_be_read_is_none() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let event = |trace| {
+            decoded(&format!(
+                r#"{{"sse":{{"data":"x","traceparent":"{trace}"}}}}"#
+            ))
+        };
+        assert_eq!(event(trace).unwrap().trace_parent(), trace.parse().ok());
+        assert_eq!(event("junk").unwrap().trace_parent(), None);
+        assert!(decoded(r#"{"sse":{"data":"x","traceparent":1}}"#).is_err());
     }
 
     #[test]
@@ -366,8 +396,11 @@ mod tests {
             name in proptest::option::of("[a-z é\"\\\\]{1,12}"),
             retry in proptest::option::of(0u64..86_400_000),
             audience in any::<bool>(),
+            (trace, span, flags) in any::<(u128, u64, u8)>(),
         ) {
-            let mut event = Event::new(Bytes::from(data), 1 << 20).unwrap();
+            let mut event = Event::new(Bytes::from(data), 1 << 20)
+                .unwrap()
+                .with_trace_parent(crate::protocol::TraceParent::new(trace, span, flags));
             if let Some(name) = &name {
                 event = event.with_name(name).unwrap();
             }

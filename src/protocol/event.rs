@@ -4,11 +4,14 @@
 //! of the data is a `data:` line of its own, and a client joins them with LF again.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::audience::Audience;
 use super::id::EventId;
+use super::trace_parent::TraceParent;
 
 /// The longest event name, in bytes: names are words, and each is sent with every event.
 pub const MAX_EVENT_NAME_BYTES: usize = 1024;
@@ -136,7 +139,9 @@ impl fmt::Display for EventName {
 pub struct Event {
     name: Option<EventName>,
     retry: Option<Duration>,
-    audience: Option<Box<str>>,
+    /// Shared by the shards, and by what they keep of the event.
+    audience: Option<Arc<Audience>>,
+    trace_parent: Option<TraceParent>,
     /// UTF-8, by construction.
     data: Bytes,
 }
@@ -159,6 +164,7 @@ impl Event {
             name: None,
             retry: None,
             audience: None,
+            trace_parent: None,
             data,
         })
     }
@@ -187,9 +193,15 @@ impl Event {
         Ok(self)
     }
 
-    /// Restricts the event to sessions whose claims hold every member of this JSON object.
-    pub(super) fn with_audience(mut self, members: Option<Box<str>>) -> Self {
-        self.audience = members;
+    /// Restricts the event to these sessions.
+    pub(super) fn with_audience(mut self, audience: Option<Audience>) -> Self {
+        self.audience = audience.map(Arc::new);
+        self
+    }
+
+    /// Says to which trace the event belongs.
+    pub fn with_trace_parent(mut self, trace_parent: Option<TraceParent>) -> Self {
+        self.trace_parent = trace_parent;
         self
     }
 
@@ -203,9 +215,14 @@ impl Event {
         self.retry
     }
 
-    /// The members (`to`, a JSON object that is not empty) a session's claims must hold.
-    pub fn audience(&self) -> Option<&str> {
-        self.audience.as_deref()
+    /// The sessions it is meant for; `None`: everybody.
+    pub fn audience(&self) -> Option<&Arc<Audience>> {
+        self.audience.as_ref()
+    }
+
+    /// The trace that the event belongs to. Clients do not get it.
+    pub fn trace_parent(&self) -> Option<TraceParent> {
+        self.trace_parent
     }
 
     /// The data, UTF-8.

@@ -1,9 +1,11 @@
-//! How a kept event and a probe travel from Redis: the frames that the function library writes.
+//! How kept events, probes and revocations travel from Redis: the frames that the function library
+//! writes.
 //!
 //! ```text
 //! FF 1 e <id> <prev> <published ms> <retry ms or -> <event len> <to len> <traceparent len> LF
 //!        event, to, traceparent, data: each right behind the other, data to the end
 //! FF 1 p <id> <epoch> <library version> LF <number>
+//! FF 1 r <until, Unix ms> LF sub:<subject> or jti:<token id>
 //! ```
 //!
 //! No UTF-8 text begins with `FF`, so no live event looks like a frame. Fields that a later
@@ -16,6 +18,8 @@ use bytes::{Buf, Bytes};
 use super::envelope::EnvelopeFault;
 use super::event::{Event, EventFault};
 use super::id::{EventId, decimal};
+use super::revocation::Revocation;
+use super::trace_parent::TraceParent;
 
 /// What every frame begins with.
 const MARK: u8 = 0xff;
@@ -42,6 +46,8 @@ pub enum Frame {
         /// What the gateway sent with it.
         number: u64,
     },
+    /// Somebody is to be kept out.
+    Revocation(Revocation),
 }
 
 /// A kept event and its place in the channel's history.
@@ -55,8 +61,6 @@ pub struct KeptFrame {
     pub published_ms: u64,
     /// The event. One that breaks a rule keeps its place all the same, so that nothing seems lost.
     pub event: Result<Event, EnvelopeFault>,
-    /// The publisher's trace context (W3C Trace Context, `traceparent`).
-    pub traceparent: Option<Box<str>>,
 }
 
 /// Why bytes are no frame of this version.
@@ -65,7 +69,7 @@ pub enum FrameFault {
     /// It has another version.
     #[error("the frame has a version this gateway does not know")]
     Version,
-    /// It is neither an event nor a probe.
+    /// It is none of those above.
     #[error("the frame is of a kind this gateway does not know")]
     Kind,
     /// The header is not as it should be.
@@ -91,7 +95,7 @@ pub fn decode_frame(mut payload: Bytes, max_event_bytes: usize) -> Result<Frame,
         return Err(FrameFault::Version);
     }
     let kind = *kind;
-    if !matches!(kind, b'e' | b'p') {
+    if !matches!(kind, b'e' | b'p' | b'r') {
         return Err(FrameFault::Kind);
     }
     let within = text.get(..MAX_HEADER_BYTES).unwrap_or(text);
@@ -101,10 +105,10 @@ pub fn decode_frame(mut payload: Bytes, max_event_bytes: usize) -> Result<Frame,
     payload.advance(1);
     let header = std::str::from_utf8(&header).map_err(|_| FrameFault::Header)?;
     let fields = Fields(header.split(' '));
-    if kind == b'e' {
-        decode_event(fields, payload, max_event_bytes).map(Frame::Event)
-    } else {
-        decode_probe(fields, &payload)
+    match kind {
+        b'e' => decode_event(fields, payload, max_event_bytes).map(Frame::Event),
+        b'p' => decode_probe(fields, &payload),
+        _ => decode_revocation(fields, &payload).map(Frame::Revocation),
     }
 }
 
@@ -137,11 +141,8 @@ fn decode_event(
         id,
         prev,
         published_ms,
-        event: read_event(&name, retry, &to, body, max_event_bytes),
-        traceparent: match std::str::from_utf8(&traceparent) {
-            Ok(text) if !text.is_empty() => Some(text.into()),
-            _ => None,
-        },
+        event: read_event(&name, retry, &to, body, max_event_bytes)
+            .map(|event| event.with_trace_parent(read_trace_parent(&traceparent))),
     })
 }
 
@@ -167,6 +168,11 @@ fn read_event(
     Ok(event)
 }
 
+/// One that cannot be read is none (W3C Trace Context, section 4.3).
+fn read_trace_parent(text: &[u8]) -> Option<TraceParent> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
 fn decode_probe(mut fields: Fields<'_>, body: &[u8]) -> Result<Frame, FrameFault> {
     let id = fields.id()?;
     let epoch = fields.id()?;
@@ -183,6 +189,16 @@ fn decode_probe(mut fields: Fields<'_>, body: &[u8]) -> Result<Frame, FrameFault
         epoch,
         library_version,
         number,
+    })
+}
+
+fn decode_revocation(mut fields: Fields<'_>, body: &[u8]) -> Result<Revocation, FrameFault> {
+    let until_ms = fields.number()?;
+    let revoked = std::str::from_utf8(body).ok();
+    let revoked = revoked.and_then(|revoked| revoked.parse().ok());
+    Ok(Revocation {
+        until_ms,
+        revoked: revoked.ok_or(FrameFault::Header)?,
     })
 }
 
@@ -210,20 +226,18 @@ impl<'a> Fields<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::AudienceFault;
     use proptest::prelude::*;
 
     const LIMIT: usize = 64;
 
     /// What the library writes, in Rust: the oracle of the tests.
-    fn encode(
-        id: EventId,
-        prev: EventId,
-        published_ms: u64,
-        event: &Event,
-        traceparent: &str,
-    ) -> Vec<u8> {
+    fn encode(id: EventId, prev: EventId, published_ms: u64, event: &Event) -> Vec<u8> {
         let name = event.name().map_or("", |name| name.as_str());
-        let to = event.audience().unwrap_or_default();
+        let to = event.audience().map_or("", |audience| audience.as_str());
+        let traceparent = event
+            .trace_parent()
+            .map_or(String::new(), |parent| parent.to_string());
         let retry = event
             .retry()
             .map_or("-".to_owned(), |retry| retry.as_millis().to_string());
@@ -246,7 +260,26 @@ mod tests {
     fn kept(frame: &[u8]) -> KeptFrame {
         match decoded(frame).unwrap() {
             Frame::Event(kept) => kept,
-            probe @ Frame::Probe { .. } => panic!("{probe:?}"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_revocation() {
+        let frame = decoded(b"\xff1r1771234567901 later\nsub:alice:\n");
+        let expected = Revocation {
+            until_ms: 1_771_234_567_901,
+            revoked: "sub:alice:\n".parse().unwrap(),
+        };
+        assert_eq!(frame, Ok(Frame::Revocation(expected)));
+        for broken in [
+            &b"\xff1r\nsub:a"[..],
+            b"\xff1rx\nsub:a",
+            b"\xff1r5\nalice",
+            b"\xff1r5\nsub:\xff",
+            b"\xff1r5\n",
+        ] {
+            assert_eq!(decoded(broken), Err(FrameFault::Header), "{broken:?}");
         }
     }
 
@@ -257,23 +290,30 @@ mod tests {
         let kept = kept(frame);
         assert_eq!((kept.id, kept.prev), (EventId::new(5, 1), EventId::ZERO));
         assert_eq!(kept.published_ms, 4);
-        assert_eq!(kept.traceparent, None);
         let event = kept.event.unwrap();
+        assert_eq!(event.trace_parent(), None);
         assert_eq!(&event.data()[..], b"hello\nworld");
         assert!(event.name().is_none() && event.retry().is_none() && event.audience().is_none());
     }
 
     #[test]
     fn an_event_with_every_field() {
-        let frame = "5-1 4-0 4 250 5 12 5\nprice{\"role\":\"a\"}trace{}";
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let frame = format!("5-1 4-0 4 250 5 12 55\nprice{{\"role\":\"a\"}}{trace}{{}}");
         let frame = [&b"\xff1e"[..], frame.as_bytes()].concat();
-        let kept = kept(&frame);
-        assert_eq!(kept.traceparent.as_deref(), Some("trace"));
-        let event = kept.event.unwrap();
+        let event = kept(&frame).event.unwrap();
+        assert_eq!(event.trace_parent(), trace.parse().ok());
         assert_eq!(event.name().unwrap().as_str(), "price");
         assert_eq!(event.retry(), Some(Duration::from_millis(250)));
-        assert_eq!(event.audience(), Some(r#"{"role":"a"}"#));
+        assert_eq!(event.audience().unwrap().as_str(), r#"{"role":"a"}"#);
         assert_eq!(&event.data()[..], b"{}");
+    }
+
+    #[test]
+    fn a_trace_context_that_cannot_be_read_is_none() {
+        let event = kept(b"\xff1e5-1 4-0 4 - 0 0 5\ntracehello").event.unwrap();
+        assert_eq!(event.trace_parent(), None);
+        assert_eq!(&event.data()[..], b"hello");
     }
 
     #[test]
@@ -317,7 +357,7 @@ mod tests {
             assert_eq!(kept.event, Err(fault.into()));
         }
         let kept = kept(b"\xff1e5-1 4-0 4 - 0 2 0\n[]");
-        assert!(matches!(kept.event, Err(EnvelopeFault::Broken(_))));
+        assert_eq!(kept.event, Err(AudienceFault::NotAnObject.into()));
     }
 
     #[test]
@@ -357,8 +397,9 @@ mod tests {
             "[a-z é]{0,12}",
             proptest::option::of(0u64..86_400_001),
             any::<bool>(),
+            any::<(u128, u64, u8)>(),
         )
-            .prop_map(|(data, name, retry, restricted)| {
+            .prop_map(|(data, name, retry, restricted, (trace, span, flags))| {
                 let mut event = Event::new(Bytes::from(data), LIMIT).unwrap();
                 event = event.with_name(&name).unwrap();
                 if let Some(retry) = retry {
@@ -367,7 +408,7 @@ mod tests {
                 if restricted {
                     event = event.with_to(r#"{"role":"admin"}"#).unwrap();
                 }
-                event
+                event.with_trace_parent(TraceParent::new(trace, span, flags))
             })
     }
 
@@ -377,15 +418,13 @@ mod tests {
             event in arbitrary_event(),
             (ms, n) in (1u64.., any::<u64>()),
             published_ms: u64,
-            traceparent in "[0-9a-f-]{0,55}",
         ) {
             let (id, prev) = (EventId::new(ms, n), EventId::new(ms - 1, n));
-            let frame = Bytes::from(encode(id, prev, published_ms, &event, &traceparent));
+            let frame = Bytes::from(encode(id, prev, published_ms, &event));
             let Ok(Frame::Event(kept)) = decode_frame(frame.clone(), LIMIT) else {
                 panic!("{frame:?}");
             };
             prop_assert_eq!((kept.id, kept.prev, kept.published_ms), (id, prev, published_ms));
-            prop_assert_eq!(kept.traceparent.as_deref().unwrap_or_default(), traceparent);
             let kept = kept.event.unwrap();
             // Nothing is copied.
             let end = frame.as_ptr_range().end;
@@ -400,7 +439,7 @@ mod tests {
 
         #[test]
         fn no_header_makes_it_panic(
-            kind in "[ep]",
+            kind in "[epr]",
             header in "[0-9 -]{0,60}",
             body in proptest::collection::vec(any::<u8>(), 0..40),
         ) {
@@ -413,7 +452,7 @@ mod tests {
             damage in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..4),
             length in any::<usize>(),
         ) {
-            let mut frame = encode(EventId::new(5, 1), EventId::ZERO, 4, &event, "t");
+            let mut frame = encode(EventId::new(5, 1), EventId::ZERO, 4, &event);
             for (at, byte) in damage {
                 let at = at % frame.len();
                 frame[at] = byte;

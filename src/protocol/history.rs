@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::audience::Audience;
 use super::cursor::Cursor;
 use super::event::Event;
 use super::id::EventId;
@@ -114,6 +115,13 @@ impl Linked for KeptEvent {
             id: self.id,
             prev: self.prev,
         }
+    }
+}
+
+impl KeptEvent {
+    /// The sessions it is for; `None`: everybody.
+    pub fn audience(&self) -> Option<&Arc<Audience>> {
+        self.event.as_ref().and_then(|event| event.audience())
     }
 }
 

@@ -40,6 +40,12 @@ impl EventId {
         self.ms
     }
 
+    /// What tells it from others of its millisecond.
+    #[cfg(test)]
+    pub(crate) const fn n(self) -> u64 {
+        self.n
+    }
+
     /// The largest id below this one; [`ZERO`](Self::ZERO) has none and is its own.
     #[must_use]
     pub const fn pred(self) -> Self {

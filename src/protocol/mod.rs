@@ -14,10 +14,12 @@ mod history;
 mod id;
 mod pattern;
 mod retry;
+mod revocation;
+mod trace_parent;
 
 pub use audience::{Audience, AudienceFault, Claims, MAX_AUDIENCE_BYTES};
 pub use channel::{ChannelName, InvalidChannelName};
-pub use control::{CursorStyle, cursor_block, first_block, gap_block, retry_block};
+pub use control::{CursorStyle, close_block, cursor_block, first_block, gap_block, retry_block};
 pub use cursor::{Cursor, InvalidCursor};
 pub use envelope::{EnvelopeFault, decode, encode};
 pub use event::{
@@ -31,3 +33,8 @@ pub use history::{
 pub use id::{EventId, InvalidEventId};
 pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;
+pub use revocation::{
+    InvalidRevoked, MAX_REVOCATION_TIME, MAX_REVOKED_BYTES, REVOCATION_TIME, Revocation, Revoked,
+    TOKEN_LEEWAY,
+};
+pub use trace_parent::{InvalidTraceParent, TraceParent};

@@ -1,9 +1,16 @@
 //! The log: text for people, JSON for machines, on standard error.
 
+mod storms;
+
 use std::fmt;
 use std::io::IsTerminal;
+use std::sync::Arc;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt as format};
+
+pub use storms::Storms;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,14 +30,26 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// Starts logging. A second call has no effect: tests start several gateways in one process.
-pub fn start_log(filter: EnvFilter, format: LogFormat) {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+/// Starts logging. Somebody has to [run](Storms::run) what is returned. A second call has no
+/// effect: tests start several gateways in one process.
+pub fn start_log(filter: EnvFilter, format: LogFormat) -> Arc<Storms> {
+    let storms = Arc::new(Storms::default());
+    let lines = format::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal());
-    let _ = match format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    let lines = match format {
+        LogFormat::Text => lines.boxed(),
+        // The request a line belongs to is one object, not a list of those around it.
+        LogFormat::Json => lines
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+            .boxed(),
     };
+    let _ = tracing_subscriber::registry()
+        .with(filter)
+        .with(storms::Calm(Arc::clone(&storms)))
+        .with(lines)
+        .try_init();
+    storms
 }

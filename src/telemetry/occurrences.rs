@@ -5,37 +5,15 @@
 
 use std::fmt::Display;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use prometheus::IntCounter;
 
 use super::{BusMetrics, DropReason, EventKind, PublishOutcome};
 use crate::bus::DownCause;
-use crate::hub::ShardStats;
+use crate::hub::{CloseReason, ShardStats};
 use crate::protocol::{ChannelName, EventId};
-
-/// What may happen very often is logged this often at the most.
-const LOG_INTERVAL: Duration = Duration::from_secs(1);
-
-/// Lets one line through for each [`LOG_INTERVAL`], and counts the others.
-#[derive(Debug, Default)]
-pub(crate) struct LogLimit {
-    quiet_until: Option<Instant>,
-    suppressed: u64,
-}
-
-impl LogLimit {
-    /// Whether it is time for a line: how many were left out before it.
-    fn turn(&mut self) -> Option<u64> {
-        let now = Instant::now();
-        if self.quiet_until.is_some_and(|until| now < until) {
-            self.suppressed += 1;
-            return None;
-        }
-        self.quiet_until = Some(now + LOG_INTERVAL);
-        Some(std::mem::take(&mut self.suppressed))
-    }
-}
 
 /// An event has arrived for somebody.
 pub(crate) struct EventReceived(pub(crate) EventKind);
@@ -54,22 +32,10 @@ pub(crate) struct MessageDropped<'a> {
 }
 
 impl MessageDropped<'_> {
-    /// A broken publisher must not fill the log: `limit`.
-    pub(crate) fn emit(self, metrics: &BusMetrics, limit: &mut LogLimit) {
-        metrics.dropped(self.reason).inc();
-        if let Some(before) = limit.turn() {
-            let Self { channel, fault, .. } = self;
-            tracing::warn!(%channel, %fault, before, "a message from Redis was dropped");
-        }
-    }
-}
-
-/// An event is for claims that no session can hold.
-pub(crate) struct NoAudience;
-
-impl NoAudience {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
-        metrics.dropped(DropReason::NoAudience).inc();
+        metrics.dropped(self.reason).inc();
+        let Self { channel, fault, .. } = self;
+        tracing::warn!(%channel, %fault, "a message from Redis was dropped");
     }
 }
 
@@ -248,11 +214,44 @@ impl PublishFailed<'_> {
 pub(crate) struct AcceptFailed<'a>(pub(crate) &'a io::Error);
 
 impl AcceptFailed<'_> {
-    pub(crate) fn emit(self, stats: &ShardStats, limit: &mut LogLimit) {
+    pub(crate) fn emit(self, stats: &ShardStats) {
         stats.accept_errors.add(1);
-        if let Some(before) = limit.turn() {
-            let error = self.0;
-            tracing::error!(%error, before, "cannot accept connections for the moment");
-        }
+        let error = self.0;
+        tracing::error!(%error, "cannot accept connections for the moment");
+    }
+}
+
+/// A client was cut off because it did not keep up. The shard counts it with all streams that end.
+pub(crate) struct ClientCutOff<'a> {
+    pub(crate) connection: &'a dyn Display,
+    pub(crate) client: IpAddr,
+    pub(crate) subject: Option<&'a str>,
+    pub(crate) reason: CloseReason,
+}
+
+impl ClientCutOff<'_> {
+    pub(crate) fn emit(self) {
+        let Self {
+            connection,
+            client,
+            subject,
+            reason,
+        } = self;
+        let reason = reason.label();
+        tracing::info!(%connection, %client, subject, reason, "a client that did not keep up was cut off");
+    }
+}
+
+/// Spans did not reach the collector of traces.
+pub(crate) struct SpansDropped<'a> {
+    pub(crate) spans: usize,
+    pub(crate) error: &'a dyn Display,
+}
+
+impl SpansDropped<'_> {
+    pub(crate) fn emit(self, dropped: &IntCounter) {
+        let Self { spans, error } = self;
+        dropped.inc_by(spans as u64);
+        tracing::warn!(%error, spans, "spans did not reach the collector");
     }
 }

@@ -30,6 +30,11 @@ pub struct Browser {
 impl Browser {
     /// Starts chromedriver on a port it chooses, and Chromium with a fresh profile.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts them with further flags of Chromium.
+    pub async fn start_with(more: &[&str]) -> Self {
         assert!(
             std::path::Path::new(CHROMIUM).exists(),
             "{CHROMIUM} {INSTALL}"
@@ -60,6 +65,7 @@ impl Browser {
             "--window-size=1280,860".to_owned(),
             format!("--user-data-dir={}", profile.path().display()),
         ];
+        flags.extend(more.iter().map(|flag| (*flag).to_owned()));
         if is_root() {
             // Chromium refuses to sandbox itself as root.
             flags.push("--no-sandbox".to_owned());

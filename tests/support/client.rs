@@ -604,7 +604,7 @@ async fn open_http1(
         cursor => format!("last-event-id: {cursor}\r\n"),
     };
     let path = plan.path();
-    let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n{header}\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{header}\r\n");
     socket.write_all(request.as_bytes()).await.ok()?;
     let mut head = Vec::new();
     let end = loop {

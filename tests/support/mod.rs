@@ -288,6 +288,8 @@ pub struct Gateway {
     pub data: SocketAddr,
     /// The admin listener.
     pub admin: SocketAddr,
+    /// The listener for the PROXY protocol, if there is one.
+    pub proxied: Option<SocketAddr>,
     log: Arc<Mutex<Vec<String>>>,
     http: reqwest::Client,
 }
@@ -308,6 +310,23 @@ impl Gateway {
         Self::start(&all).await
     }
 
+    /// Starts a gateway behind `redis` that may have so many descriptors, and waits until it is
+    /// ready.
+    pub async fn start_limited(
+        redis: &Redis,
+        descriptors: u32,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("ulimit -n {descriptors}; exec \"$0\"")])
+            .arg(BINARY)
+            .env("FANFARE_REDIS_URL", redis.url());
+        let gateway = Self::spawn(command, variables).await;
+        gateway.ready().await;
+        gateway
+    }
+
     /// Starts a gateway and waits until it listens.
     pub async fn start_unready(variables: &[(&str, &str)]) -> Self {
         Self::start_binary(Path::new(BINARY), variables).await
@@ -315,7 +334,10 @@ impl Gateway {
 
     /// Starts a gateway of any version and waits until it listens.
     pub async fn start_binary(binary: &Path, variables: &[(&str, &str)]) -> Self {
-        let mut command = Command::new(binary);
+        Self::spawn(Command::new(binary), variables).await
+    }
+
+    async fn spawn(mut command: Command, variables: &[(&str, &str)]) -> Self {
         command
             .env("FANFARE_LISTEN", "127.0.0.1:0")
             .env("FANFARE_ADMIN_LISTEN", "127.0.0.1:0")
@@ -334,21 +356,23 @@ impl Gateway {
                 for line in stderr.lines().map_while(Result::ok) {
                     let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                     if entry["message"] == "listening" {
-                        let address = |name: &str| entry[name].as_str().unwrap().parse().unwrap();
-                        let _ = listening.send((address("data"), address("admin")));
+                        let address = |name: &str| entry[name].as_str()?.parse().ok();
+                        let found = (address("data"), address("admin"), address("proxied"));
+                        let _ = listening.send(found);
                     }
                     log.lock().unwrap().push(line);
                 }
             });
         }
         let found = tokio::task::spawn_blocking(move || addresses.recv_timeout(DEADLINE)).await;
-        let (data, admin) = found
+        let (data, admin, proxied): (Option<SocketAddr>, Option<SocketAddr>, _) = found
             .unwrap()
             .unwrap_or_else(|_| panic!("the gateway did not start: {:#?}", log.lock().unwrap()));
         Self {
             process,
-            data,
-            admin,
+            data: data.unwrap(),
+            admin: admin.unwrap(),
+            proxied,
             log,
             http: reqwest::Client::new(),
         }
@@ -426,6 +450,14 @@ impl Gateway {
         std::fs::read_dir(format!("/proc/{}/fd", self.process.0.id()))
             .unwrap()
             .count()
+    }
+
+    /// The processor time it has used, in ticks of 10 ms (`/proc/PID/stat`, proc(5)).
+    pub fn cpu_ticks(&self) -> u64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.process.0.id())).unwrap();
+        let (_, fields) = stat.rsplit_once(") ").unwrap();
+        let fields: Vec<_> = fields.split(' ').collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     }
 
     /// What the process holds of memory, in bytes.
@@ -531,7 +563,11 @@ impl Raw {
 
     /// Opens a stream.
     pub async fn get(address: SocketAddr, path: &str) -> Self {
-        Self::send(address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n")).await
+        Self::send(
+            address,
+            &format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n"),
+        )
+        .await
     }
 
     /// Reads until `text` has been received, and returns everything up to its end.

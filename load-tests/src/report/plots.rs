@@ -7,6 +7,8 @@ use plotters::prelude::{
     PathElement, RGBColor, SVGBackend, SeriesLabelPosition, WHITE,
 };
 
+use super::table::short;
+
 const SIZE: (u32, u32) = (860, 420);
 const MARGIN: u32 = 24;
 /// Told apart without telling red from green.
@@ -104,6 +106,42 @@ pub(crate) fn plain(lines: &[Line], x_name: &str, y_name: &str) -> Result<String
     Ok(svg)
 }
 
+/// Lines on two logarithmic axes; every value is above zero.
+pub(crate) fn logarithmic(lines: &[Line], x_name: &str, y_name: &str) -> Result<String> {
+    let (x_end, y_end) = ends(lines);
+    let start = |of: fn(&(f64, f64)) -> f64, end: f64| {
+        let points = lines.iter().flat_map(|line| &line.points);
+        points.map(of).fold(end, f64::min).max(1e-3)
+    };
+    let (x_start, y_start) = (start(|point| point.0, x_end), start(|point| point.1, y_end));
+    let mut svg = String::new();
+    {
+        let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
+        area.fill(&WHITE).map_err(broken)?;
+        let mut chart = ChartBuilder::on(&area)
+            .margin(MARGIN)
+            .x_label_area_size(40)
+            .y_label_area_size(90)
+            .build_cartesian_2d(
+                (x_start..x_end.max(x_start * 10.0)).log_scale(),
+                (y_start..y_end.max(y_start * 10.0)).log_scale(),
+            )
+            .map_err(broken)?;
+        chart
+            .configure_mesh()
+            .x_desc(x_name)
+            .y_desc(y_name)
+            .x_label_formatter(&|value| short(*value))
+            .y_label_formatter(&|value| round(*value).to_string())
+            .max_light_lines(1)
+            .draw()
+            .map_err(broken)?;
+        draw(&mut chart, lines, SeriesLabelPosition::UpperLeft)?;
+        area.present().map_err(broken)?;
+    }
+    Ok(svg)
+}
+
 /// The lines, each in its colour, and the legend.
 fn draw<'a, X, Y>(
     chart: &mut ChartContext<'a, SVGBackend<'a>, Cartesian2d<X, Y>>,
@@ -178,6 +216,7 @@ mod tests {
         for svg in [
             latency(&lines).unwrap(),
             plain(&lines, "s", "events").unwrap(),
+            logarithmic(&lines, "connections", "cores").unwrap(),
             plain(&[], "x", "y").unwrap(),
         ] {
             assert!(

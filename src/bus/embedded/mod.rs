@@ -3,6 +3,7 @@
 mod store;
 mod tickets;
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
@@ -11,11 +12,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use self::store::{Full, Limits, Store};
 use super::routing::{Routing, Wish};
-use super::{BusHealth, Inputs, KeepOptions, PublishError, Publisher, Services, TicketStore};
+use super::{
+    BusHealth, Inputs, KeepOptions, PeerSender, PublishError, Publisher, Services, TicketStore,
+    peers,
+};
 use crate::config::Config;
-use crate::hub::{BusEvent, HistoryRequest, InterestUpdate};
-use crate::protocol::{ChannelName, Event, EventId};
-use crate::telemetry::occurrences::{EventReceived, NoAudience};
+use crate::hub::{BusEvent, HistoryRequest, InterestUpdate, MOST_REVOCATIONS, Revocations};
+use crate::protocol::{ChannelName, Event, EventId, Revocation};
+use crate::telemetry::occurrences::EventReceived;
 use crate::telemetry::{BusMetrics, EventKind};
 
 pub(super) use tickets::EmbeddedTickets;
@@ -34,6 +38,18 @@ const TICK: Duration = Duration::from_secs(5);
 /// has Redis.
 const MOST_BYTES: usize = 256 << 20;
 
+/// What is on its way into the bus.
+#[derive(Debug)]
+enum Command {
+    Publish(Published),
+    Revoke(Revocation, oneshot::Sender<Result<(), TooMany>>),
+}
+
+/// There is no room for another revocation.
+#[derive(Debug, thiserror::Error)]
+#[error("there are {MOST_REVOCATIONS} revocations, which is the most")]
+struct TooMany;
+
 /// An event on its way into the bus.
 #[derive(Debug)]
 struct Published {
@@ -51,7 +67,7 @@ struct Keep {
 
 /// Publishes into this process.
 #[derive(Clone, Debug)]
-pub struct EmbeddedPublisher(mpsc::Sender<Published>);
+pub struct EmbeddedPublisher(mpsc::Sender<Command>);
 
 impl EmbeddedPublisher {
     pub(super) async fn publish(
@@ -59,11 +75,11 @@ impl EmbeddedPublisher {
         channel: &ChannelName,
         event: Event,
     ) -> Result<(), PublishError> {
-        self.send(Published {
+        self.send(Command::Publish(Published {
             channel: channel.clone(),
             event,
             keep: None,
-        })
+        }))
         .await
     }
 
@@ -74,25 +90,37 @@ impl EmbeddedPublisher {
         options: KeepOptions,
     ) -> Result<EventId, PublishError> {
         let (reply, answer) = oneshot::channel();
-        self.send(Published {
+        self.send(Command::Publish(Published {
             channel: channel.clone(),
             event,
             keep: Some(Keep { options, reply }),
-        })
+        }))
         .await?;
-        match timeout(PUBLISH_DEADLINE, answer).await {
-            Ok(Ok(result)) => result.map_err(|full| PublishError::Unavailable(full.to_string())),
-            Ok(Err(_)) => Err(PublishError::Unavailable("the gateway is stopping".into())),
-            Err(_) => Err(PublishError::Unavailable("no answer in time".into())),
-        }
+        answered(answer).await
     }
 
-    async fn send(&self, published: Published) -> Result<(), PublishError> {
-        match timeout(PUBLISH_DEADLINE, self.0.send(published)).await {
+    pub(super) async fn revoke(&self, revocation: Revocation) -> Result<(), PublishError> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Command::Revoke(revocation, reply)).await?;
+        answered(answer).await
+    }
+
+    async fn send(&self, command: Command) -> Result<(), PublishError> {
+        match timeout(PUBLISH_DEADLINE, self.0.send(command)).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(PublishError::Unavailable("the gateway is stopping".into())),
             Err(_) => Err(PublishError::Unavailable("its queue is full".into())),
         }
+    }
+}
+
+async fn answered<T, E: std::fmt::Display>(
+    answer: oneshot::Receiver<Result<T, E>>,
+) -> Result<T, PublishError> {
+    match timeout(PUBLISH_DEADLINE, answer).await {
+        Ok(Ok(result)) => result.map_err(|error| PublishError::Unavailable(error.to_string())),
+        Ok(Err(_)) => Err(PublishError::Unavailable("the gateway is stopping".into())),
+        Err(_) => Err(PublishError::Unavailable("no answer in time".into())),
     }
 }
 
@@ -123,6 +151,9 @@ pub(super) fn start(
         publisher: Publisher::Embedded(EmbeddedPublisher(publisher)),
         tickets: TicketStore::Embedded(EmbeddedTickets::default()),
         health,
+        tally: None,
+        peers: PeerSender::Alone,
+        heard: peers::queue().1,
     }
 }
 
@@ -159,12 +190,13 @@ struct EmbeddedBus {
 }
 
 impl EmbeddedBus {
-    async fn run(mut self, inputs: Inputs, mut published: mpsc::Receiver<Published>) {
+    async fn run(mut self, inputs: Inputs, mut commands: mpsc::Receiver<Command>) {
         let Inputs {
             mut updates,
             mut asked,
+            revocations,
         } = inputs;
-        let mut events = Vec::new();
+        let mut waiting = Vec::new();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -174,16 +206,24 @@ impl EmbeddedBus {
                     None => return,
                 },
                 Some(request) = asked.recv() => self.answer(request),
-                _ = published.recv_many(&mut events, PUBLISH_QUEUE) => {
+                _ = commands.recv_many(&mut waiting, PUBLISH_QUEUE) => {
                     self.routing.note_arrival(std::time::Instant::now());
-                    for event in events.drain(..) {
-                        self.publish(event).await;
+                    for command in waiting.drain(..) {
+                        match command {
+                            Command::Publish(published) => self.publish(published).await,
+                            Command::Revoke(revocation, reply) => {
+                                let done = self.revoke(&revocations, revocation).await;
+                                // Who is gone needs no answer.
+                                let _ = reply.send(done);
+                            }
+                        }
                     }
                     self.routing.flush().await;
                 }
                 _ = ticks.tick() => {
                     let position = self.store.probe(self.clock.now_ms());
                     self.routing.tell_position(position).await;
+                    revocations.prune();
                 }
             }
         }
@@ -208,7 +248,20 @@ impl EmbeddedBus {
             .store
             .read(&request.channel, request.read, self.clock.now_ms());
         // A shard that is gone needs no answer.
-        let _ = request.reply.send(Ok(std::sync::Arc::new(page)));
+        let _ = request.reply.send(Ok(Arc::new(page)));
+    }
+
+    async fn revoke(
+        &mut self,
+        revocations: &Revocations,
+        revocation: Revocation,
+    ) -> Result<(), TooMany> {
+        if revocations.add(std::slice::from_ref(&revocation)) > 0 {
+            return Err(TooMany);
+        }
+        let revoked = Arc::new(std::iter::once(revocation).collect());
+        self.routing.tell_revoked(revoked).await;
+        Ok(())
     }
 
     async fn publish(&mut self, published: Published) {
@@ -217,27 +270,25 @@ impl EmbeddedBus {
             event,
             keep,
         } = published;
-        if self.routing.wants(channel.as_str()) {
-            let kind = match keep {
-                Some(_) => EventKind::Kept,
-                None => EventKind::Live,
-            };
-            EventReceived(kind).emit(&self.metrics);
-        }
-        let nobody_may = event.audience().is_some();
-        if nobody_may {
-            NoAudience.emit(&self.metrics);
-        }
+        let wanted = self.routing.wants(channel.as_str());
+        let received = |kind| {
+            if wanted {
+                EventReceived(kind).emit(&self.metrics);
+            }
+        };
         match keep {
-            None if nobody_may => {}
-            None => self.routing.route(BusEvent::live(channel, event)).await,
+            None => {
+                received(EventKind::Live);
+                self.routing.route(BusEvent::live(channel, event)).await;
+            }
             Some(Keep { options, reply }) => {
-                let event = (!nobody_may).then_some(event);
                 let now_ms = self.clock.now_ms();
-                let stored = self.store.publish(&channel, event, &options, now_ms);
+                let stored = self.store.publish(&channel, Some(event), &options, now_ms);
                 let answer = match stored {
+                    // Published before, with the same key.
                     Ok((id, None)) => Ok(id),
                     Ok((id, Some(event))) => {
+                        received(EventKind::Kept);
                         let event = BusEvent::kept(channel, event, false);
                         self.routing.route(event).await;
                         Ok(id)

@@ -107,7 +107,7 @@ impl Backfill {
     /// # Errors
     /// When the connection is lost: then nothing is told, and the next one begins again.
     pub(super) async fn start(mut self, missed: Vec<Missed>) -> RedisResult<Started> {
-        let key = state_key(&self.reader.prefix);
+        let key = state_key(self.reader.prefix());
         let Some(bound) = read_state(&mut self.connection, &key).await? else {
             return Ok(Started {
                 bound: None,

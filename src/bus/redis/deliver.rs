@@ -12,24 +12,22 @@ use tokio::time::Instant;
 use super::backfill::{Missed, Recovered, Recovery, Started};
 use super::ingest::{Incoming, Mark, Message, ProbeId};
 use crate::bus::chain::{Arrival, arrival, backfill_from, seen_in};
+use crate::bus::kept_event;
 use crate::bus::routing::{Record, Routing};
-use crate::bus::{Withheld, kept_event};
 use crate::hub::positions::Positions;
 use crate::hub::{BusEvent, GapNotice, Generation, ShardId};
 use crate::protocol::{
     ChannelName, Cursor, EventId, Frame, GapReason, HistoryPage, KeptEvent, KeptFrame, Link,
     Linked, Retention, decode, decode_frame, is_frame,
 };
-use crate::telemetry::occurrences::{
-    EventBackfilled, EventReceived, IdsLost, LogLimit, MessageDropped, NoAudience,
-};
+use crate::telemetry::occurrences::{EventBackfilled, EventReceived, IdsLost, MessageDropped};
 use crate::telemetry::{BusMetrics, DropReason, EventKind};
 
-/// An id further ahead of the newest known one than so many lag bounds, and the time that has
-/// passed since that was new, is believed only once Redis says that it has issued it: a forged one
-/// would move every cursor to where no event follows for long. A failover moves ids by one bound,
-/// and probes, which are ours alone, tell every few seconds where ids are.
-const MOST_AHEAD_LAG_BOUNDS: u32 = 10;
+/// An id further ahead of the newest known one than this, and the time that has passed since that
+/// was new, is believed only once Redis says that it has issued it: a forged one would move every
+/// cursor to where no event follows for long, and hide the events before it. Probes, which are ours
+/// alone, tell every few seconds where ids are; that ids jump costs one read.
+const MOST_AHEAD: Duration = Duration::from_secs(5);
 
 /// An event that history must be read for first.
 #[derive(Debug)]
@@ -66,7 +64,6 @@ pub(super) struct Delivery {
     pub(super) routing: Routing,
     pub(super) metrics: BusMetrics,
     pub(super) retention: Retention,
-    drop_log: LogLimit,
     /// Everything up to this id was routed, or told as missing. `None`: there are no ids here,
     /// and kept events are live ones.
     position: Option<EventId>,
@@ -109,7 +106,6 @@ impl Delivery {
             routing,
             metrics,
             retention,
-            drop_log: LogLimit::default(),
             position: None,
             positions: Positions::new(lag_bound),
             moved_at: Instant::now(),
@@ -291,7 +287,7 @@ impl Delivery {
         }
         let frame = match decode_frame(payload, self.max_event_bytes) {
             Ok(Frame::Event(frame)) => frame,
-            Ok(Frame::Probe { .. }) => return None,
+            Ok(Frame::Probe { .. } | Frame::Revocation(_)) => return None,
             Err(fault) => {
                 if let Some(channel) = &channel {
                     self.note_dropped(channel, DropReason::Frame, &fault);
@@ -308,7 +304,6 @@ impl Delivery {
             record.had_live = true;
         }
         match decode(payload, self.max_event_bytes) {
-            Ok(event) if event.audience().is_some() => NoAudience.emit(&self.metrics),
             Ok(event) => self.routing.route(BusEvent::live(channel, event)).await,
             Err(fault) => self.note_dropped(&channel, DropReason::from(&fault), &fault),
         }
@@ -322,7 +317,7 @@ impl Delivery {
         if channel.is_some() {
             EventReceived(EventKind::Kept).emit(&self.metrics);
         }
-        let (event, withheld) = kept_event(frame);
+        let (event, fault) = kept_event(frame);
         let Some(channel) = channel else {
             // Nobody wants it any more; who comes back before it is unsubscribed is told so.
             if !self.is_far_ahead(event.id) {
@@ -330,12 +325,8 @@ impl Delivery {
             }
             return None;
         };
-        match withheld {
-            None => {}
-            Some(Withheld::NoAudience) => NoAudience.emit(&self.metrics),
-            Some(Withheld::Fault(fault)) => {
-                self.note_dropped(&channel, DropReason::from(&fault), &fault);
-            }
+        if let Some(fault) = fault {
+            self.note_dropped(&channel, DropReason::from(&fault), &fault);
         }
         if self.position.is_none() {
             if let Some(record) = self.routing.record(&channel) {
@@ -358,10 +349,7 @@ impl Delivery {
     }
 
     fn is_far_ahead(&self, id: EventId) -> bool {
-        let most = self
-            .lag_bound
-            .saturating_mul(MOST_AHEAD_LAG_BOUNDS)
-            .saturating_add(self.moved_at.elapsed());
+        let most = MOST_AHEAD.saturating_add(self.moved_at.elapsed());
         self.position.is_some_and(|newest| id.since(newest) > most)
     }
 
@@ -543,13 +531,13 @@ impl Delivery {
         self.routing.channel(name).cloned()
     }
 
-    fn note_dropped(&mut self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
+    fn note_dropped(&self, channel: &ChannelName, reason: DropReason, fault: &dyn Display) {
         MessageDropped {
             channel,
             reason,
             fault,
         }
-        .emit(&self.metrics, &mut self.drop_log);
+        .emit(&self.metrics);
     }
 }
 
@@ -631,7 +619,7 @@ mod tests {
             tail_bytes: 1 << 20,
             max_connection_age: None,
         };
-        let hub = Hub::new(settings, Arc::default(), mpsc::channel(1).0);
+        let hub = Hub::new(settings, Arc::default(), mpsc::channel(1).0, Arc::default());
         let request = StreamRequest {
             channels: vec![name("a"), name("b")],
             start: Start::Live,
@@ -911,7 +899,7 @@ mod tests {
     async fn ids_far_ahead_are_looked_up_unless_time_has_passed() {
         let mut world = World::new(Some(100)).await;
         world.told().await;
-        let ahead = 100 + 10 * 60_000 + 1;
+        let ahead = 100 + 60_000;
         for (issued, told) in [(ahead - 1, ""), (ahead, &*format!("a:{ahead}"))] {
             let interrupted = world.delivery.message(kept_message("a", ahead, 0)).await;
             let interrupted = interrupted.unwrap();
@@ -936,8 +924,8 @@ mod tests {
         }
         let dropped = world.delivery.metrics.dropped(DropReason::IdAhead);
         assert_eq!(dropped.get(), 1);
-        let later = 2 * ahead + 1;
-        world.delivery.moved_at -= Duration::from_secs(601);
+        let later = 2 * ahead;
+        world.delivery.moved_at -= Duration::from_secs(60);
         let interrupted = world
             .delivery
             .message(kept_message("a", later, ahead))

@@ -1,12 +1,13 @@
 #!lua name=fanfare
 
--- Kept events: issues ids, keeps histories, publishes frames.
+-- Kept events: issues ids, keeps histories, publishes frames. And who is kept out.
 --
 -- What is stored, all of it below the prefix, here `sse:`:
 --   sse:<channel>             stream: the history, one field `f` an entry, which holds the frame
 --   sse:$state                "<last id> <epoch>": the newest id issued, and the first
 --   sse:$config               hash: the lengths and times below, so that publishers agree on them
 --   sse:$key.<channel>/<key>  the id that was issued for an idempotency key
+--   sse:$revocations          sorted set: `sub:<subject>` and `jti:<token id>`, by until when
 --
 -- The locals of a library live as long as the process: a restart, a promotion and a reload reset
 -- them. That is how a process knows that the state is not what it wrote last. While a library is
@@ -36,6 +37,19 @@ local MAX_TO_BYTES = 16384
 local MAX_TO_DEPTH = 127
 local MAX_KEY_BYTES = 256
 local MAX_CHANNEL_BYTES = 200
+local MAX_REVOKED_BYTES = 1024
+-- At a time: gateways keep them in memory.
+local MOST_REVOCATIONS = 100000
+-- For how long somebody is kept out, in seconds: where nothing is said, and at the most.
+local REVOCATION_SECONDS = 2592000
+local MOST_REVOCATION_SECONDS = 315360000
+-- For how long tokens are good behind their `exp`, since clocks differ.
+local TOKEN_LEEWAY_MS = 5000
+-- Up to here a number counts milliseconds exactly, and its text has so many digits.
+local MAX_MS = 9007199254740991
+local MAX_DIGITS = 16
+-- How far the entries of a history may be ahead of the clock, in lag bounds, to be jumped over.
+local MOST_JUMPED_LAGS = 10
 
 -- How long a read $config is good for.
 local CONFIG_AGE_MS = 1000
@@ -253,21 +267,29 @@ end
 
 -- ------------------------------------------------------------------------------------- ids
 
--- The newest id issued, its milliseconds, and the epoch; nil where there is no state.
+-- The newest id issued, its milliseconds, and the epoch; nil where there is no state, or one that
+-- no function has written.
 local function parse_state(state)
   if not state then
     return nil
   end
-  local last, ms, epoch = state:match('^((%d+)%-%d+) (%d+%-%d+)$')
+  local last, ms, n, epoch, epoch_ms, epoch_n = state:match('^((%d+)%-(%d+)) ((%d+)%-(%d+))$')
+  if not last or #n > MAX_DIGITS or #epoch_ms > MAX_DIGITS or #epoch_n > MAX_DIGITS
+    or tonumber(ms) > MAX_MS - MOST.lag_ms then
+    return nil
+  end
   return last, tonumber(ms), epoch
 end
 
 -- Issues the next id and writes the state: the first write of every function that writes, so
--- that whatever fails afterwards, no id is issued twice.
-local function issue(domain, now)
+-- that whatever fails afterwards, no id is issued twice. `beyond_ms`: the id jumps beyond it.
+local function issue(domain, now, beyond_ms)
   local state = redis.call('GET', domain.state_key)
   local ms, n, epoch = domain.ms, 0, domain.epoch
-  if state and state == domain.written then
+  domain.before_state, domain.before_written = state, domain.written
+  domain.before_ms, domain.before_ms_text = ms, domain.ms_text
+  domain.before_n, domain.before_epoch = domain.n, epoch
+  if state and state == domain.written and not beyond_ms then
     if now > ms then
       ms = now
       domain.ms_text = ('%.0f'):format(ms)
@@ -278,7 +300,7 @@ local function issue(domain, now)
     -- Restarted, promoted, flushed: ids that were issued may be lost. They are at most the lag
     -- bound ahead of what is known.
     local _, state_ms, state_epoch = parse_state(state)
-    ms = math.max(now, state_ms or 0, ms) + read_config(domain, now).lag_ms
+    ms = math.max(now, state_ms or 0, ms, beyond_ms or 0) + read_config(domain, now).lag_ms
     epoch = state_epoch
     domain.ms_text = ('%.0f'):format(ms)
   end
@@ -288,11 +310,25 @@ local function issue(domain, now)
   redis.call('SET', domain.state_key, written)
   domain.written, domain.ms, domain.n, domain.epoch = written, ms, n, epoch
   if domain.config.absent then
-    -- A publisher that may not write it goes on with the same values.
-    redis.pcall('HSET', domain.config_key, config_pairs(domain.config))
+    -- A publisher that may not write it goes on with the same values. Asked first: a refusal
+    -- would stand in Redis' ACL LOG.
+    if redis.acl_check_cmd('HSET', domain.config_key, 'length', '1') then
+      redis.pcall('HSET', domain.config_key, config_pairs(domain.config))
+    end
     domain.config.absent = false
   end
   return id
+end
+
+-- Takes back the id that was issued just now and that nobody has seen. The very first stays: a
+-- publisher may not delete the state.
+local function take_back(domain)
+  if not domain.before_state then
+    return
+  end
+  redis.call('SET', domain.state_key, domain.before_state)
+  domain.written, domain.ms = domain.before_written, domain.before_ms
+  domain.ms_text, domain.n, domain.epoch = domain.before_ms_text, domain.before_n, domain.before_epoch
 end
 
 -- ----------------------------------------------------------------------------------- publish
@@ -307,6 +343,18 @@ local function forbidden(command, key)
   if not redis.acl_check_cmd(command, key, '') then
     return redis.error_reply('NOPERM fanfare_publish: this user may not ' .. command .. ' to ' .. key)
   end
+end
+
+-- Whether XADD was refused because the stream has had a later id.
+local function is_ahead(added)
+  return added.err and (added.err:find('equal or smaller', 1, true)
+    or added.err:find('exhausted the last possible ID', 1, true)) ~= nil
+end
+
+-- The refusal where somebody else has written to a history, with an id that none of ours follows.
+local function not_ours(key)
+  return redis.error_reply('WRONGTYPE fanfare_publish: ' .. key .. ' has had an entry that is not '
+    .. 'of this function, ahead of all ids. DEL ' .. key .. ' heals it')
 end
 
 -- Checks the value of each option and puts what it says into `fields`; returns the rule that is
@@ -451,6 +499,7 @@ local function publish(keys, argv)
     or domain.ms_text == domain.ttl_changed_ms_text
   refused = is_expiry_new and forbidden('PEXPIREAT', key)
   if refused then
+    take_back(domain)
     return refused
   end
   local now_text = now == domain.ms and domain.ms_text or ('%.0f'):format(now)
@@ -465,17 +514,23 @@ local function publish(keys, argv)
   config = domain.config
   local length_text = fields and fields.length_text or config.length_text
   local added = redis.pcall('XADD', key, 'MAXLEN', length_text, id, 'f', frame)
-  if added ~= id then
-    if not (added.err and added.err:find('equal or smaller', 1, true)) then
-      return added
-    end
+  if added ~= id and is_ahead(added) then
     -- The history is ahead of the state, which was deleted or restored by hand: jump beyond it.
-    domain.ms = math.max(domain.ms, tonumber(prev:match('^%d+')))
-    domain.written = nil
-    id = issue(domain, now)
+    -- But what one channel holds must not drive the ids of all.
+    local most_ms = math.max(domain.ms, now + MOST_JUMPED_LAGS * config.lag_ms)
+    take_back(domain)
+    local beyond_ms = tonumber(prev:match('^%d+'))
+    if beyond_ms > most_ms then
+      return not_ours(key)
+    end
+    id = issue(domain, now, beyond_ms)
     frame = '\2551e' .. id .. rest
-    redis.call('XADD', key, 'MAXLEN', length_text, id, 'f', frame)
     is_expiry_new = true
+    added = redis.pcall('XADD', key, 'MAXLEN', length_text, id, 'f', frame)
+  end
+  if added ~= id then
+    take_back(domain)
+    return is_ahead(added) and not_ours(key) or added
   end
   if is_expiry_new then
     redis.call('PEXPIREAT', key, ('%.0f'):format(domain.ms + config.ttl_ms))
@@ -485,6 +540,66 @@ local function publish(keys, argv)
   end
   redis.call('PUBLISH', key, frame)
   return id
+end
+
+-- -------------------------------------------------------------------------------- revocation
+
+local function revoke_fault(argument, rule)
+  return redis.error_reply('ERR fanfare_revoke: ' .. argument .. ': ' .. rule)
+end
+
+-- FCALL fanfare_revoke 1 <prefix>$revocations sub|jti <value> [exp <Unix s> | ttl <s>]
+--   ->  until when, in Unix seconds
+--
+-- Stored first and told then, at once: a gateway that subscribes and then reads misses nobody.
+local function revoke(keys, argv)
+  local key = keys[1]
+  local domain, name = find_domain(key or '')
+  if #keys ~= 1 or not domain or name ~= '$revocations' then
+    return revoke_fault('key', 'is <prefix>$revocations, the only key')
+  end
+  local kind, value, option, number = argv[1], argv[2], argv[3], argv[4]
+  if kind ~= 'sub' and kind ~= 'jti' then
+    return revoke_fault('arguments', 'begin with sub or jti')
+  elseif not value or #value < 1 or #value > MAX_REVOKED_BYTES or not is_utf8(value) then
+    return revoke_fault(kind, 'is UTF-8 of 1 to ' .. MAX_REVOKED_BYTES .. ' bytes')
+  elseif option and option ~= 'exp' and option ~= 'ttl' or argv[5] then
+    return revoke_fault('arguments', 'end with exp or ttl and a number, or neither')
+  end
+  local now = now_ms()
+  local now_s = (now - now % 1000) / 1000
+  local until_s = now_s + REVOCATION_SECONDS
+  if option == 'ttl' then
+    local seconds = whole(number, 1, MOST_REVOCATION_SECONDS)
+    if not seconds then
+      return revoke_fault('ttl', 'is a whole number of seconds from 1 to ' .. MOST_REVOCATION_SECONDS)
+    end
+    -- Not shorter: the second that has begun counts.
+    until_s = now_s + 1 + seconds
+  elseif option == 'exp' then
+    until_s = whole(number, now_s + 1, now_s + 1 + MOST_REVOCATION_SECONDS)
+    if not until_s then
+      return revoke_fault('exp', 'is a time to come in Unix seconds, at most ten years from now')
+    end
+  end
+
+  local channel = domain.prefix .. '$control'
+  if not redis.acl_check_cmd('PUBLISH', channel, '') then
+    return redis.error_reply('NOPERM fanfare_revoke: this user may not PUBLISH to ' .. channel)
+  end
+  local member = kind .. ':' .. value
+  redis.call('ZREMRANGEBYSCORE', key, '-inf', ('%.0f'):format(now - TOKEN_LEEWAY_MS))
+  if redis.call('ZCARD', key) >= MOST_REVOCATIONS and not redis.call('ZSCORE', key, member) then
+    return redis.error_reply('ERR there are ' .. MOST_REVOCATIONS .. ' revocations, which is the most')
+  end
+  local until_ms_text = ('%.0f'):format(until_s * 1000)
+  redis.call('ZADD', key, 'GT', until_ms_text, member)
+  -- One of them lasts until the last does.
+  local kept_ms_text = ('%.0f'):format(until_s * 1000 + TOKEN_LEEWAY_MS)
+  redis.call('PEXPIREAT', key, kept_ms_text, 'NX')
+  redis.call('PEXPIREAT', key, kept_ms_text, 'GT')
+  redis.call('PUBLISH', channel, '\2551r' .. until_ms_text .. '\n' .. member)
+  return until_s
 end
 
 -- ------------------------------------------------------------------------------------- probe
@@ -576,8 +691,9 @@ end
 -- FCALL_RO fanfare_history 1 <prefix><channel> newest <n> <max events> <max bytes>
 --   The bytes do not count for two events: who begins with the last known one gets the one after
 --   it too.
---   ->  newest id issued, epoch, the time in Unix milliseconds, ttl_ms, old_ttl_ms, ttl_since, evictable,
---       oldest id, its prev, start, complete, frame...
+--   ->  newest id issued, epoch, the time in Unix milliseconds, ttl_ms, old_ttl_ms, ttl_since,
+--       evictable (0, 1; 2: the key holds something else, so that nothing is known of the
+--       channel's history), oldest id, its prev, start, complete, frame...
 local function history(keys, argv)
   local key = keys[1]
   if #keys ~= 1 then
@@ -616,6 +732,14 @@ local function history(keys, argv)
   local now = now_ms()
   local config = config_of(domain, now)
   local last, _, epoch = parse_state(redis.call('GET', domain.state_key))
+  local first = redis.pcall('XRANGE', key, '-', '+', 'COUNT', '1')
+  if first.err then
+    if not first.err:find('WRONGTYPE', 1, true) then
+      return first
+    end
+    return { last or '', epoch or '', now, config.ttl_ms, config.old_ttl_ms, config.ttl_since,
+      2, '', '', from or '0-0', 1 }
+  end
   local oldest, oldest_prev = '', ''
   walk('XRANGE', key, '-', '+', function(id, frame)
     oldest, oldest_prev = id, frame:match('^\2551e%d+%-%d+ (%d+%-%d+) ') or ''
@@ -713,6 +837,7 @@ local function library()
 end
 
 redis.register_function('fanfare_publish', publish)
+redis.register_function('fanfare_revoke', revoke)
 redis.register_function('fanfare_probe', probe)
 redis.register_function('fanfare_configure', configure)
 redis.register_function{

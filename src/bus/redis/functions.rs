@@ -13,8 +13,11 @@ pub(super) enum Refusal {
     Forbidden,
     /// An argument breaks a rule, named here.
     Rejected(String),
-    /// Something else: no memory, too few replicas, a disk that is full. It may pass.
-    NotNow,
+    /// The channel's key holds something else than a history, or what others have written to it.
+    NotAHistory,
+    /// Something else: no memory, too few replicas, a disk that is full. It may pass. With the
+    /// code that Redis says it with: `OOM`, `NOREPLICAS`, `MISCONF`.
+    NotNow(String),
 }
 
 /// What an answer means; `None` where there was none.
@@ -26,7 +29,8 @@ pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
     Some(match (error.kind(), error.code()) {
         (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => Refusal::ReadOnly,
         (ErrorKind::Server(ServerErrorKind::NoPerm), _) => Refusal::Forbidden,
-        (_, Some("ERR")) => match detail.strip_prefix("fanfare_publish: ") {
+        (_, Some("WRONGTYPE")) => Refusal::NotAHistory,
+        (_, Some("ERR")) => match broken_rule(detail) {
             Some(rule) => Refusal::Rejected(rule.to_owned()),
             None if detail.starts_with("Function not found")
                 || detail.starts_with("unknown command") =>
@@ -35,10 +39,16 @@ pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
             }
             // As Redis 7.0 says it of a command within a function.
             None if detail.starts_with("The user executing the script can't") => Refusal::Forbidden,
-            None => Refusal::NotNow,
+            None => Refusal::NotNow("ERR".to_owned()),
         },
-        _ => Refusal::NotNow,
+        (_, code) => Refusal::NotNow(code.unwrap_or_default().to_owned()),
     })
+}
+
+/// The rule in the refusal of a function that publishers call.
+fn broken_rule(detail: &str) -> Option<&str> {
+    let rule = |function| detail.strip_prefix(function);
+    rule("fanfare_publish: ").or_else(|| rule("fanfare_revoke: "))
 }
 
 /// A call of a function that writes, on `key`.
@@ -65,6 +75,7 @@ mod tests {
             let value = redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).unwrap();
             value.extract_error().unwrap_err()
         };
+        let not_now = |code: &str| Refusal::NotNow(code.to_owned());
         for (text, expected) in [
             ("ERR Function not found", Refusal::Missing),
             ("ERR unknown command 'FCALL', with args", Refusal::Missing),
@@ -74,13 +85,22 @@ mod tests {
                 Refusal::Forbidden,
             ),
             ("READONLY You can't write", Refusal::ReadOnly),
-            ("OOM command not allowed", Refusal::NotNow),
-            ("NOREPLICAS Not enough good replicas", Refusal::NotNow),
-            ("MISCONF Redis is configured", Refusal::NotNow),
-            ("WRONGTYPE Operation against", Refusal::NotNow),
+            ("OOM command not allowed", not_now("OOM")),
+            ("NOREPLICAS Not enough good replicas", not_now("NOREPLICAS")),
+            ("MISCONF Redis is configured", not_now("MISCONF")),
+            ("ERR out of something", not_now("ERR")),
+            ("WRONGTYPE Operation against", Refusal::NotAHistory),
             (
                 "ERR fanfare_publish: key: has 1 to 256 bytes",
                 Refusal::Rejected("key: has 1 to 256 bytes".into()),
+            ),
+            (
+                "ERR fanfare_revoke: exp: is a time to come",
+                Refusal::Rejected("exp: is a time to come".into()),
+            ),
+            (
+                "ERR there are 100000 revocations",
+                Refusal::NotNow("ERR".into()),
             ),
         ] {
             assert_eq!(refusal(&error(text)), Some(expected), "{text}");

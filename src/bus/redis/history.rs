@@ -39,12 +39,24 @@ const MOST_WAITING: usize = 256;
 /// How histories are read.
 #[derive(Clone)]
 pub(super) struct HistoryReader {
-    pub(super) prefix: String,
-    pub(super) max_event_bytes: usize,
-    pub(super) metrics: BusMetrics,
+    prefix: String,
+    max_event_bytes: usize,
+    metrics: BusMetrics,
 }
 
+/// What the answer says of whether Redis may drop histories, where the channel's key holds
+/// something else than a history.
+const NO_HISTORY: i64 = 2;
+
 impl HistoryReader {
+    pub(super) fn new(prefix: &str, max_event_bytes: usize, metrics: &BusMetrics) -> Self {
+        Self {
+            prefix: prefix.to_owned(),
+            max_event_bytes,
+            metrics: metrics.clone(),
+        }
+    }
+
     /// Reads a part of a channel's history.
     pub(super) async fn read(
         &self,
@@ -68,19 +80,37 @@ impl HistoryReader {
             .arg(MAX_PAGE_BYTES.max(two_events));
         HistoryReadSent.emit(&self.metrics);
         let answer = command.query_async(connection).await?;
-        self.page(answer)
+        self.page(channel, answer)
+    }
+
+    /// What stands before a channel's name in Redis.
+    pub(super) fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     /// `last, epoch, now_ms, ttl_ms, old_ttl_ms, ttl_since, evictable, oldest id, its prev, start,
     /// complete, frame…`
-    fn page(&self, answer: Vec<Value>) -> RedisResult<HistoryPage<KeptEvent>> {
+    fn page(
+        &self,
+        channel: &ChannelName,
+        answer: Vec<Value>,
+    ) -> RedisResult<HistoryPage<KeptEvent>> {
         let mut values = Values(answer.into_iter());
         let (last, epoch) = (values.id()?, values.id()?);
         let now_ms = values.next()?;
         let ttl = values.milliseconds()?;
         let old_ttl = values.milliseconds()?;
         let ttl_since = values.id()?.unwrap_or_default();
-        let evictable = values.flag()?;
+        let evictable: i64 = values.next()?;
+        if evictable == NO_HISTORY {
+            // Nothing is known of such a channel's history: like one that may be dropped at any
+            // time, its absence proves nothing, and its live events go on.
+            tracing::warn!(
+                %channel,
+                "the channel's key in Redis holds something that is no history (WRONGTYPE): its \
+                 clients get a $gap when they come back"
+            );
+        }
         let (oldest, oldest_prev) = (values.id()?, values.id()?);
         let from = values.id()?.unwrap_or_default();
         let complete = values.flag()?;
@@ -93,7 +123,7 @@ impl HistoryReader {
                 old_ttl,
                 ttl_since,
             },
-            evictable,
+            evictable: evictable != 0,
             oldest: oldest.map(|id| Link {
                 id,
                 prev: oldest_prev.unwrap_or_default(),
@@ -110,7 +140,7 @@ impl HistoryReader {
         };
         match decode_frame(Bytes::from(bytes), self.max_event_bytes) {
             Ok(Frame::Event(frame)) => Some(kept_event(frame).0),
-            Ok(Frame::Probe { .. }) | Err(_) => {
+            Ok(Frame::Probe { .. } | Frame::Revocation(_)) | Err(_) => {
                 EntryUnreadable.emit(&self.metrics);
                 None
             }
@@ -241,7 +271,7 @@ impl HistoryService {
         let reading = timeout(COMMAND_DEADLINE, async {
             let pooled = self.pool.get().await;
             let mut connection = pooled.map_err(HistoryError::Unavailable)?;
-            let page = self.reader.read(&mut connection, channel, read).await;
+            let page = self.reader.read(&mut *connection, channel, read).await;
             page.map_err(|error| match refusal(&error) {
                 Some(Refusal::Forbidden) => HistoryError::Unsupported,
                 Some(Refusal::Missing) => {

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use redis::{PushInfo, PushKind, Value};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::protocol::{ChannelName, EventId, Frame, decode_frame, is_frame};
+use crate::bus::peers;
+use crate::protocol::{ChannelName, EventId, Frame, Revocation, decode_frame, is_frame};
 
 /// What may wait, in bytes. As much as Redis itself keeps for a subscriber that does not read
 /// (`client-output-buffer-limit pubsub 32mb`): a replica that is further behind than that starts
@@ -76,20 +77,33 @@ pub(super) struct Arrived {
     pub(super) since: Option<std::time::Instant>,
     /// The newest probe. Noted as it comes in: a backlog of ours is no fault of Redis.
     pub(super) probe: Option<ProbeArrival>,
+    /// They wait for nothing: what is before them may take a while.
+    pub(super) revocations: Vec<Revocation>,
+}
+
+impl Arrived {
+    fn is_empty(&self) -> bool {
+        self.items.is_empty() && self.probe.is_none() && self.revocations.is_empty()
+    }
 }
 
 /// What is to be taken from the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Take {
     Everything,
-    /// What has arrived stays where it is; only that a probe came back is told.
-    ProbesOnly,
+    /// What has arrived stays where it is, but for what does not wait: that a probe came back, and
+    /// revocations.
+    UrgentOnly,
 }
 
 struct State {
     probe_channel: Vec<u8>,
+    control_channel: Vec<u8>,
+    hears: mpsc::Sender<Bytes>,
     arrived: Arrived,
     bytes: usize,
+    /// What revocations take.
+    urgent_bytes: usize,
     end: Option<QueueEnd>,
 }
 
@@ -98,12 +112,20 @@ struct State {
 pub(super) struct PushQueue(Arc<(Mutex<State>, Notify)>);
 
 impl PushQueue {
-    /// An empty queue; messages of `probe_channel` are probes.
-    pub(super) fn new(probe_channel: &str) -> Self {
+    /// An empty queue; messages of `probe_channel` are probes. Those of `control_channel` are
+    /// revocations, and what else replicas say to each other, which goes to `hears` at once.
+    pub(super) fn new(
+        probe_channel: &str,
+        control_channel: &str,
+        hears: &mpsc::Sender<Bytes>,
+    ) -> Self {
         let state = State {
             probe_channel: probe_channel.into(),
+            control_channel: control_channel.into(),
+            hears: hears.clone(),
             arrived: Arrived::default(),
             bytes: 0,
+            urgent_bytes: 0,
             end: None,
         };
         Self(Arc::new((Mutex::new(state), Notify::new())))
@@ -120,6 +142,12 @@ impl PushQueue {
                 {
                     if channel == state.probe_channel {
                         state.take_probe(payload);
+                    } else if channel == state.control_channel {
+                        if is_frame(&payload) {
+                            state.take_control(payload);
+                        } else {
+                            peers::take(payload, &state.hears);
+                        }
                     } else {
                         let bytes = channel.len() + payload.len();
                         state.add(Incoming::Message(Message { channel, payload }), bytes);
@@ -151,17 +179,16 @@ impl PushQueue {
         loop {
             {
                 let mut state = self.lock();
-                let arrived = match take {
-                    Take::Everything => {
-                        state.bytes = 0;
-                        std::mem::take(&mut state.arrived)
+                state.urgent_bytes = 0;
+                let mut arrived = std::mem::take(&mut state.arrived);
+                match take {
+                    Take::Everything => state.bytes = 0,
+                    Take::UrgentOnly => {
+                        state.arrived.items = std::mem::take(&mut arrived.items);
+                        state.arrived.since = arrived.since.take();
                     }
-                    Take::ProbesOnly => Arrived {
-                        probe: state.arrived.probe.take(),
-                        ..Arrived::default()
-                    },
-                };
-                if !arrived.items.is_empty() || arrived.probe.is_some() {
+                }
+                if !arrived.is_empty() {
                     return Ok(arrived);
                 }
                 if let Some(end) = state.end {
@@ -193,13 +220,31 @@ impl State {
             return;
         }
         self.bytes += bytes + ITEM_OVERHEAD_BYTES;
-        if self.bytes > MOST_WAITING_BYTES && !self.arrived.items.is_empty() {
+        let waiting_bytes = self.bytes + self.urgent_bytes;
+        if waiting_bytes > MOST_WAITING_BYTES && !self.arrived.items.is_empty() {
             self.end = Some(QueueEnd::Overflowed);
         } else {
             self.arrived
                 .since
                 .get_or_insert_with(std::time::Instant::now);
             self.arrived.items.push_back(item);
+        }
+    }
+
+    /// A message of another gateway or of an operator. One of a kind that this version does not
+    /// know is for later ones.
+    fn take_control(&mut self, payload: Vec<u8>) {
+        if self.end.is_some() {
+            return;
+        }
+        self.urgent_bytes += payload.len() + ITEM_OVERHEAD_BYTES;
+        match decode_frame(Bytes::from(payload), 0) {
+            Ok(Frame::Revocation(revocation)) => self.arrived.revocations.push(revocation),
+            Ok(_) => {}
+            Err(fault) => tracing::debug!(%fault, "a control message is not understood"),
+        }
+        if self.bytes + self.urgent_bytes > MOST_WAITING_BYTES {
+            self.end = Some(QueueEnd::Overflowed);
         }
     }
 
@@ -221,7 +266,14 @@ impl State {
                     self.add(Incoming::Probe(probe), 0);
                     Some(number)
                 }
-                _ => None,
+                Ok(_) => None,
+                Err(fault) => {
+                    tracing::warn!(
+                        %fault,
+                        "a probe came back that cannot be read: see to the ids in <prefix>$state"
+                    );
+                    None
+                }
             }
         } else {
             let text = std::str::from_utf8(&payload).ok();
@@ -248,9 +300,13 @@ mod tests {
         }
     }
 
+    fn queue() -> PushQueue {
+        PushQueue::new("probe", "control", &mpsc::channel(1).0)
+    }
+
     #[tokio::test]
     async fn what_came_before_the_end_is_still_handed_out() {
-        let queue = PushQueue::new("probe");
+        let queue = queue();
         queue.push(message("c", b"one".to_vec()));
         queue.push(message("c", b"two".to_vec()));
         queue.push(PushInfo {
@@ -258,7 +314,7 @@ mod tests {
             data: vec![],
         });
         queue.push(message("c", b"late".to_vec()));
-        let end = queue.take(Take::ProbesOnly).await.unwrap_err();
+        let end = queue.take(Take::UrgentOnly).await.unwrap_err();
         assert_eq!(end, QueueEnd::Disconnected);
         let taken = queue.take(Take::Everything).await.unwrap();
         assert_eq!(taken.items.len(), 2);
@@ -268,11 +324,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_probe_passes_what_waits_and_its_id_does_not() {
-        let queue = PushQueue::new("probe");
+        let queue = queue();
         queue.push(message("c", b"one".to_vec()));
         queue.push(message("probe", b"\xff1p7-0 5-0 1\n7".to_vec()));
         assert_eq!(queue.probe().unwrap().number, 7);
-        let taken = queue.take(Take::ProbesOnly).await.unwrap();
+        let taken = queue.take(Take::UrgentOnly).await.unwrap();
         assert_eq!((taken.items.len(), taken.probe.unwrap().number), (0, 7));
         queue.push(message("probe", b"8".to_vec()));
         let taken = queue.take(Take::Everything).await.unwrap();
@@ -285,8 +341,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_revocation_passes_what_waits() {
+        let (hears, mut heard) = mpsc::channel(1);
+        let queue = PushQueue::new("probe", "control", &hears);
+        queue.push(message("c", b"one".to_vec()));
+        queue.push(message("control", b"\xff1r5\nsub:alice".to_vec()));
+        for of_a_later_version in [&b"\xff1z5\nx"[..], b"\xff9r5\nsub:bob", b"hello"] {
+            queue.push(message("control", of_a_later_version.to_vec()));
+        }
+        let taken = queue.take(Take::UrgentOnly).await.unwrap();
+        let revoked: Vec<_> = taken
+            .revocations
+            .iter()
+            .map(|revocation| revocation.revoked.to_string())
+            .collect();
+        assert_eq!((taken.items.len(), revoked), (0, vec!["sub:alice".into()]));
+        // What is no frame is for the other replicas' own business.
+        assert_eq!(heard.try_recv().unwrap(), "hello");
+        assert!(heard.try_recv().is_err());
+        let taken = queue.take(Take::Everything).await.unwrap();
+        assert_eq!((taken.items.len(), taken.revocations.len()), (1, 0));
+    }
+
+    #[tokio::test]
     async fn past_its_bound_it_ends() {
-        let queue = PushQueue::new("probe");
+        let queue = queue();
         queue.push(message("c", vec![0; MOST_WAITING_BYTES * 2]));
         queue.push(message("c", vec![0; 1]));
         let taken = queue.take(Take::Everything).await.unwrap();

@@ -16,8 +16,8 @@ use crate::telemetry::BusMetrics;
 use crate::telemetry::occurrences::{EventsKept, EventsNotKept};
 
 /// How soon a library that was not to be had is asked for again: somebody may have loaded it, or
-/// given the right to.
-const RETRY: Duration = Duration::from_secs(30);
+/// given the right to. As often as probes are sent; each change is logged once.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// What those who call functions know of the library.
 #[derive(Debug, Default)]

@@ -16,7 +16,7 @@ use crate::config::{Config, RedisUrl};
 use crate::protocol::EventId;
 
 /// Raised with every change of `fanfare.lua` that publishers or gateways could notice.
-pub const LIBRARY_VERSION: u64 = 1;
+pub const LIBRARY_VERSION: u64 = 2;
 
 const SOURCE: &str = include_str!("fanfare.lua");
 
@@ -221,6 +221,7 @@ fn says_missing(text: &str) -> bool {
         || text.contains("fanfare_history: channel: begins with")
         || text.contains("fanfare_probe: channel: ")
         || text.contains("fanfare_configure: key: ")
+        || text.contains("fanfare_revoke: key: ")
         || text.contains("fanfare_config: key: ")
 }
 
@@ -447,7 +448,7 @@ async fn configure(
     let configured = command.query_async(connection).await;
     let answer: Answer = match (write, configured) {
         (ConfigWrite::WhenAbsent, Err(error))
-            if refusal(&error) == Some(Refusal::NotNow) && !is_missing(&error) =>
+            if matches!(refusal(&error), Some(Refusal::NotNow(_))) && !is_missing(&error) =>
         {
             // It takes no writes, for now; its histories are there all the same.
             let read: Result<Answer, _> = call_read_only("fanfare_config", &key)

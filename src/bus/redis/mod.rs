@@ -1,20 +1,22 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
 //!
 //! [`subscribe`] keeps a connection to the server that the URL, or its [Sentinels](sentinel), name.
-//! Its life is a [`session`]: it has the wanted channels
-//! [subscribed](subscriptions), sends [`probe`]s, takes what arrives from its [queue](ingest),
-//! reads what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`publish`] and
+//! Its life is a [`session`]: it has the wanted channels [subscribed](subscriptions), hears of
+//! revocations ([`control`]), sends [`probe`]s, takes what arrives from its [queue](ingest), reads
+//! what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`peers`], [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
-//! runs inside Redis, [`keeping`] what is known of it.
+//! runs inside Redis, [`keeping`] what is known of it. [`tally`] has replicas count together.
 
 mod backfill;
 mod connect;
+mod control;
 mod deliver;
 mod functions;
 mod history;
 mod ingest;
 mod keeping;
 pub mod library;
+mod peers;
 mod pool;
 mod probe;
 mod publish;
@@ -22,6 +24,7 @@ mod sentinel;
 mod session;
 mod subscribe;
 mod subscriptions;
+mod tally;
 mod tickets;
 
 use std::sync::Arc;
@@ -29,6 +32,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+use self::control::Control;
 use self::deliver::Delivery;
 use self::history::{HistoryReader, HistoryService};
 use self::keeping::Keeping;
@@ -37,13 +41,15 @@ use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use self::subscribe::{Locator, Supervisor};
 use super::routing::Routing;
-use super::{BusHealth, DownCause, Inputs, Publisher, Services, TicketStore};
+use super::{BusHealth, DownCause, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
 
+pub(super) use peers::RedisPeers;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
+pub(super) use tally::RedisTally;
 pub(super) use tickets::RedisTickets;
 
 /// Starts the bus. Redis need not be there yet.
@@ -60,24 +66,23 @@ pub(super) fn start(
         reason: "not connected yet".into(),
     });
     metrics.note_up(Some(DownCause::Starting));
+    let (hears, heard) = super::peers::queue();
     let pool = CommandPool::default();
     let locator = Locator::new(url, config.max_replication_lag, control, &pool)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);
+    let reader = HistoryReader::new(&config.prefix, config.max_event_bytes, &metrics);
     let histories = HistoryService {
         pool: pool.clone(),
-        reader: HistoryReader {
-            prefix: config.prefix.clone(),
-            max_event_bytes: config.max_event_bytes,
-            metrics: metrics.clone(),
-        },
+        reader: reader.clone(),
         support: Arc::clone(&support),
         notes,
     };
     let state = SubscriberState {
         // `$`: no client can name it. Random: no two replicas share it.
         probe_channel: format!("{}$probe.{:016x}", config.prefix, fastrand::u64(..)),
+        control: Control::new(&config.prefix, inputs.revocations),
         delivery: Delivery::new(
             config.prefix.clone(),
             config.max_event_bytes,
@@ -87,17 +92,24 @@ pub(super) fn start(
             metrics,
         ),
         keeping,
+        reader,
         updates: inputs.updates,
         reads,
         health: health_sender,
+        hears,
     };
     let supervisor = Supervisor::new(locator, pool.clone(), state);
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
+    let sender = RedisPeers::new(pool.clone(), &config.prefix);
+    let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
     Ok(Services {
         tickets: TicketStore::Redis(RedisTickets::new(publisher.clone(), &config.prefix)),
         publisher: Publisher::Redis(publisher),
         health,
+        tally: Some(tally),
+        peers: PeerSender::Redis(sender),
+        heard,
     })
 }

@@ -3,8 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool_redis::{Connection, Manager, Pool, PoolConfig, Runtime, Timeouts};
-use redis::{ConnectionInfo, ErrorKind, ProtocolVersion, RedisError, RedisResult};
+use deadpool::Runtime;
+use deadpool::managed::{Manager, Metrics, Object, Pool, PoolConfig, RecycleResult, Timeouts};
+use redis::aio::MultiplexedConnection;
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, RedisError,
+    RedisResult,
+};
 
 use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_config, connection_info};
 
@@ -15,11 +20,40 @@ pub(super) const POOL_SIZE: usize = 8;
 /// The longest wait for a connection.
 pub(super) const POOL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Makes connections, and asks before one is used again whether it still is one. That takes the
+/// right to PING and no other.
+pub(super) struct Connections {
+    client: Client,
+    config: AsyncConnectionConfig,
+}
+
+impl Manager for Connections {
+    type Type = MultiplexedConnection;
+    type Error = RedisError;
+
+    async fn create(&self) -> Result<MultiplexedConnection, RedisError> {
+        self.client
+            .get_multiplexed_async_connection_with_config(&self.config)
+            .await
+    }
+
+    async fn recycle(
+        &self,
+        connection: &mut MultiplexedConnection,
+        _: &Metrics,
+    ) -> RecycleResult<RedisError> {
+        Ok(redis::cmd("PING").exec_async(connection).await?)
+    }
+}
+
+/// A connection that goes back to the pool when it is dropped.
+pub(super) type Pooled = Object<Connections>;
+
 /// Connections for commands, to be used on the control runtime only.
 #[derive(Clone, Default)]
 pub(super) struct CommandPool {
     /// Those to the current server; `None` while it is not known.
-    current: Arc<Mutex<Option<Pool>>>,
+    current: Arc<Mutex<Option<Pool<Connections>>>>,
 }
 
 impl CommandPool {
@@ -29,11 +63,11 @@ impl CommandPool {
     /// # Errors
     /// When the address cannot be used.
     pub(super) fn renew(&self, info: &ConnectionInfo) -> RedisResult<()> {
-        let manager = Manager::new_with_config(
-            connection_info(info, ProtocolVersion::RESP2),
-            connection_config(),
-        )?;
-        let pool = Pool::builder(manager)
+        let connections = Connections {
+            client: Client::open(connection_info(info, ProtocolVersion::RESP2))?,
+            config: connection_config(),
+        };
+        let pool = Pool::builder(connections)
             .config(PoolConfig {
                 max_size: POOL_SIZE,
                 timeouts: Timeouts {
@@ -57,12 +91,12 @@ impl CommandPool {
         self.replace(None);
     }
 
-    fn replace(&self, pool: Option<Pool>) {
+    fn replace(&self, pool: Option<Pool<Connections>>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         *current = pool;
     }
 
-    pub(super) async fn get(&self) -> Result<Connection, String> {
+    pub(super) async fn get(&self) -> Result<Pooled, String> {
         let pool = self
             .current
             .lock()

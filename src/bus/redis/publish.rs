@@ -7,12 +7,13 @@ use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::connect::connect_once;
+use super::control::revocations_key;
 use super::functions::{Refusal, call, refusal};
 use super::keeping::Support;
 use super::pool::{CommandPool, POOL_PATIENCE};
 use crate::bus::{KeepOptions, PublishError};
 use crate::config::RedisUrl;
-use crate::protocol::{ChannelName, Event, EventId, encode};
+use crate::protocol::{ChannelName, Event, EventId, Revocation, encode};
 
 /// Publishes through Redis.
 #[derive(Clone)]
@@ -65,6 +66,16 @@ impl RedisPublisher {
             .map_err(|_| PublishError::Unavailable("Redis answered without an id".into()))
     }
 
+    pub(crate) async fn revoke(&self, revocation: &Revocation) -> Result<(), PublishError> {
+        let mut command = call("fanfare_revoke", &revocations_key(&self.prefix));
+        command
+            .arg(revocation.revoked.kind())
+            .arg(&**revocation.revoked.value())
+            .arg("exp")
+            .arg(revocation.until_ms.div_ceil(1000));
+        self.run::<i64>(command).await.map(drop)
+    }
+
     /// From any runtime: a pooled connection is used only where it was made.
     pub(super) async fn run<T>(&self, command: Cmd) -> Result<T, PublishError>
     where
@@ -74,7 +85,7 @@ impl RedisPublisher {
         let support = Arc::clone(&self.support);
         let running = self.control.spawn(timeout(POOL_PATIENCE, async move {
             let mut connection = pool.get().await.map_err(PublishError::Unavailable)?;
-            let answer: Result<T, RedisError> = command.query_async(&mut connection).await;
+            let answer: Result<T, RedisError> = command.query_async(&mut *connection).await;
             answer.map_err(|error| {
                 if refusal(&error) == Some(Refusal::Missing) {
                     support.note_missing();
@@ -95,9 +106,12 @@ impl From<RedisError> for PublishError {
         match refusal(&error) {
             Some(Refusal::Missing | Refusal::Forbidden) => Self::Unsupported(error.to_string()),
             Some(Refusal::Rejected(rule)) => Self::Rejected(rule),
-            Some(Refusal::ReadOnly | Refusal::NotNow) | None => {
-                Self::Unavailable(error.to_string())
-            }
+            Some(Refusal::NotAHistory) => Self::NotAHistory(error.to_string()),
+            Some(Refusal::NotNow(code)) => Self::NotNow {
+                code,
+                reason: error.to_string(),
+            },
+            Some(Refusal::ReadOnly) | None => Self::Unavailable(error.to_string()),
         }
     }
 }
@@ -117,8 +131,8 @@ fn kept_command(prefix: &str, channel: &ChannelName, event: &Event, options: &Ke
     if let Some(retry) = event.retry() {
         command.arg("retry").arg(retry.as_millis().to_string());
     }
-    if let Some(members) = event.audience() {
-        command.arg("to").arg(members);
+    if let Some(audience) = event.audience() {
+        command.arg("to").arg(audience.as_str());
     }
     if let Some(length) = options.history {
         command.arg("history").arg(length);
@@ -126,8 +140,8 @@ fn kept_command(prefix: &str, channel: &ChannelName, event: &Event, options: &Ke
     if let Some(key) = &options.key {
         command.arg("key").arg(key);
     }
-    if let Some(traceparent) = &options.traceparent {
-        command.arg("traceparent").arg(traceparent);
+    if let Some(parent) = event.trace_parent() {
+        command.arg("traceparent").arg(parent.to_string());
     }
     command
 }

@@ -173,7 +173,7 @@ impl Confirmation {
     /// # Errors
     /// When the primary is to be left: it was replaced, or could have been for as long as the
     /// lag bound.
-    pub(super) fn check(&mut self) -> Result<(), Distrust> {
+    pub(super) fn check(&mut self, now: Instant) -> Result<(), Distrust> {
         if self.words.has_changed().unwrap_or(false)
             && let Some((address, at)) = majority(&self.words.borrow_and_update())
         {
@@ -182,7 +182,7 @@ impl Confirmation {
             }
             self.confirmed_at = self.confirmed_at.max(at);
         }
-        if self.confirmed_at.elapsed() >= self.lag_bound {
+        if now.saturating_duration_since(self.confirmed_at) >= self.lag_bound {
             return Err(Distrust::Unconfirmed(self.lag_bound));
         }
         Ok(())
@@ -326,50 +326,41 @@ mod tests {
         assert_eq!(named(now, &all), is("a", 7));
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_primary_that_is_not_confirmed_any_more_is_left_within_the_bound() {
-        let now = Instant::now();
-        let (sender, receiver) =
-            watch::channel(words(now, &[Some(("a", 0)), Some(("a", 0)), None]));
-        let mut confirmation = Confirmation {
+    fn watched(now: Instant, words: Vec<Word>) -> (watch::Sender<Vec<Word>>, Confirmation) {
+        let (sender, receiver) = watch::channel(words);
+        let confirmation = Confirmation {
             address: ("a".into(), 6379),
             confirmed_at: now,
             lag_bound: LAG,
             words: receiver,
         };
-        assert!(confirmation.check().is_ok());
+        (sender, confirmation)
+    }
+
+    #[test]
+    fn a_primary_that_is_not_confirmed_any_more_is_left_within_the_bound() {
+        let now = Instant::now();
+        let at = |seconds| now + Duration::from_secs(seconds);
+        let first = words(now, &[Some(("a", 0)), Some(("a", 0)), None]);
+        let (sender, mut confirmation) = watched(now, first);
+        assert!(confirmation.check(at(59)).is_ok());
         // One alone confirms nothing, however often it is asked.
         sender.send_replace(words(now, &[Some(("a", 50)), Some(("a", 10)), None]));
-        confirmation.stirs().await;
-        assert!(confirmation.check().is_ok());
-        confirmation.stirs().await;
-        assert_eq!(now.elapsed().as_secs(), 70);
-        let left = confirmation.check();
+        assert!(confirmation.check(at(69)).is_ok());
+        let left = confirmation.check(at(70));
         assert!(matches!(left, Err(Distrust::Unconfirmed(LAG))), "{left:?}");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_primary_that_was_replaced_is_left_at_once() {
+    #[test]
+    fn a_primary_that_was_replaced_is_left_at_once() {
         let now = Instant::now();
-        let (sender, receiver) = watch::channel(words(now, &[Some(("a", 0)); 3]));
-        let mut confirmation = Confirmation {
-            address: ("a".into(), 6379),
-            confirmed_at: now,
-            lag_bound: LAG,
-            words: receiver,
-        };
-        sender.send_replace(words(
-            now,
-            &[Some(("a", 1)), Some(("b", 1)), Some(("a", 0))],
-        ));
-        confirmation.stirs().await;
-        assert!(confirmation.check().is_ok());
-        sender.send_replace(words(
-            now,
-            &[Some(("a", 1)), Some(("b", 1)), Some(("b", 1))],
-        ));
-        confirmation.stirs().await;
-        assert!(matches!(confirmation.check(), Err(Distrust::Replaced((host, _))) if host == "b"));
-        assert_eq!(now.elapsed(), Duration::ZERO);
+        let (sender, mut confirmation) = watched(now, words(now, &[Some(("a", 0)); 3]));
+        let split = [Some(("a", 1)), Some(("b", 1)), Some(("a", 0))];
+        sender.send_replace(words(now, &split));
+        assert!(confirmation.check(now).is_ok());
+        let agreed = [Some(("a", 1)), Some(("b", 1)), Some(("b", 1))];
+        sender.send_replace(words(now, &agreed));
+        let left = confirmation.check(now);
+        assert!(matches!(left, Err(Distrust::Replaced((host, _))) if host == "b"));
     }
 }

@@ -8,8 +8,10 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
 use redis::aio::MultiplexedConnection;
 use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
@@ -17,6 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::backfill::{Backfill, Missed, Started};
+use super::control::Control;
 use super::deliver::{Delivery, Filled, IdsWentBack, Interrupted, Interruption};
 use super::functions::{Refusal, refusal};
 use super::history::{HistoryReader, ReadNote};
@@ -29,7 +32,7 @@ use super::subscriptions::{Standing, Subscribed, Subscriptions};
 use crate::bus::routing::Wish;
 use crate::bus::{BusHealth, DownCause};
 use crate::hub::InterestUpdate;
-use crate::protocol::{ChannelName, Cursor, EventId};
+use crate::protocol::{ChannelName, Cursor, EventId, Revocation};
 use crate::telemetry::occurrences::{ProbeReturned, RedisUp};
 
 /// How often the way through Redis is tried, and how long the probe may take.
@@ -102,15 +105,29 @@ fn cause(error: &RedisError) -> DownCause {
 /// What outlives a connection: the wishes, what was seen, the ways to shards and operators.
 pub(super) struct SubscriberState {
     pub(super) probe_channel: String,
+    pub(super) control: Control,
     pub(super) delivery: Delivery,
     pub(super) keeping: Keeping,
+    pub(super) reader: HistoryReader,
     pub(super) updates: mpsc::Receiver<InterestUpdate>,
     /// What clients' reads of history told.
     pub(super) reads: mpsc::Receiver<ReadNote>,
     pub(super) health: watch::Sender<BusHealth>,
+    /// Where messages of other replicas go.
+    pub(super) hears: mpsc::Sender<Bytes>,
 }
 
 impl SubscriberState {
+    /// Keeps these out, and has their streams ended.
+    pub(super) async fn revoke(&mut self, revocations: Vec<Revocation>) {
+        if revocations.is_empty() {
+            return;
+        }
+        self.control.add(&revocations);
+        let revoked = Arc::new(revocations.into_iter().collect());
+        self.delivery.routing.tell_revoked(revoked).await;
+    }
+
     /// Takes note of what was found of the library.
     ///
     /// # Errors
@@ -214,13 +231,13 @@ impl<'a> Session<'a> {
         loop {
             // Before anything of it is told: this process may have been stopped for a while.
             if let Some(confirmation) = &mut self.confirmation {
-                confirmation.check()?;
+                confirmation.check(Instant::now())?;
             }
             self.advance();
             let take = match self.phase {
                 Phase::Serving => Take::Everything,
                 // The rest waits where its size is bounded.
-                Phase::Settling | Phase::Starting(_) | Phase::Filling(_) => Take::ProbesOnly,
+                Phase::Settling | Phase::Starting(_) | Phase::Filling(_) => Take::UrgentOnly,
             };
             let probe_deadline = self
                 .probe_sent
@@ -234,6 +251,7 @@ impl<'a> Session<'a> {
                     if let Some(since) = arrived.since {
                         self.state.delivery.routing.note_arrival(since);
                     }
+                    self.state.revoke(arrived.revocations).await;
                     self.held.extend(arrived.items);
                     self.deliver().await?;
                 }
@@ -300,15 +318,10 @@ impl<'a> Session<'a> {
     }
 
     fn backfill(&self) -> Backfill {
-        let delivery = &self.state.delivery;
         Backfill {
             connection: self.connection.clone(),
-            reader: HistoryReader {
-                prefix: delivery.prefix.clone(),
-                max_event_bytes: delivery.max_event_bytes,
-                metrics: delivery.metrics.clone(),
-            },
-            lag_bound: delivery.lag_bound,
+            reader: self.state.reader.clone(),
+            lag_bound: self.state.delivery.lag_bound,
         }
     }
 
@@ -432,6 +445,7 @@ impl<'a> Session<'a> {
     }
 
     fn send_probe(&mut self) {
+        self.state.control.revocations.prune();
         self.probe_number = self.probe_number.wrapping_add(1);
         self.probe_sent = Some(Instant::now());
         let sending = probe::send(

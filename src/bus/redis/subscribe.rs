@@ -122,7 +122,11 @@ impl Supervisor {
         let found = self.absorbing_interest(finding).await;
         let (info, confirmation) = found.ok_or(SessionEnd::Stopping)??;
         let is_named = confirmation.is_some();
-        let queue = PushQueue::new(&self.state.probe_channel);
+        let queue = PushQueue::new(
+            &self.state.probe_channel,
+            &self.state.control.channel,
+            &self.state.hears,
+        );
         let sender = {
             let queue = queue.clone();
             move |push: PushInfo| {
@@ -146,6 +150,11 @@ impl Supervisor {
         };
         let connection = self.connecting(attempt).await?;
         let connection = connection.ok_or(SessionEnd::Replica)?;
+
+        let joining = self.state.control.join(connection.clone());
+        let joined = self.connecting(joining).await?;
+        let revocations = self.state.control.note(joined);
+        self.state.revoke(revocations).await;
         let asking = self.state.keeping.ask(connection.clone());
         let library: Library = self.connecting(asking).await?;
         self.state.note_library(library)?;

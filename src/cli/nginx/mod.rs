@@ -5,6 +5,7 @@
 
 mod syntax;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -59,6 +60,14 @@ impl Check<'_> {
         for directive in block {
             match directive.name.as_str() {
                 "upstream" => self.upstream(directive),
+                "map"
+                    if directive
+                        .words
+                        .first()
+                        .is_some_and(|of| of == "$http_origin") =>
+                {
+                    self.origins(directive);
+                }
                 "location" if own(&directive.block, "proxy_pass").is_some() => {
                     self.proxies += 1;
                     around.push(&directive.block);
@@ -110,6 +119,56 @@ impl Check<'_> {
             self.requests(location, of_events, around);
         }
         self.head(location, around);
+        self.address(location, around);
+    }
+
+    /// The pages that are answered by nginx itself have to be those that the gateway answers.
+    fn origins(&mut self, map: &Directive) {
+        let is_origin = |name: &&str| name.contains("://");
+        let names = map.block.iter().map(|entry| entry.name.as_str());
+        // A regular expression may be any of them.
+        if names.clone().any(|name| name.starts_with('~')) {
+            return;
+        }
+        let found: BTreeSet<_> = names.filter(is_origin).map(str::to_owned).collect();
+        let allowed = &self.config.clients.allow_origins;
+        let wanted: BTreeSet<_> = allowed.iter().map(ToString::to_string).collect();
+        if found != wanted {
+            let differing: Vec<_> = found.symmetric_difference(&wanted).cloned().collect();
+            let rule = format!(
+                "names the origins of FANFARE_ALLOW_ORIGINS; these stand in one of both only: {}",
+                differing.join(", ")
+            );
+            self.fault(map, "map", rule);
+        }
+    }
+
+    /// Whom the gateway takes for the client.
+    fn address(&mut self, location: &Directive, around: &Blocks<'_>) {
+        let rules = &self.config.clients;
+        let name = rules.forwarded_header.name();
+        let told = header(around, name.as_str()).unwrap_or_default();
+        let is_limited =
+            rules.max_connections_per_ip.is_some() || rules.connect_rate_per_ip.is_some();
+        if rules.trusted_proxies.is_empty() {
+            if is_limited {
+                self.fault(
+                    location,
+                    "proxy_set_header",
+                    "is believed only where FANFARE_TRUSTED_PROXIES names this nginx: the limits of \
+                     an address would be those of nginx",
+                );
+            }
+        } else if told.is_empty() || told.contains("$http_") {
+            self.fault(
+                location,
+                "proxy_set_header",
+                format!(
+                    "sets {name} to the address that nginx sees: FANFARE_TRUSTED_PROXIES has the \
+                     gateway believe it, so clients would say who they are"
+                ),
+            );
+        }
     }
 
     /// A location that streams pass.

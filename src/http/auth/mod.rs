@@ -23,16 +23,17 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::error::Problem;
+use super::requester::note_subject;
 use crate::bus::TicketStore;
 use crate::config::{Access, AccessRules};
-use crate::hub::Session;
+use crate::hub::{Revocations, Session};
 use crate::protocol::ChannelName;
 use crate::telemetry::AuthMetrics;
 
 use self::credentials::{Credential, credential};
 use self::grants::any_matches;
 use self::ring::NotVerified;
-use self::token::VerifiedClaims;
+pub(crate) use self::token::{VerifiedClaims, read_header as read_token_header};
 
 pub use self::credentials::CredentialSource;
 pub use self::grants::{Grants, TokenChannels};
@@ -48,6 +49,7 @@ pub struct Authority {
     access: Access,
     ring: Option<Arc<KeyRing>>,
     tickets: TicketStore,
+    revocations: Arc<Revocations>,
     metrics: AuthMetrics,
 }
 
@@ -106,12 +108,14 @@ impl Authority {
         access: Access,
         ring: Option<Arc<KeyRing>>,
         tickets: TicketStore,
+        revocations: Arc<Revocations>,
         metrics: AuthMetrics,
     ) -> Self {
         Self {
             access,
             ring,
             tickets,
+            revocations,
             metrics,
         }
     }
@@ -160,9 +164,18 @@ impl Authority {
                 (CredentialSource::Ticket, claims, Some(ticket))
             }
         };
+        let session = Session::new(&claims.claims, Some(claims.expires_at));
+        if let Some(subject) = &session.subject {
+            note_subject(subject);
+        }
+        if self.revocations.is_revoked(&session) {
+            self.metrics.refused(&TokenFault::Revoked);
+            return Err(wrong_token(&TokenFault::Revoked).into());
+        }
         Ok(Some(Identity {
             source,
             claims,
+            session,
             ticket,
         }))
     }
@@ -273,17 +286,16 @@ impl Authority {
 struct Identity {
     source: CredentialSource,
     claims: VerifiedClaims,
+    session: Session,
     ticket: Option<HeldTicket>,
 }
 
 impl From<Identity> for Caller {
     fn from(identity: Identity) -> Self {
-        let claims = identity.claims;
-        let session = Session::new(&claims.claims, Some(claims.expires_at));
         Self {
             source: identity.source,
-            session: Some(Arc::new(session)),
-            grants: claims.grants,
+            session: Some(Arc::new(identity.session)),
+            grants: identity.claims.grants,
             ticket: identity.ticket,
         }
     }

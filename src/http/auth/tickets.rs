@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use http::header::CACHE_CONTROL;
@@ -17,8 +17,9 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::token::VerifiedClaims;
-use super::{Refusal, wrong_token};
+use super::{Identity, Refusal, wrong_token};
 use crate::bus::{TicketStore, TicketsUnavailable};
+use crate::http::client_address::ClientAddress;
 use crate::http::error::Problem;
 use crate::http::state::RouterState;
 
@@ -126,6 +127,7 @@ struct Drawn {
 /// `POST /tickets`, with a token.
 pub(in crate::http) async fn draw(
     State(state): State<Arc<RouterState>>,
+    Extension(client): Extension<ClientAddress>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
@@ -145,9 +147,16 @@ pub(in crate::http) async fn draw(
         .into());
     }
     let identity = authority.identify(&headers, None).await?;
-    let claims = identity
-        .ok_or_else(|| Problem::unauthorized("a ticket is drawn with a token", None))?
-        .claims;
+    let Identity {
+        claims, session, ..
+    } = identity.ok_or_else(|| Problem::unauthorized("a ticket is drawn with a token", None))?;
+    // A backend draws for all its users from one address.
+    let drawer = session.subject.as_ref().or(session.token_id.as_ref());
+    let counted = state.admission.ticket(client, drawer);
+    counted.map_err(|wait| {
+        let told = "too many tickets in too short a time";
+        Problem::new(StatusCode::TOO_MANY_REQUESTS, told).retry_after(wait)
+    })?;
     let left = claims
         .expires_at
         .duration_since(SystemTime::now())

@@ -14,7 +14,7 @@ use super::keys::Key;
 pub(super) const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// How far the clock of who signs tokens may be from this one's.
-pub(super) const LEEWAY: Duration = Duration::from_secs(5);
+pub(super) const LEEWAY: Duration = crate::protocol::TOKEN_LEEWAY;
 
 /// What a token must say beside being signed and not expired.
 #[derive(Clone, Debug, Default)]
@@ -68,13 +68,15 @@ pub enum TokenFault {
     Audience,
     /// It is of somebody else.
     Issuer,
+    /// It, or its subject, was revoked.
+    Revoked,
     /// A claim is missing or breaks the rule told.
     Claim(String),
 }
 
 impl TokenFault {
     /// Every fault's label.
-    pub const LABELS: [&'static str; 11] = [
+    pub const LABELS: [&'static str; 12] = [
         "too_long",
         "malformed",
         "critical",
@@ -85,6 +87,7 @@ impl TokenFault {
         "not_yet_valid",
         "audience",
         "issuer",
+        "revoked",
         "claim",
     ];
 
@@ -101,6 +104,7 @@ impl TokenFault {
             Self::NotYetValid => "not_yet_valid",
             Self::Audience => "audience",
             Self::Issuer => "issuer",
+            Self::Revoked => "revoked",
             Self::Claim(_) => "claim",
         }
     }
@@ -120,6 +124,7 @@ impl fmt::Display for TokenFault {
             Self::NotYetValid => f.write_str("is not valid yet (nbf)"),
             Self::Audience => f.write_str("is for another audience (aud)"),
             Self::Issuer => f.write_str("is of another issuer (iss)"),
+            Self::Revoked => f.write_str("was revoked"),
             Self::Claim(rule) => f.write_str(rule),
         }
     }
@@ -229,7 +234,11 @@ pub(super) fn verify<'a>(
     })
 }
 
-fn read_header(token: &str) -> Result<Header, TokenFault> {
+/// Reads a token's header.
+///
+/// # Errors
+/// When it is none, or one that must be understood and is not.
+pub(crate) fn read_header(token: &str) -> Result<Header, TokenFault> {
     let header = decode_header(token).map_err(|error| match error.kind() {
         // `none`, and whatever else there is no verifier for.
         ErrorKind::Json(error) if error.to_string().starts_with("unknown variant") => {

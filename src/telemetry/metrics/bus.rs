@@ -1,5 +1,8 @@
 //! What the control runtime counts: the bus, and publishing over HTTP.
 
+use std::marker::PhantomData;
+use std::sync::Arc;
+
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
@@ -29,7 +32,7 @@ labels! { "reason":
         Envelope = "envelope",
         /// An event name that is not allowed.
         EventName = "event_name",
-        /// Restricted to claims that no session can hold yet.
+        /// Nobody connected has the claims it is for; counted by the shards.
         NoAudience = "no_audience",
         /// A frame of the function library that cannot be read.
         Frame = "frame",
@@ -55,7 +58,7 @@ labels! { "outcome":
 impl From<&EnvelopeFault> for DropReason {
     fn from(fault: &EnvelopeFault) -> Self {
         match fault {
-            EnvelopeFault::Broken(_) => Self::Envelope,
+            EnvelopeFault::Broken(_) | EnvelopeFault::Audience(_) => Self::Envelope,
             EnvelopeFault::Event(fault) => match fault {
                 EventFault::TooLarge { .. } => Self::TooLarge,
                 EventFault::NotUtf8 => Self::NotUtf8,
@@ -185,6 +188,12 @@ impl BusMetrics {
         }
     }
 
+    /// Probes that came back, and the seconds that all of them took together.
+    pub fn probes(&self) -> (u64, f64) {
+        let probes = &self.probe_seconds;
+        (probes.get_sample_count(), probes.get_sample_sum())
+    }
+
     /// Kept events that were missed and read.
     pub fn backfilled(&self) -> u64 {
         self.backfilled.get()
@@ -195,22 +204,25 @@ impl BusMetrics {
 #[derive(Clone, Debug)]
 struct CounterBy<L> {
     family: IntCounterVec,
-    labels: std::marker::PhantomData<L>,
+    /// Each, in the order of their places: looking one up by its labels' values would cost every
+    /// event.
+    counters: Arc<[IntCounter]>,
+    labels: PhantomData<L>,
 }
 
 impl<L: Labels> CounterBy<L> {
     fn new(name: &str, help: &str) -> prometheus::Result<Self> {
         let family = IntCounterVec::new(Opts::new(name, help), &L::names())?;
-        for labels in L::all() {
-            family.with_label_values(&labels.values());
-        }
+        let counter = |labels: L| family.with_label_values(&labels.values());
         Ok(Self {
+            counters: L::all().into_iter().map(counter).collect(),
             family,
-            labels: std::marker::PhantomData,
+            labels: PhantomData,
         })
     }
 
     fn get(&self, labels: L) -> IntCounter {
-        self.family.with_label_values(&labels.values())
+        let counter = self.counters.get(labels.place()).cloned();
+        counter.unwrap_or_else(|| self.family.with_label_values(&labels.values()))
     }
 }

@@ -14,12 +14,14 @@ mod shards;
 use std::sync::Arc;
 
 use prometheus::proto::MetricFamily;
-use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
+use prometheus::{Encoder, IntCounter, IntGauge, Registry, TextEncoder};
 
 use self::family::{float, gauge, gauges, label};
 use self::shards::Shards;
 use crate::hub::{LatencyTotal, ShardStats};
 use crate::telemetry::AuthMetrics;
+
+pub(crate) use process::{ProcessUsage, process_usage};
 
 pub use bus::{BusMetrics, DropReason, EventKind, PublishOutcome};
 
@@ -36,6 +38,8 @@ pub struct Metrics {
     pub auth: AuthMetrics,
     /// 1 from the signal that stops the replica.
     pub draining: IntGauge,
+    /// Spans that reached no collector.
+    pub traces_dropped: IntCounter,
 }
 
 impl Metrics {
@@ -51,7 +55,13 @@ impl Metrics {
         )?;
         registry.register(Box::new(draining.clone()))?;
         let auth = AuthMetrics::new(&registry)?;
+        let traces_dropped = IntCounter::new(
+            "fanfare_traces_dropped_total",
+            "Spans that reached no collector: too many waited for it, or it did not take them.",
+        )?;
+        registry.register(Box::new(traces_dropped.clone()))?;
         let metrics = Self {
+            traces_dropped,
             bus: BusMetrics::register(&registry)?,
             registry,
             shard_count: shards.len(),
@@ -84,7 +94,7 @@ impl Metrics {
     }
 
     fn replica(&self, is_ready: bool) -> [MetricFamily; 3] {
-        let version = label("version", env!("CARGO_PKG_VERSION"));
+        let version = label("version", env!("VERSION_AND_REVISION"));
         [
             gauges(
                 "fanfare_build_info",

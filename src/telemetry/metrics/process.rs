@@ -35,6 +35,25 @@ pub(super) fn families(shards: usize) -> Vec<MetricFamily> {
     families
 }
 
+/// What this process has used.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ProcessUsage {
+    pub(crate) cpu_seconds: f64,
+    pub(crate) memory_bytes: u64,
+}
+
+/// Reads it; nothing where the kernel does not say.
+pub(crate) fn process_usage() -> ProcessUsage {
+    let stat = Process::myself().and_then(|process| process.stat());
+    stat.map_or_else(
+        |_| ProcessUsage::default(),
+        |stat| ProcessUsage {
+            cpu_seconds: seconds(&stat),
+            memory_bytes: stat.rss * page_size(),
+        },
+    )
+}
+
 fn of_stat(stat: &Stat) -> Vec<MetricFamily> {
     let mut families = vec![
         counter(

@@ -7,7 +7,8 @@ use prometheus::proto::MetricFamily;
 use super::bus::DropReason;
 use super::family::{counter, counters, counters_by, float, gauge, gauges, label, latencies};
 use crate::hub::{
-    CloseReason, Latencies, LatencyTotal, RejectReason, ResumeOutcome, ResumeSource, ShardStats,
+    CloseReason, Latencies, LatencyTotal, RefuseReason, RejectReason, ResumeOutcome, ResumeSource,
+    ShardStats,
 };
 use crate::protocol::GapReason;
 
@@ -54,7 +55,7 @@ const COUNTERS: [(&str, &str, Read); 5] = [
     ),
     (
         "fanfare_heartbeats_total",
-        "Heartbeats queued for silent streams.",
+        "Heartbeats queued: comments for silent streams, and cursors that have moved.",
         |shard| shard.heartbeats.get(),
     ),
 ];
@@ -117,8 +118,13 @@ impl Shards {
             ),
             counters_by(
                 "fanfare_connections_rejected_total",
-                "Streams that were refused or answered with retry-and-close, and connections closed for their request's head.",
+                "Streams that were refused or answered with retry-and-close, and connections closed before a request.",
                 |reason: RejectReason| self.sum(|shard| shard.rejected(reason)),
+            ),
+            counters_by(
+                "fanfare_requests_refused_total",
+                "Requests refused before anything was done for them.",
+                |reason: RefuseReason| self.sum(|shard| shard.refused(reason)),
             ),
             counters_by(
                 "fanfare_gaps_total",
@@ -136,6 +142,7 @@ impl Shards {
                 "fanfare_events_dropped_total",
                 "Events that did not reach a client they were meant for.",
                 |reason| match reason {
+                    DropReason::NoAudience => self.sum(|shard| shard.events_without_audience.get()),
                     DropReason::SlowClient => {
                         self.sum(|shard| shard.events_dropped_slow_client.get())
                     }

@@ -1,0 +1,213 @@
+//! The console: a page of the admin listener that shows the whole fleet, live.
+//!
+//! ```text
+//! this replica: sampler ──report──┐                      ┌── feed ──► page
+//!                                 ├──► fleet ──look──────┤   (Server-Sent Events)
+//! other replicas ──reports────────┘   every two seconds  └── feed ──► page
+//! ```
+//!
+//! While a page is open somewhere, its replica calls all others every two seconds, and whoever has
+//! been called reports every two seconds, over the control channel of the bus. A report is one to
+//! eight kilobytes, and every replica receives it. While no page is open nothing is sent, counted
+//! or kept.
+
+mod feed;
+mod fleet;
+mod latency;
+mod page;
+mod report;
+mod sampler;
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval};
+
+use self::fleet::Fleet;
+use self::report::Report;
+use crate::bus::PeerSender;
+
+pub(super) use feed::{console_feed, console_page};
+pub use sampler::Sampler;
+
+/// How often replicas report, and pages are told.
+const TICK: Duration = Duration::from_secs(2);
+
+/// A call is good for this long: four may be lost.
+const CALL: Duration = Duration::from_secs(10);
+
+/// Pages that may be open at once on one replica.
+const MOST_PAGES: usize = 32;
+
+/// The console of one replica.
+#[derive(Debug)]
+pub struct Console {
+    fleet: Mutex<Fleet>,
+    /// What open pages show. Its receivers are the open pages.
+    shown: watch::Sender<Bytes>,
+    opened: Notify,
+}
+
+/// What consoles say to each other.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Control<'a> {
+    /// Whoever hears it is to report for a while.
+    Call {},
+    /// See [`Report`].
+    #[serde(borrow)]
+    Report(&'a RawValue),
+}
+
+impl Console {
+    /// A console nobody looks at yet.
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            fleet: Mutex::default(),
+            shown: watch::Sender::new(Bytes::new()),
+            opened: Notify::new(),
+        })
+    }
+
+    /// Reports and listens while somebody looks, for ever.
+    pub async fn run(
+        self: Arc<Self>,
+        mut sampler: Sampler,
+        sender: PeerSender,
+        mut heard: mpsc::Receiver<Bytes>,
+    ) {
+        let mut called_until = Instant::now();
+        let mut shown_at = None;
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let is_open = self.shown.receiver_count() > 0;
+            let is_wanted = is_open || Instant::now() < called_until;
+            tokio::select! {
+                () = self.opened.notified() => {
+                    if !is_open {
+                        // A page that is loaded again finds what it had; later, it is old.
+                        if shown_at.is_none_or(|at: Instant| at.elapsed() > CALL) {
+                            self.with_fleet(|fleet| *fleet = Fleet::default());
+                            sampler.report().await;
+                        }
+                        ticks.reset_immediately();
+                    }
+                }
+                Some(message) = heard.recv() => match read(&message) {
+                    Some(Heard::Call) => {
+                        if !is_wanted {
+                            ticks.reset_immediately();
+                        }
+                        called_until = Instant::now() + CALL;
+                    }
+                    Some(Heard::Report(report)) if is_open => {
+                        self.with_fleet(|fleet| fleet.note(*report, Instant::now()));
+                    }
+                    _ => {}
+                },
+                _ = ticks.tick(), if is_wanted => {
+                    let report = sampler.report().await;
+                    if is_open {
+                        sender.send(call()).await;
+                        self.show(report.clone());
+                        shown_at = Some(Instant::now());
+                    }
+                    sender.send(told(&report)).await;
+                }
+            }
+        }
+    }
+
+    /// Tells open pages how things are.
+    fn show(&self, report: Report) {
+        let (here, now) = (report.id.clone(), Instant::now());
+        let unix = SystemTime::now().duration_since(UNIX_EPOCH);
+        let unix_ms = u64::try_from(unix.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
+        let shown = self.with_fleet(|fleet| {
+            fleet.note(report, now);
+            fleet.look(&here, unix_ms, now)
+        });
+        self.shown.send_replace(feed::event("now", &shown));
+    }
+
+    /// Opens a page's feed: what it is shown first, and how it learns of more. `None`: there are
+    /// too many.
+    fn watch(&self) -> Option<(Bytes, watch::Receiver<Bytes>)> {
+        if self.shown.receiver_count() >= MOST_PAGES {
+            return None;
+        }
+        let watch = self.shown.subscribe();
+        self.opened.notify_one();
+        let past = self.with_fleet(|fleet| fleet.past());
+        Some((feed::event("past", &past), watch))
+    }
+
+    fn with_fleet<T>(&self, of: impl FnOnce(&mut Fleet) -> T) -> T {
+        of(&mut self.fleet.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A message of another console, or of our own.
+enum Heard {
+    Call,
+    Report(Box<Report>),
+}
+
+/// `None`: a message of another kind, or version.
+fn read(message: &[u8]) -> Option<Heard> {
+    match serde_json::from_slice(message).ok()? {
+        Control::Call {} => Some(Heard::Call),
+        Control::Report(report) => {
+            let report = Report::decode(report.get().as_bytes())?;
+            Some(Heard::Report(Box::new(report)))
+        }
+    }
+}
+
+fn call() -> Vec<u8> {
+    serde_json::to_vec(&Control::Call {}).unwrap_or_default()
+}
+
+fn told(report: &Report) -> Vec<u8> {
+    let text = report.encode();
+    let report = serde_json::from_slice(&text).map(Control::Report);
+    // What was encoded is JSON.
+    report
+        .and_then(|report| serde_json::to_vec(&report))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_read_as_they_were_written_and_others_are_left_alone() {
+        assert!(matches!(read(&call()), Some(Heard::Call)));
+        assert!(told(&Report::new()).len() <= crate::bus::MAX_PEER_BYTES);
+        let mut report = Report::new();
+        report.id = "a".to_owned();
+        let Some(Heard::Report(back)) = read(&told(&report)) else {
+            panic!("{}", told(&report).escape_ascii());
+        };
+        assert_eq!(*back, report);
+        for other in [
+            &b"{\"revoke\":{}}"[..],
+            b"{}",
+            b"",
+            b"\xff",
+            b"{\"report\":1}",
+        ] {
+            assert!(read(other).is_none(), "{}", other.escape_ascii());
+        }
+        assert!(matches!(
+            read(b"{\"call\":{\"added\":1}}"),
+            Some(Heard::Call)
+        ));
+    }
+}

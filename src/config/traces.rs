@@ -1,0 +1,199 @@
+//! Where spans are sent: the standard `OTEL_*` variables (OpenTelemetry specification,
+//! "Environment Variable Specification" and "OTLP Exporter Configuration").
+
+use std::num::NonZeroUsize;
+
+use reqwest::Url;
+
+use super::Fault;
+
+/// As the specification says (`OTEL_BSP_MAX_QUEUE_SIZE`).
+const QUEUE_SPANS: NonZeroUsize = match NonZeroUsize::new(2048) {
+    Some(spans) => spans,
+    None => NonZeroUsize::MIN,
+};
+
+/// A span takes about a kilobyte.
+const MOST_QUEUE_SPANS: usize = 1 << 20;
+
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
+/// How spans are sent. The rest is read from the same variables by the library that sends them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// Host and port of the collector.
+    pub collector: String,
+    /// Spans that may wait for it.
+    pub queue_spans: NonZeroUsize,
+    /// `service.name` is set.
+    pub names_service: bool,
+}
+
+impl TraceConfig {
+    /// Reads the variables. `None`: traces are off, as they are unless a collector is named.
+    /// A variable that is empty counts as unset.
+    pub(super) fn read(
+        variable: impl Fn(&str) -> Option<String>,
+        faults: &mut Vec<Fault>,
+    ) -> Option<Self> {
+        let variable = |name| variable(name).filter(|value| !value.is_empty());
+        let is_off = variable("OTEL_SDK_DISABLED")
+            .is_some_and(|value| value.eq_ignore_ascii_case("true"))
+            || variable("OTEL_TRACES_EXPORTER").as_deref() == Some("none");
+        let of_traces_first = |traces: &'static str, general: &'static str| {
+            let own = variable(traces).map(|value| (traces, value));
+            own.or_else(|| variable(general).map(|value| (general, value)))
+        };
+        let (name, endpoint) = of_traces_first(
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "OTEL_EXPORTER_OTLP_ENDPOINT",
+        )
+        .filter(|_| !is_off)?;
+
+        let mut fault = |setting: &str, rule: &str| {
+            faults.push(Fault {
+                setting: setting.to_owned(),
+                rule: rule.to_owned(),
+            });
+        };
+        let url = Url::parse(&endpoint).ok();
+        let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
+        let collector = url.and_then(|url| {
+            let port = url.port_or_known_default()?;
+            Some(format!("{}:{port}", url.host_str()?))
+        });
+        if collector.is_none() {
+            fault(name, "is the http or https URL of a collector");
+        }
+        if variable("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter != "otlp") {
+            fault("OTEL_TRACES_EXPORTER", "is otlp or none");
+        }
+        let protocol = of_traces_first(
+            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+            "OTEL_EXPORTER_OTLP_PROTOCOL",
+        );
+        if let Some((name, _)) = protocol.filter(|(_, value)| value != "http/protobuf") {
+            fault(name, "is http/protobuf: the only protocol there is here");
+        }
+        let compression = of_traces_first(
+            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+            "OTEL_EXPORTER_OTLP_COMPRESSION",
+        );
+        if let Some((name, _)) = compression.filter(|(_, value)| value != "none") {
+            fault(name, "is none: nothing is compressed here");
+        }
+        let sampler = variable("OTEL_TRACES_SAMPLER");
+        if let Some(sampler) = &sampler {
+            if !SAMPLERS.contains(&sampler.as_str()) {
+                let rule = format!("is one of {}", SAMPLERS.join(", "));
+                fault("OTEL_TRACES_SAMPLER", &rule);
+            } else if sampler.ends_with("traceidratio") {
+                let share = variable("OTEL_TRACES_SAMPLER_ARG");
+                let share = share.and_then(|share| share.parse::<f64>().ok());
+                if !share.is_some_and(|share| (0.0..=1.0).contains(&share)) {
+                    fault(
+                        "OTEL_TRACES_SAMPLER_ARG",
+                        "is the share of traces that are recorded, from 0 to 1",
+                    );
+                }
+            }
+        }
+        let queue_spans = match variable("OTEL_BSP_MAX_QUEUE_SIZE") {
+            None => QUEUE_SPANS,
+            Some(text) => {
+                let spans = text.parse().ok();
+                spans
+                    .filter(|spans: &NonZeroUsize| spans.get() <= MOST_QUEUE_SPANS)
+                    .unwrap_or_else(|| {
+                        let rule = format!("is a number of spans, at most {MOST_QUEUE_SPANS}");
+                        fault("OTEL_BSP_MAX_QUEUE_SIZE", &rule);
+                        QUEUE_SPANS
+                    })
+            }
+        };
+        let names_service = variable("OTEL_SERVICE_NAME").is_some()
+            || variable("OTEL_RESOURCE_ATTRIBUTES")
+                .is_some_and(|attributes| attributes.contains("service.name="));
+        Some(Self {
+            collector: collector?,
+            queue_spans,
+            names_service,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> (Option<TraceConfig>, Vec<String>) {
+        let mut faults = Vec::new();
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(other, _)| *other == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        let config = TraceConfig::read(variable, &mut faults);
+        (
+            config,
+            faults.into_iter().map(|fault| fault.setting).collect(),
+        )
+    }
+
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:secret@c:4318");
+
+    #[test]
+    fn traces_are_off_unless_a_collector_is_named() {
+        for variables in [
+            &[][..],
+            &[("OTEL_SERVICE_NAME", "x"), ("OTEL_TRACES_SAMPLER", "x")],
+            &[("OTEL_EXPORTER_OTLP_ENDPOINT", "")],
+            &[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")],
+            &[ENDPOINT, ("OTEL_TRACES_EXPORTER", "none")],
+        ] {
+            assert_eq!(read(variables), (None, Vec::new()), "{variables:?}");
+        }
+        let (config, faults) = read(&[ENDPOINT]);
+        assert_eq!(
+            (config.unwrap().collector.as_str(), faults.len()),
+            ("c:4318", 0)
+        );
+        let own = (
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+            "https://own/v1/traces",
+        );
+        assert_eq!(read(&[ENDPOINT, own]).0.unwrap().collector, "own:443");
+    }
+
+    #[test]
+    fn all_faults_are_listed() {
+        let (_, faults) = read(&[
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "c:4318"),
+            ("OTEL_TRACES_EXPORTER", "zipkin"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+            ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "2"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+        ]);
+        assert_eq!(
+            faults,
+            [
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                "OTEL_TRACES_EXPORTER",
+                "OTEL_EXPORTER_OTLP_PROTOCOL",
+                "OTEL_EXPORTER_OTLP_COMPRESSION",
+                "OTEL_TRACES_SAMPLER_ARG",
+                "OTEL_BSP_MAX_QUEUE_SIZE",
+            ]
+        );
+        let (_, faults) = read(&[ENDPOINT, ("OTEL_TRACES_SAMPLER", "sometimes")]);
+        assert_eq!(faults, ["OTEL_TRACES_SAMPLER"]);
+    }
+}

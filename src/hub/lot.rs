@@ -1,0 +1,281 @@
+//! What a round of fan-out encodes: the events of one channel, one behind the other, and where each
+//! of them lies.
+
+use std::cell::Cell;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::encoded::Wire;
+use super::parcel::{KeptSpan, Loss, Origin};
+use super::subscriber::{ChannelKey, Subscriber};
+use super::timing::{Round, Timing};
+use super::{GapNotice, Item};
+use crate::protocol::{
+    Audience, ChannelName, EventId, Framing, GapReason, Link, Linked, gap_block,
+};
+
+/// Events of one channel in this round, encoded one behind the other. One that is not for
+/// everybody is a lot of its own, so its bytes are in no buffer that others get.
+pub(super) struct Lot {
+    key: ChannelKey,
+    channel: ChannelName,
+    /// The sessions it is for; `None`: everybody.
+    audience: Option<Arc<Audience>>,
+    buffer: Vec<u8>,
+    /// How much of it are kept events, which stay in the channel's tail.
+    kept_bytes: usize,
+    events: u32,
+    timing: Timing,
+    /// The least id in it; [`EventId::MAX`] where everything is live.
+    first_id: EventId,
+    kept: Option<KeptSpan>,
+    gaps: Vec<GapReason>,
+}
+
+/// One event, or gap, within its channel's lot.
+pub(super) struct Piece {
+    pub(super) lot: usize,
+    /// Where it lies in the lot. `None`: it is not for clients.
+    pub(super) range: Option<PieceRange>,
+    pub(super) what: What,
+}
+
+pub(super) struct PieceRange {
+    /// The whole chunk, for connections written to directly.
+    pub(super) chunk: Range<usize>,
+    /// The bare SSE block inside it, for those framed otherwise.
+    pub(super) payload: Range<usize>,
+}
+
+pub(super) enum What {
+    Live,
+    Kept {
+        link: Link,
+        published_ms: u64,
+        /// The bytes without an id, for connections that have had later ids of other channels.
+        late: Option<Wire>,
+    },
+    Gap {
+        reason: GapReason,
+        id: Option<EventId>,
+        after: Option<EventId>,
+        complete_after: Option<EventId>,
+        /// As above.
+        late: Option<Wire>,
+    },
+}
+
+impl What {
+    /// The id that decides who has had it already.
+    pub(super) fn id(&self) -> Option<EventId> {
+        match self {
+            Self::Live => None,
+            Self::Kept { link, .. } => Some(link.id),
+            Self::Gap { id, .. } => *id,
+        }
+    }
+
+    /// Whether a client that has had everything up to `position` has had this. A gap comes behind
+    /// the event whose id it carries.
+    pub(super) fn was_had(&self, position: EventId) -> bool {
+        match self {
+            Self::Live => false,
+            Self::Kept { link, .. } => link.id <= position,
+            Self::Gap { id, .. } => id.is_some_and(|id| id < position),
+        }
+    }
+
+    /// When it came, where it is an event.
+    pub(super) fn timing(&self, round: Option<Rc<Round>>) -> Option<Timing> {
+        let (kept, published_ms) = match self {
+            Self::Live => (0, u64::MAX),
+            Self::Kept { published_ms, .. } => (1, *published_ms),
+            Self::Gap { .. } => return None,
+        };
+        Some(Timing {
+            kept,
+            published_ms,
+            round,
+        })
+    }
+
+    /// The bytes without an id, where it is late.
+    pub(super) fn late(&self) -> Option<&Wire> {
+        match self {
+            Self::Live => None,
+            Self::Kept { late, .. } | Self::Gap { late, .. } => late.as_ref(),
+        }
+    }
+
+    /// What a client misses that does not get it, where it must be told. `with_id`: it carries
+    /// its id.
+    pub(super) fn span(&self, channel: &ChannelName, with_id: bool) -> Option<KeptSpan> {
+        let (after, last) = match self {
+            Self::Live => return None,
+            Self::Kept { link, .. } => (Some(link.prev), Some(link.id)),
+            Self::Gap { id, after, .. } => (*after, *id),
+        };
+        let last = last.filter(|_| with_id);
+        Some(KeptSpan {
+            channel: channel.clone(),
+            after,
+            last,
+        })
+    }
+}
+
+impl Lot {
+    pub(super) fn new(
+        key: ChannelKey,
+        channel: ChannelName,
+        audience: Option<Arc<Audience>>,
+        round: &Rc<Round>,
+    ) -> Self {
+        Self {
+            key,
+            channel,
+            audience,
+            buffer: Vec::new(),
+            kept_bytes: 0,
+            events: 0,
+            timing: Timing {
+                kept: 0,
+                published_ms: u64::MAX,
+                round: Some(Rc::clone(round)),
+            },
+            first_id: EventId::MAX,
+            kept: None,
+            gaps: Vec::new(),
+        }
+    }
+
+    /// With its bytes shared. `tells_of_loss`: what a client misses that does not get it is told.
+    pub(super) fn encoded(self, tells_of_loss: bool) -> EncodedLot {
+        EncodedLot {
+            is_mostly_kept: self.kept_bytes >= self.buffer.len() / 2,
+            bytes: Bytes::from(self.buffer),
+            origin: Rc::new(Origin::new(
+                Some(self.timing),
+                self.kept.filter(|_| tells_of_loss).map(Loss::Kept),
+            )),
+            key: self.key,
+            channel: self.channel,
+            audience: self.audience,
+            has_reader: Cell::new(false),
+            events: self.events,
+            first_id: self.first_id,
+            gaps: self.gaps,
+        }
+    }
+
+    /// Encodes an item behind the others.
+    pub(super) fn add(&mut self, item: &Item) -> (Option<PieceRange>, What) {
+        let start = self.buffer.len();
+        let (payload, what) = match item {
+            Item::Live(event) => {
+                self.events += 1;
+                (Some(event.append_chunk(None, &mut self.buffer)), What::Live)
+            }
+            Item::Kept { event, late } => {
+                let published_ms = event.published_ms;
+                let payload = event.event.as_ref().map(|content| {
+                    self.events += 1;
+                    self.timing.kept += 1;
+                    self.timing.published_ms = self.timing.published_ms.min(published_ms);
+                    content.append_chunk(Some(event.id), &mut self.buffer)
+                });
+                let late = event.event.as_ref().filter(|_| *late);
+                let late =
+                    late.map(|content| Wire::encoded(|buffer| content.append_chunk(None, buffer)));
+                let link = event.link();
+                let what = What::Kept {
+                    link,
+                    published_ms,
+                    late,
+                };
+                (payload, what)
+            }
+            Item::Gap { notice, late } => {
+                let GapNotice {
+                    reason,
+                    after,
+                    oldest,
+                    id,
+                    complete_after,
+                } = *notice;
+                let append = |id, buffer: &mut Vec<u8>| {
+                    let block = gap_block(&self.channel, reason, after, oldest, id);
+                    Framing::Chunked.append(block.as_bytes(), buffer)
+                };
+                let late = late.then(|| Wire::encoded(|buffer| append(None, buffer)));
+                let payload = append(id, &mut self.buffer);
+                self.gaps.push(reason);
+                let what = What::Gap {
+                    reason,
+                    id,
+                    after,
+                    complete_after,
+                    late,
+                };
+                (Some(payload), what)
+            }
+        };
+        if let Some(id) = what.id() {
+            self.first_id = self.first_id.min(id);
+        }
+        if let Some(span) = what.span(&self.channel, true) {
+            match &mut self.kept {
+                Some(kept) => kept.last = kept.last.max(span.last),
+                None => self.kept = Some(span),
+            }
+        }
+        let chunk = start..self.buffer.len();
+        if matches!(what, What::Kept { .. }) {
+            self.kept_bytes += chunk.len();
+        }
+        let range = payload.map(|payload| PieceRange { chunk, payload });
+        (range, what)
+    }
+}
+
+/// A [`Lot`] whose bytes are shared.
+pub(super) struct EncodedLot {
+    pub(super) key: ChannelKey,
+    pub(super) channel: ChannelName,
+    pub(super) audience: Option<Arc<Audience>>,
+    /// Somebody may have it.
+    pub(super) has_reader: Cell<bool>,
+    pub(super) bytes: Bytes,
+    /// A part of the bytes keeps all of them alive: too much for a few kept events among others.
+    pub(super) is_mostly_kept: bool,
+    pub(super) events: u32,
+    pub(super) first_id: EventId,
+    pub(super) gaps: Vec<GapReason>,
+    pub(super) origin: Rc<Origin>,
+}
+
+impl EncodedLot {
+    /// Whether a connection may have it.
+    pub(super) fn is_for(&self, member: &Subscriber) -> bool {
+        let Some(audience) = &self.audience else {
+            return true;
+        };
+        let belongs = member.belongs_to(audience);
+        if belongs {
+            self.has_reader.set(true);
+        }
+        belongs
+    }
+
+    /// Takes note that a connection is sent it, where that cannot be known from its channels.
+    pub(super) fn note_sent(&self, member: &Subscriber, id: Option<EventId>) {
+        if self.audience.is_some()
+            && let Some(id) = id.filter(|id| *id < EventId::MAX)
+        {
+            member.note_restricted(id);
+        }
+    }
+}

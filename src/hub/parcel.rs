@@ -1,0 +1,144 @@
+//! What waits in a mailbox: encoded bytes, with what there is to do when they are written, or dropped.
+
+use std::cell::OnceCell;
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use super::encoded::EncodedEvent;
+use super::timing::{Round, Timing};
+use crate::protocol::{ChannelName, EventId, Framing, GapReason, gap_block};
+
+/// Encoded bytes that wait together, and how many events they hold.
+#[derive(Debug)]
+pub(super) struct Parcel {
+    pub(super) bytes: Bytes,
+    pub(super) events: u32,
+    /// Shared with the parcels of other clients.
+    pub(super) origin: Option<Rc<Origin>>,
+}
+
+/// Where a parcel comes from: what there is to do when it is written, and when it is dropped.
+#[derive(Debug)]
+pub(super) struct Origin {
+    /// `None`: of a replay, or no event.
+    timing: Option<Timing>,
+    /// What the client must be told if it does not get the parcel.
+    loss: Option<Loss>,
+    /// The same outside of its round of fan-out, made for the first client that is not ready.
+    outside: OnceCell<Rc<Self>>,
+}
+
+impl Origin {
+    pub(super) fn new(timing: Option<Timing>, loss: Option<Loss>) -> Self {
+        Self {
+            timing,
+            loss,
+            outside: OnceCell::new(),
+        }
+    }
+
+    /// The round of fan-out that it takes part in.
+    pub(super) fn round(&self) -> Option<Rc<Round>> {
+        self.timing.as_ref()?.round.clone()
+    }
+
+    /// The same for clients that are not ready to take it, so that the round does not wait for
+    /// them.
+    pub(super) fn outside(self: &Rc<Self>) -> Rc<Self> {
+        let Some(timing) = self.timing.as_ref().filter(|timing| timing.round.is_some()) else {
+            return Rc::clone(self);
+        };
+        let make = || Rc::new(Self::new(Some(timing.outside()), self.loss.clone()));
+        Rc::clone(self.outside.get_or_init(make))
+    }
+}
+
+/// What it means that a parcel is dropped.
+#[derive(Clone, Debug)]
+pub(super) enum Loss {
+    /// Kept events are skipped.
+    Kept(KeptSpan),
+    /// The parcel tells of channels whose events were skipped before.
+    Told(Box<[KeptSpan]>),
+}
+
+/// A stretch of a channel's kept events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KeptSpan {
+    pub(super) channel: ChannelName,
+    /// The event before it.
+    pub(super) after: Option<EventId>,
+    /// Its last event.
+    pub(super) last: Option<EventId>,
+}
+
+impl KeptSpan {
+    /// The span of one event.
+    pub(super) fn of(event: &EncodedEvent) -> Self {
+        Self {
+            channel: event.channel.clone(),
+            after: Some(event.link.prev),
+            last: Some(event.link.id),
+        }
+    }
+}
+
+impl Parcel {
+    /// The gateway's own words, which are no event.
+    pub(super) fn control(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            events: 0,
+            origin: None,
+        }
+    }
+
+    /// What it takes: its place in the queue counts, or a flood of small events would be free.
+    pub(super) fn cost_bytes(&self) -> usize {
+        let origin = self.origin.as_ref().map_or(0, |_| size_of::<Origin>());
+        self.bytes.len() + size_of::<Self>() + origin
+    }
+
+    /// When its events came.
+    pub(super) fn timing(&self) -> Option<&Timing> {
+        self.origin.as_ref()?.timing.as_ref()
+    }
+
+    /// What its client must be told if it does not get it.
+    pub(super) fn loss(&self) -> Option<&Loss> {
+        self.origin.as_ref()?.loss.as_ref()
+    }
+
+    /// Lets go of its round of fan-out: its client is not ready to take it.
+    pub(super) fn leave_round(&mut self) {
+        if let Some(origin) = &mut self.origin {
+            *origin = origin.outside();
+        }
+    }
+}
+
+/// Adds a span to those that were skipped, one for each channel.
+pub(super) fn skip(skipped: &mut Vec<KeptSpan>, span: &KeptSpan) {
+    match skipped
+        .iter_mut()
+        .find(|known| known.channel == span.channel)
+    {
+        Some(known) => known.last = known.last.max(span.last),
+        None => skipped.push(span.clone()),
+    }
+}
+
+/// Tells a client what it skipped, with the id of the last event that it did.
+pub(super) fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing) -> Parcel {
+    let id = skipped.iter().filter_map(|span| span.last).max();
+    let blocks: String = skipped
+        .iter()
+        .map(|span| gap_block(&span.channel, GapReason::Slow, span.after, None, id))
+        .collect();
+    Parcel {
+        bytes: framing.frame(blocks.as_bytes()),
+        events: 0,
+        origin: Some(Rc::new(Origin::new(None, Some(Loss::Told(skipped.into()))))),
+    }
+}

@@ -1,0 +1,156 @@
+//! From a finished span to the collector.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry::{Context, KeyValue};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter as OtlpExporter};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::trace::{
+    BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter,
+    SpanProcessor,
+};
+use prometheus::IntCounter;
+
+use super::Traces;
+use crate::config::TraceConfig;
+use crate::telemetry::occurrences::SpansDropped;
+
+/// What the last spans may take to reach the collector when the process stops.
+const LAST_SPANS: Duration = Duration::from_secs(2);
+
+/// Spans cannot be sent.
+#[derive(Debug, thiserror::Error)]
+#[error("traces cannot be sent (OTEL_EXPORTER_OTLP_…): {0}")]
+pub struct TraceError(#[from] ExporterBuildError);
+
+/// Sends spans until it is shut down.
+#[derive(Debug)]
+pub struct TracePipeline(SdkTracerProvider);
+
+impl TracePipeline {
+    /// Starts the thread that sends spans. What the library is to know beside `config` it reads
+    /// itself from the standard variables. `dropped` counts the spans that reach no collector.
+    ///
+    /// # Errors
+    /// When a variable makes no sense to the library.
+    pub fn start(
+        config: &TraceConfig,
+        replica: &str,
+        dropped: &IntCounter,
+    ) -> Result<Self, TraceError> {
+        let waiting = Arc::new(AtomicUsize::new(0));
+        let exporter = CountingExporter {
+            exporter: OtlpExporter::builder().with_http().build()?,
+            waiting: Arc::clone(&waiting),
+            dropped: dropped.clone(),
+        };
+        let batches = BatchConfigBuilder::default()
+            .with_max_queue_size(config.queue_spans.get())
+            .build();
+        let processor = BoundedProcessor {
+            processor: BatchSpanProcessor::builder(exporter)
+                .with_batch_config(batches)
+                .build(),
+            most: config.queue_spans.get(),
+            waiting,
+            dropped: dropped.clone(),
+        };
+        let mut resource = Resource::builder().with_attributes([
+            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
+            KeyValue::new("service.instance.id", replica.to_owned()),
+        ]);
+        if !config.names_service {
+            resource = resource.with_service_name("fanfare");
+        }
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(processor)
+            .with_resource(resource.build())
+            .build();
+        Ok(Self(provider))
+    }
+
+    /// What makes spans for it.
+    pub fn traces(&self) -> Traces {
+        Traces(self.0.tracer("fanfare"))
+    }
+
+    /// Sends what waits, if the collector takes it soon.
+    pub fn shutdown(self) {
+        if let Err(error) = self.0.shutdown_with_timeout(LAST_SPANS) {
+            tracing::debug!(%error, "the last spans were not sent");
+        }
+    }
+}
+
+/// Counts what the library would drop without a word: a span too many.
+#[derive(Debug)]
+struct BoundedProcessor {
+    processor: BatchSpanProcessor,
+    most: usize,
+    /// Spans in the queue and in the request under way.
+    waiting: Arc<AtomicUsize>,
+    dropped: IntCounter,
+}
+
+impl SpanProcessor for BoundedProcessor {
+    fn on_start(&self, span: &mut Span, context: &Context) {
+        self.processor.on_start(span, context);
+    }
+
+    fn on_end(&self, span: SpanData) {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) < self.most {
+            self.processor.on_end(span);
+        } else {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            self.dropped.inc();
+        }
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.processor.force_flush()
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.processor.shutdown_with_timeout(timeout)
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.processor.set_resource(resource);
+    }
+}
+
+/// Counts what the collector does not take.
+#[derive(Debug)]
+struct CountingExporter {
+    exporter: OtlpExporter,
+    waiting: Arc<AtomicUsize>,
+    dropped: IntCounter,
+}
+
+impl SpanExporter for CountingExporter {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let spans = batch.len();
+        let result = self.exporter.export(batch).await;
+        self.waiting.fetch_sub(spans, Ordering::Relaxed);
+        if let Err(error) = &result {
+            SpansDropped { spans, error }.emit(&self.dropped);
+        }
+        result
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}

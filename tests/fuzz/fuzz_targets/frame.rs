@@ -1,0 +1,4 @@
+//! See `fanfare::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| fanfare::fuzzing::frame(bytes));
