@@ -104,7 +104,7 @@ async fn ten_thousand_reconnect_during_a_failover() {
 }
 
 /// A client that notes how late events are. Their data is the time since `epoch` in microseconds.
-async fn timed(gateway: &Gateway, epoch: Instant) -> JoinHandle<Vec<Duration>> {
+async fn timed(gateway: &Gateway, epoch: Instant) -> JoinHandle<Result<Vec<Duration>, String>> {
     let mut socket = stream(gateway, None).await;
     // The first block: from here on every event arrives.
     let mut bytes = Vec::new();
@@ -124,14 +124,18 @@ async fn timed(gateway: &Gateway, epoch: Instant) -> JoinHandle<Vec<Duration>> {
                 let text = std::str::from_utf8(data).unwrap();
                 let text = text.split(' ').next().unwrap();
                 if text == "end" {
-                    return delays;
+                    return Ok(delays);
                 }
                 let sent = Duration::from_micros(text.parse().unwrap());
                 delays.push(now.saturating_sub(sent));
             }
             bytes.drain(..whole);
         }
-        panic!("a healthy client was cut off");
+        Err(format!(
+            "cut off after {} events, {:?}",
+            delays.len(),
+            epoch.elapsed()
+        ))
     })
 }
 
@@ -141,7 +145,7 @@ async fn stream(gateway: &Gateway, receive_buffer: Option<u32>) -> TcpStream {
         socket.set_recv_buffer_size(bytes).unwrap();
     }
     let mut socket = socket.connect(gateway.data).await.unwrap();
-    let request = b"GET /events/a HTTP/1.1\r\nhost: test\r\n\r\n";
+    let request = b"GET /events/a HTTP/1.1\r\nhost: localhost\r\n\r\n";
     socket.write_all(request).await.unwrap();
     socket
 }
@@ -161,8 +165,20 @@ async fn p99(redis: &Redis, gateway: &Gateway, clients: usize) -> Duration {
     }
     redis.publish("a", "at end").await;
     let mut delays = Vec::new();
+    let mut faults = Vec::new();
     for client in healthy {
-        delays.extend(client.await.unwrap());
+        match client.await.unwrap() {
+            Ok(seen) => delays.extend(seen),
+            Err(fault) => faults.push(fault),
+        }
+    }
+    if let Some(fault) = faults.first() {
+        let (_, metrics) = gateway.admin_get("/metrics").await;
+        let closed = metrics
+            .lines()
+            .filter(|line| line.contains("closed_total{"));
+        let closed: Vec<_> = closed.collect();
+        panic!("{} healthy clients {fault}: {closed:?}", faults.len());
     }
     assert_eq!(delays.len(), clients * 60);
     delays.sort_unstable();
@@ -178,7 +194,7 @@ async fn clients_that_never_read_slow_down_nobody() {
         descriptors((HEALTHY + STUCK) as u64);
         let redis = Redis::start().await;
         let mut variables = vec![
-            ("FANFARE_CLIENT_BUFFER_BYTES", "32KiB"),
+            ("FANFARE_CLIENT_BUFFER_BYTES", "64KiB"),
             ("FANFARE_SOCKET_SEND_BUFFER_BYTES", "8KiB"),
         ];
         variables.extend(VARIABLES);
