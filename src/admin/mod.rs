@@ -48,7 +48,7 @@ impl AdminState {
         if self.metrics.draining.get() == 1 {
             reasons.push("stopping".to_owned());
         }
-        if let BusHealth::Down(reason) = &*self.bus.borrow() {
+        if let BusHealth::Down { reason, .. } = &*self.bus.borrow() {
             reasons.push(format!("redis: {reason}"));
         }
         let keys = self.keys.as_deref();

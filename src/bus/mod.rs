@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
 use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
+use crate::labels::labels;
 use crate::protocol::{
     ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame, Revocation,
 };
@@ -45,8 +46,41 @@ const HISTORY_QUEUE: usize = 256;
 pub enum BusHealth {
     /// They do.
     Up,
-    /// They do not, for this reason.
-    Down(String),
+    /// They do not.
+    Down {
+        /// What is the matter, for machines.
+        cause: DownCause,
+        /// The same for people, in detail.
+        reason: String,
+    },
+}
+
+labels! { "cause":
+    /// Why no events arrive.
+    pub enum DownCause {
+        /// The process has just begun.
+        Starting = "starting",
+        /// Too few Sentinels name the same primary.
+        Sentinel = "sentinel",
+        /// No connection: refused, unknown, no answer, no trust in its certificate.
+        Unreachable = "unreachable",
+        /// Redis does not let this user in, or do what has to be done.
+        Refused = "refused",
+        /// Redis is reading its data.
+        Loading = "loading",
+        /// Redis has closed the connection: it ended, or dropped a subscriber that was too slow.
+        Closed = "closed",
+        /// Redis does not answer, or a probe did not come back.
+        Silent = "silent",
+        /// This replica did not keep up, and starts over.
+        Behind = "behind",
+        /// This Redis is a replica, was replaced, or is not confirmed to be the primary.
+        NotPrimary = "not_primary",
+        /// Redis has lost ids that it had issued.
+        IdsWentBack = "ids_went_back",
+        /// The function library was taken away.
+        Library = "library",
+    }
 }
 
 /// An event was not published.
@@ -109,7 +143,6 @@ pub enum Publisher {
 
 impl Publisher {
     /// Publishes a live event.
-    ///
     /// # Errors
     /// When the bus did not take it within its deadline.
     pub async fn publish(&self, channel: &ChannelName, event: Event) -> Result<(), PublishError> {
@@ -120,7 +153,6 @@ impl Publisher {
     }
 
     /// Publishes an event that is kept in the channel's history, and returns its id.
-    ///
     /// # Errors
     /// When the bus refuses it, or did not take it within its deadline.
     pub async fn publish_kept(
@@ -136,7 +168,6 @@ impl Publisher {
     }
 
     /// Has all replicas end somebody's streams and keep them out.
-    ///
     /// # Errors
     /// When the bus refuses it, or did not take it within its deadline.
     pub async fn revoke(&self, revocation: Revocation) -> Result<(), PublishError> {
@@ -187,7 +218,6 @@ struct Services {
 
 impl Bus {
     /// Starts the configured bus on the control runtime.
-    ///
     /// # Errors
     /// When the Redis URL cannot be used.
     pub fn start(

@@ -28,6 +28,7 @@ pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate, Tr
 pub use environment::unknown_variables;
 pub use exposed::exposed_secrets;
 pub use redis_url::RedisUrl;
+pub(crate) use redis_url::{RedisPlace, SentinelGroup};
 pub use settings::{Fault, Faults, Settings};
 pub use traces::TraceConfig;
 pub use values::secret;

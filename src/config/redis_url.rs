@@ -1,47 +1,166 @@
-//! The Redis URL, which may hold a password.
+//! The Redis URL, which may hold passwords.
 
 use std::fmt;
 
-use redis::{ConnectionInfo, IntoConnectionInfo, RedisError};
-use secrecy::{ExposeSecret, SecretString};
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
 
-/// A checked Redis URL. It may hold a password, so it prints without one.
+/// Where Sentinels listen unless the URL says so.
+const SENTINEL_PORT: u16 = 26379;
+
+/// A checked Redis URL. It may hold passwords, so it prints without them.
 #[derive(Clone)]
-pub struct RedisUrl(SecretString);
+pub struct RedisUrl(RedisPlace);
+
+/// What a Redis URL leads to.
+#[derive(Clone)]
+pub(crate) enum RedisPlace {
+    /// This server.
+    Server(ConnectionInfo),
+    /// The primary that Sentinels name.
+    Sentinels(SentinelGroup),
+}
+
+/// Sentinels, and the primary that is asked for.
+#[derive(Clone)]
+pub(crate) struct SentinelGroup {
+    /// Each of them once.
+    pub(crate) sentinels: Vec<ConnectionInfo>,
+    /// What they call the primary.
+    pub(crate) name: String,
+    /// How the primary is greeted; its address is what Sentinels say.
+    primary: ConnectionInfo,
+}
 
 impl RedisUrl {
-    /// Checks a URL: `redis://`, `rediss://` or `redis+unix://`, database 0.
+    /// Checks a URL: `redis://`, `rediss://`, `redis+unix://`, database 0, or
+    /// `redis-sentinel://[user:password@]host[:port],…/NAME[?sentinel_user=…&sentinel_password=…]`,
+    /// with `rediss-sentinel` where Sentinels and servers speak TLS.
     ///
     /// # Errors
     /// With the rule that is broken; the URL itself is never part of the message.
     pub fn parse(url: &str) -> Result<Self, String> {
-        if url.starts_with("redis-sentinel://") || url.starts_with("redis-cluster://") {
-            return Err("Sentinel and cluster URLs are not supported by this version".into());
+        if url.starts_with("redis-cluster://") {
+            return Err("cluster URLs are not supported by this version".into());
+        }
+        let sentinel = [
+            ("redis-sentinel://", "redis"),
+            ("rediss-sentinel://", "rediss"),
+        ]
+        .into_iter()
+        .find_map(|(prefix, scheme)| Some((scheme, url.strip_prefix(prefix)?)));
+        if let Some((scheme, rest)) = sentinel {
+            return SentinelGroup::parse(scheme, rest)
+                .map(|group| Self(RedisPlace::Sentinels(group)));
         }
         let info = url.into_connection_info().map_err(|_| {
-            "is redis://[user:password@]host[:port], rediss://… or redis+unix:///path".to_owned()
+            "is redis://[user:password@]host[:port], rediss://…, redis+unix:///path \
+             or redis-sentinel://host[:port],…/NAME"
+                .to_owned()
         })?;
         if info.redis_settings().db() != 0 {
             return Err(
                 "names a database: pub/sub knows none, so only database 0 is allowed".into(),
             );
         }
-        Ok(Self(url.into()))
+        Ok(Self(RedisPlace::Server(info)))
     }
 
-    /// What the redis crate connects to, password included.
-    ///
-    /// # Errors
-    /// None for a URL that was checked; the redis crate's signature has one.
-    pub fn connection_info(&self) -> Result<ConnectionInfo, RedisError> {
-        self.0.expose_secret().into_connection_info()
+    /// Where it leads, passwords included.
+    pub(crate) fn place(&self) -> &RedisPlace {
+        &self.0
     }
 
-    /// The address without user and password, for people.
+    /// The address without users and passwords, for people.
     pub fn address(&self) -> String {
-        self.connection_info()
-            .map(|info| info.addr().to_string())
-            .unwrap_or_default()
+        match &self.0 {
+            RedisPlace::Server(info) => info.addr().to_string(),
+            RedisPlace::Sentinels(group) => {
+                let addresses: Vec<_> = group
+                    .sentinels
+                    .iter()
+                    .map(|info| info.addr().to_string())
+                    .collect();
+                format!("{} of the Sentinels {}", group.name, addresses.join(","))
+            }
+        }
+    }
+}
+
+impl SentinelGroup {
+    /// Reads what follows `redis-sentinel://`.
+    fn parse(scheme: &str, rest: &str) -> Result<Self, String> {
+        let shape = || {
+            "is redis-sentinel://[user:password@]host[:port],…/NAME\
+             [?sentinel_user=…&sentinel_password=…]"
+                .to_owned()
+        };
+        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (rest, name) = rest.split_once('/').ok_or_else(shape)?;
+        // As Sentinel itself has it.
+        let is_of_a_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+        if name.is_empty() || !name.chars().all(is_of_a_name) {
+            return Err(
+                "ends with the primary's name after a /, of letters, digits, . - and _; \
+                 there is no database after it"
+                    .into(),
+            );
+        }
+        let (user, hosts) = rest.rsplit_once('@').unwrap_or(("", rest));
+        let (mut sentinel_user, mut sentinel_password) = (None, None);
+        for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+            match &*key {
+                "sentinel_user" => sentinel_user = Some(value),
+                "sentinel_password" => sentinel_password = Some(value),
+                _ => return Err(shape()),
+            }
+        }
+        let mut sentinels: Vec<ConnectionInfo> = Vec::new();
+        for host in hosts.split(',') {
+            let mut url =
+                redis::parse_redis_url(&format!("{scheme}://{host}")).ok_or_else(shape)?;
+            if url.port().is_none() {
+                url.set_port(Some(SENTINEL_PORT)).map_err(|()| shape())?;
+            }
+            let info = url.into_connection_info().map_err(|_| shape())?;
+            let mut settings = info.redis_settings().clone();
+            if let Some(user) = &sentinel_user {
+                settings = settings.set_username(user);
+            }
+            if let Some(password) = &sentinel_password {
+                settings = settings.set_password(password);
+            }
+            if sentinels.iter().any(|other| other.addr() == info.addr()) {
+                return Err("names a Sentinel twice: more than half of them have to agree".into());
+            }
+            sentinels.push(info.set_redis_settings(settings));
+        }
+        let primary = format!("{scheme}://{user}@nobody")
+            .into_connection_info()
+            .map_err(|_| shape())?;
+        Ok(Self {
+            sentinels,
+            name: name.to_owned(),
+            primary,
+        })
+    }
+
+    /// How to connect to the primary at this address.
+    pub(crate) fn primary_at(&self, host: &str, port: u16) -> ConnectionInfo {
+        let host = host.to_owned();
+        let address = match self.primary.addr() {
+            ConnectionAddr::TcpTls {
+                insecure,
+                tls_params,
+                ..
+            } => ConnectionAddr::TcpTls {
+                host,
+                port,
+                insecure: *insecure,
+                tls_params: tls_params.clone(),
+            },
+            _ => ConnectionAddr::Tcp(host, port),
+        };
+        self.primary.clone().set_addr(address)
     }
 }
 
@@ -62,6 +181,9 @@ mod tests {
             "redis://user:secret@redis.internal:6380/0",
             "rediss://redis.internal",
             "redis+unix:///run/redis.sock",
+            "redis-sentinel://a/main",
+            "rediss-sentinel://user:secret@a:1,[::1]:2,c/main-1.x_y",
+            "redis-sentinel://a:1/main?sentinel_password=secret",
         ] {
             assert!(RedisUrl::parse(url).is_ok(), "{url}");
         }
@@ -75,7 +197,14 @@ mod tests {
             "http://127.0.0.1",
             "redis://user:secret@127.0.0.1/1",
             "redis://user:secret@127.0.0.1:x",
-            "redis-sentinel://secret@a:1,b:2/main",
+            "redis-cluster://secret@a:1",
+            "redis-sentinel://secret@a:1,b:2",
+            "redis-sentinel://secret@a:1,b:2/",
+            "redis-sentinel://secret@a:1,b:2/main/0",
+            "redis-sentinel://:secret@a:1,,b:2/main",
+            "redis-sentinel://:secret@a:1,b:x/main",
+            "redis-sentinel://:secret@a,a:26379/main",
+            "redis-sentinel://a:1/main?password=secret",
         ] {
             let fault = RedisUrl::parse(url).unwrap_err();
             assert!(!fault.contains("secret"), "{fault}");
@@ -86,5 +215,39 @@ mod tests {
     fn a_password_is_not_printed() {
         let url = RedisUrl::parse("redis://user:secret@127.0.0.1:6379").unwrap();
         assert_eq!(format!("{url:?}"), "RedisUrl(127.0.0.1:6379)");
+        let url = RedisUrl::parse(
+            "redis-sentinel://user:secret@a:1,b/main?sentinel_user=s&sentinel_password=secret",
+        )
+        .unwrap();
+        let text = "RedisUrl(main of the Sentinels a:1,b:26379)";
+        assert_eq!(format!("{url:?}"), text);
+    }
+
+    #[test]
+    fn sentinels_and_servers_have_users_of_their_own() {
+        let url = "rediss-sentinel://u:p%40%2F@a,b:7/main?sentinel_user=s&sentinel_password=q%26";
+        let RedisPlace::Sentinels(group) = RedisUrl::parse(url).unwrap().0 else {
+            panic!("a group");
+        };
+        let login = |info: &ConnectionInfo| {
+            let settings = info.redis_settings();
+            (
+                info.addr().to_string(),
+                settings.username().map(str::to_owned),
+                settings.password().map(str::to_owned),
+            )
+        };
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            group.sentinels.iter().map(login).collect::<Vec<_>>(),
+            [
+                ("a:26379".to_owned(), some("s"), some("q&")),
+                ("b:7".to_owned(), some("s"), some("q&")),
+            ]
+        );
+        let primary = group.primary_at("::1", 6379);
+        assert!(matches!(primary.addr(), ConnectionAddr::TcpTls { host, .. } if host == "::1"));
+        let (_, user, password) = login(&primary);
+        assert_eq!((user, password), (some("u"), some("p@/")));
     }
 }

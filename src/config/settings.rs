@@ -43,8 +43,8 @@ pub struct Settings {
     )]
     pub admin_listen: String,
 
-    /// Where events come from: redis://, rediss://, redis+unix://, or memory: for a single
-    /// replica without Redis. [default: memory: on a loopback listener]
+    /// Where events come from: redis://, rediss://, redis+unix://, redis-sentinel://HOST:PORT,…/NAME
+    /// (or rediss-sentinel://), or memory: for a single replica without Redis. [default: memory: on a loopback listener]
     #[arg(
         long,
         env = "FANFARE_REDIS_URL",

@@ -11,6 +11,7 @@ use std::time::Duration;
 use prometheus::IntCounter;
 
 use super::{BusMetrics, DropReason, EventKind, PublishOutcome};
+use crate::bus::DownCause;
 use crate::hub::{CloseReason, ShardStats};
 use crate::protocol::{ChannelName, EventId};
 
@@ -81,13 +82,14 @@ pub(crate) struct RedisUp;
 
 impl RedisUp {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
-        metrics.up.set(1);
+        metrics.note_up(None);
         tracing::info!("Redis is up: events arrive");
     }
 }
 
 /// The subscriber connection has ended, or was not made.
 pub(crate) struct RedisDown<'a> {
+    pub(crate) cause: DownCause,
     pub(crate) reason: &'a str,
     /// Until now events arrived.
     pub(crate) was_up: bool,
@@ -97,14 +99,18 @@ pub(crate) struct RedisDown<'a> {
 
 impl RedisDown<'_> {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
-        metrics.up.set(0);
+        metrics.note_up(Some(self.cause));
         metrics.reconnects.inc();
-        let reason = self.reason;
+        let (cause, reason) = (self.cause.label(), self.reason);
         if self.was_up {
             metrics.losses.inc();
-            tracing::warn!(reason, "Redis lost: streams stay open, nothing arrives");
+            tracing::warn!(
+                cause,
+                reason,
+                "Redis lost: streams stay open, nothing arrives"
+            );
         } else if self.is_new {
-            tracing::warn!(reason, "Redis is not available");
+            tracing::warn!(cause, reason, "Redis is not available");
         }
     }
 }

@@ -29,6 +29,8 @@ struct Rules {
     stalled: bool,
     /// Raised to close what is open.
     epoch: u64,
+    /// So many of the next connections are closed at once.
+    to_refuse: usize,
 }
 
 /// A running proxy; it and its connections end when dropped.
@@ -58,8 +60,9 @@ impl Proxy {
             target: Some(target),
             stalled: false,
             epoch: 0,
+            to_refuse: 0,
         });
-        let task = tokio::spawn(accept(listener, watched));
+        let task = tokio::spawn(accept(listener, rules.clone(), watched));
         Self {
             address,
             rules,
@@ -105,6 +108,16 @@ impl Proxy {
         });
     }
 
+    /// Closes so many of the next connections at once.
+    pub fn refuse_next(&self, count: usize) {
+        self.rules.send_modify(|rules| rules.to_refuse = count);
+    }
+
+    /// How many are still to be refused.
+    pub fn to_refuse(&self) -> usize {
+        self.rules.borrow().to_refuse
+    }
+
     /// Has nothing pass, or everything again.
     pub fn stall(&self, stalled: bool) {
         self.rules.send_modify(|rules| rules.stalled = stalled);
@@ -115,9 +128,17 @@ fn address_of(redis: &Redis) -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], redis.port()))
 }
 
-async fn accept(listener: TcpListener, rules: watch::Receiver<Rules>) {
+async fn accept(listener: TcpListener, own: watch::Sender<Rules>, rules: watch::Receiver<Rules>) {
     loop {
         if let Ok((socket, _)) = listener.accept().await {
+            let refused = own.send_if_modified(|rules| {
+                let refuses = rules.to_refuse > 0;
+                rules.to_refuse = rules.to_refuse.saturating_sub(1);
+                refuses
+            });
+            if refused {
+                continue;
+            }
             tokio::spawn(connection(socket, rules.clone()));
         }
     }

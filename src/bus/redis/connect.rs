@@ -2,10 +2,15 @@
 
 use std::time::Duration;
 
+use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
-use redis::{AsyncConnectionConfig, ConnectionInfo, ProtocolVersion, RedisError};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, RedisError,
+    RedisResult, Value,
+};
 
-use crate::config::RedisUrl;
+use super::sentinel::Sentinels;
+use crate::config::{RedisPlace, RedisUrl};
 
 /// To be connected and greeted. Two seconds: a healthy Redis takes milliseconds, and a stopped
 /// one must not hold up the next attempt.
@@ -18,12 +23,8 @@ pub(super) const COMMAND_DEADLINE: Duration = Duration::from_secs(3);
 /// (`TCP_USER_TIMEOUT`): the same patience as for an answer.
 const USER_TIMEOUT: Duration = COMMAND_DEADLINE;
 
-/// How to connect to `url`, speaking `protocol`.
-pub(super) fn connection_info(
-    url: &RedisUrl,
-    protocol: ProtocolVersion,
-) -> Result<ConnectionInfo, RedisError> {
-    let info = url.connection_info()?;
+/// How to connect to the server of `info`, speaking `protocol`.
+pub(super) fn connection_info(info: &ConnectionInfo, protocol: ProtocolVersion) -> ConnectionInfo {
     let settings = info.redis_settings().clone().set_protocol(protocol);
     let keepalive = socket2::TcpKeepalive::new()
         .with_time(Duration::from_secs(15))
@@ -33,7 +34,9 @@ pub(super) fn connection_info(
         .set_nodelay(true)
         .set_keepalive(keepalive)
         .set_user_timeout(USER_TIMEOUT);
-    Ok(info.set_redis_settings(settings).set_tcp_settings(tcp))
+    info.clone()
+        .set_redis_settings(settings)
+        .set_tcp_settings(tcp)
 }
 
 /// The deadlines of a connection.
@@ -41,4 +44,37 @@ pub(super) fn connection_config() -> AsyncConnectionConfig {
     AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_DEADLINE))
         .set_response_timeout(Some(COMMAND_DEADLINE))
+}
+
+/// Whether a server takes itself for a primary (`ROLE`).
+pub(super) async fn is_primary(connection: &mut MultiplexedConnection) -> RedisResult<bool> {
+    let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
+    let role = role.into_iter().next().unwrap_or(Value::Nil);
+    Ok(redis::from_redis_value::<String>(role)? == "master")
+}
+
+/// A connection for a few commands, for the command line.
+pub(super) async fn connect_once(url: &RedisUrl) -> RedisResult<MultiplexedConnection> {
+    let refused = |reason: String| RedisError::from((ErrorKind::Client, "Sentinel", reason));
+    let (info, is_named) = match url.place() {
+        RedisPlace::Server(info) => (info.clone(), false),
+        RedisPlace::Sentinels(group) => {
+            let sentinels = Sentinels::start(
+                group,
+                Duration::from_secs(60),
+                &tokio::runtime::Handle::current(),
+            );
+            let found = sentinels.find().await;
+            let (info, _) = found.map_err(|fault| refused(fault.to_string()))?;
+            (info, true)
+        }
+    };
+    let client = Client::open(connection_info(&info, ProtocolVersion::RESP2))?;
+    let mut connection = client
+        .get_multiplexed_async_connection_with_config(&connection_config())
+        .await?;
+    if is_named && !is_primary(&mut connection).await? {
+        return Err(refused(format!("names {}, a replica", info.addr())));
+    }
+    Ok(connection)
 }

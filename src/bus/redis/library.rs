@@ -8,9 +8,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use redis::aio::ConnectionLike;
-use redis::{Client, Cmd, ErrorKind, ProtocolVersion, RedisError, ServerErrorKind, Value};
+use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
-use super::connect::{connection_config, connection_info};
+use super::connect::connect_once;
 use super::functions::{Refusal, call, call_read_only, refusal};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::EventId;
@@ -260,11 +260,7 @@ pub async fn load_once(
     url: &RedisUrl,
     settings: &LibrarySettings,
 ) -> Result<(Installed, HistoryConfig), LibraryError> {
-    let client = Client::open(connection_info(url, ProtocolVersion::RESP2)?)?;
-    let mut connection = client
-        .get_multiplexed_async_connection_with_config(&connection_config())
-        .await?;
-    load(&mut connection, settings).await
+    load(&mut connect_once(url).await?, settings).await
 }
 
 async fn set_up(

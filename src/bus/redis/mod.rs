@@ -1,9 +1,9 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
 //!
-//! [`subscribe`] keeps a connection, whose life is a [`session`]: it has the wanted channels
-//! [subscribed](subscriptions), hears of revocations ([`control`]), sends [`probe`]s, takes what
-//! arrives from its [queue](ingest), reads what was missed ([`backfill`]) and [delivers](deliver) it
-//! to the shards. [`peers`], [`publish`] and
+//! [`subscribe`] keeps a connection to the server that the URL, or its [Sentinels](sentinel), name.
+//! Its life is a [`session`]: it has the wanted channels [subscribed](subscriptions), hears of
+//! revocations ([`control`]), sends [`probe`]s, takes what arrives from its [queue](ingest), reads
+//! what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`peers`], [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
 //! runs inside Redis, [`keeping`] what is known of it. [`tally`] has replicas count together.
 
@@ -20,6 +20,7 @@ mod peers;
 mod pool;
 mod probe;
 mod publish;
+mod sentinel;
 mod session;
 mod subscribe;
 mod subscriptions;
@@ -38,8 +39,9 @@ use self::keeping::Keeping;
 use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
+use self::subscribe::{Locator, Supervisor};
 use super::routing::Routing;
-use super::{BusHealth, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
+use super::{BusHealth, DownCause, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::telemetry::BusMetrics;
@@ -59,9 +61,14 @@ pub(super) fn start(
     inputs: Inputs,
     metrics: BusMetrics,
 ) -> Result<Services, redis::RedisError> {
-    let (health_sender, health) = watch::channel(BusHealth::Down("not connected yet".into()));
+    let (health_sender, health) = watch::channel(BusHealth::Down {
+        cause: DownCause::Starting,
+        reason: "not connected yet".into(),
+    });
+    metrics.note_up(Some(DownCause::Starting));
     let (hears, heard) = super::peers::queue();
-    let pool = CommandPool::new(url)?;
+    let pool = CommandPool::default();
+    let locator = Locator::new(url, config.max_replication_lag, control, &pool)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);
@@ -91,7 +98,7 @@ pub(super) fn start(
         health: health_sender,
         hears,
     };
-    let supervisor = subscribe::Supervisor::new(url, pool.clone(), state)?;
+    let supervisor = Supervisor::new(locator, pool.clone(), state);
     control.spawn(supervisor.run());
     control.spawn(histories.run(inputs.asked));
     let sender = RedisPeers::new(pool.clone(), &config.prefix);

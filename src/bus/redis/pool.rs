@@ -1,17 +1,17 @@
 //! Connections for commands. They belong to the control runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use deadpool::Runtime;
-use deadpool::managed::{
-    Hook, HookError, Manager, Metrics, Object, Pool, PoolConfig, RecycleResult, Timeouts,
-};
+use deadpool::managed::{Manager, Metrics, Object, Pool, PoolConfig, RecycleResult, Timeouts};
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncConnectionConfig, Client, ErrorKind, ProtocolVersion, RedisError};
+use redis::{
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, RedisError,
+    RedisResult,
+};
 
 use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_config, connection_info};
-use crate::config::RedisUrl;
 
 /// A command takes a fraction of a millisecond, so this many connections serve thousands of
 /// publishers a second.
@@ -50,29 +50,24 @@ impl Manager for Connections {
 pub(super) type Pooled = Object<Connections>;
 
 /// Connections for commands, to be used on the control runtime only.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(super) struct CommandPool {
-    pool: Pool<Connections>,
-    /// Connections that are older are not used again.
-    renewed_at: Arc<Mutex<Instant>>,
+    /// Those to the current server; `None` while it is not known.
+    current: Arc<Mutex<Option<Pool<Connections>>>>,
 }
 
 impl CommandPool {
-    pub(super) fn new(url: &RedisUrl) -> Result<Self, RedisError> {
+    /// Connects to this server from now on, and uses no connection again that is there by now:
+    /// the name may lead to another server. Those in use serve the command they were taken for.
+    ///
+    /// # Errors
+    /// When the address cannot be used.
+    pub(super) fn renew(&self, info: &ConnectionInfo) -> RedisResult<()> {
         let connections = Connections {
-            client: Client::open(connection_info(url, ProtocolVersion::RESP2)?)?,
+            client: Client::open(connection_info(info, ProtocolVersion::RESP2))?,
             config: connection_config(),
         };
-        let renewed_at = Arc::new(Mutex::new(Instant::now()));
-        let oldest = Arc::clone(&renewed_at);
-        let is_current = move |_: &mut _, metrics: &Metrics| {
-            if metrics.created < *oldest.lock().unwrap_or_else(PoisonError::into_inner) {
-                return Err(HookError::message("from before a reconnection"));
-            }
-            Ok(())
-        };
         let pool = Pool::builder(connections)
-            .pre_recycle(Hook::sync_fn(is_current))
             .config(PoolConfig {
                 max_size: POOL_SIZE,
                 timeouts: Timeouts {
@@ -87,20 +82,27 @@ impl CommandPool {
             .map_err(|error| {
                 RedisError::from((ErrorKind::InvalidClientConfig, "pool", error.to_string()))
             })?;
-        Ok(Self { pool, renewed_at })
+        self.replace(Some(pool));
+        Ok(())
+    }
+
+    /// Sends no more commands to the server.
+    pub(super) fn leave(&self) {
+        self.replace(None);
+    }
+
+    fn replace(&self, pool: Option<Pool<Connections>>) {
+        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        *current = pool;
     }
 
     pub(super) async fn get(&self) -> Result<Pooled, String> {
-        self.pool.get().await.map_err(|error| error.to_string())
-    }
-
-    /// Uses no connection again that is there by now: the name may lead to another server. Those
-    /// in use serve the command they were taken for.
-    pub(super) fn renew(&self) {
-        *self
-            .renewed_at
+        let pool = self
+            .current
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Instant::now();
-        self.pool.retain(|_, _| false);
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        let pool = pool.ok_or("no primary is known")?;
+        pool.get().await.map_err(|error| error.to_string())
     }
 }

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use redis::{Cmd, ProtocolVersion, RedisError};
+use redis::{Cmd, RedisError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::connect::{connection_config, connection_info};
+use super::connect::connect_once;
 use super::control::revocations_key;
 use super::functions::{Refusal, call, refusal};
 use super::keeping::Support;
@@ -158,10 +158,7 @@ pub async fn publish_once(
     event: &Event,
     keep: Option<&KeepOptions>,
 ) -> Result<Option<EventId>, PublishError> {
-    let client = redis::Client::open(connection_info(url, ProtocolVersion::RESP2)?)?;
-    let mut connection = client
-        .get_multiplexed_async_connection_with_config(&connection_config())
-        .await?;
+    let mut connection = connect_once(url).await?;
     let Some(options) = keep else {
         let command = live_command(prefix, channel, event);
         command.exec_async(&mut connection).await?;

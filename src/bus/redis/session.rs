@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
 use redis::aio::MultiplexedConnection;
-use redis::{RedisError, RedisResult};
+use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
@@ -27,9 +27,10 @@ use super::ingest::{Incoming, Mark, ProbeArrival, PushQueue, QueueEnd, Take};
 use super::keeping::Keeping;
 use super::library::{LIBRARY_VERSION, Library};
 use super::probe::{self, Sent};
+use super::sentinel::{Confirmation, Distrust, NoPrimary};
 use super::subscriptions::{Standing, Subscribed, Subscriptions};
-use crate::bus::BusHealth;
 use crate::bus::routing::Wish;
+use crate::bus::{BusHealth, DownCause};
 use crate::hub::InterestUpdate;
 use crate::protocol::{ChannelName, Cursor, EventId, Revocation};
 use crate::telemetry::occurrences::{ProbeReturned, RedisUp};
@@ -41,6 +42,8 @@ const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 /// Why a connection was given up.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum SessionEnd {
+    #[error(transparent)]
+    NoPrimary(#[from] NoPrimary),
     #[error("cannot connect to Redis: {0}")]
     Connect(RedisError),
     #[error(transparent)]
@@ -56,12 +59,47 @@ pub(super) enum SessionEnd {
     #[error("Redis is a replica: its primary is elsewhere")]
     Replica,
     #[error(transparent)]
+    Distrust(#[from] Distrust),
+    #[error(transparent)]
     IdsWentBack(#[from] IdsWentBack),
     /// Everybody is to be told anew, without ids.
     #[error("the function library is not there any more")]
     NotKept,
     #[error("the gateway is stopping")]
     Stopping,
+}
+
+impl SessionEnd {
+    /// What is the matter, for machines.
+    pub(super) fn cause(&self) -> DownCause {
+        match self {
+            Self::NoPrimary(_) => DownCause::Sentinel,
+            Self::Connect(error) => match cause(error) {
+                DownCause::Silent | DownCause::Closed => DownCause::Unreachable,
+                cause => cause,
+            },
+            Self::Queue(QueueEnd::Disconnected) => DownCause::Closed,
+            Self::Queue(QueueEnd::Overflowed) => DownCause::Behind,
+            Self::Subscribe(error) | Self::Probe(error) | Self::History(error) => cause(error),
+            Self::ProbeLate => DownCause::Silent,
+            Self::Replica | Self::Distrust(_) => DownCause::NotPrimary,
+            Self::IdsWentBack(_) => DownCause::IdsWentBack,
+            Self::NotKept => DownCause::Library,
+            Self::Stopping => DownCause::Closed,
+        }
+    }
+}
+
+fn cause(error: &RedisError) -> DownCause {
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::BusyLoading) => DownCause::Loading,
+        ErrorKind::Server(ServerErrorKind::ReadOnly) => DownCause::NotPrimary,
+        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::AuthenticationFailed => {
+            DownCause::Refused
+        }
+        _ if error.is_timeout() => DownCause::Silent,
+        _ => DownCause::Closed,
+    }
 }
 
 /// What outlives a connection: the wishes, what was seen, the ways to shards and operators.
@@ -133,6 +171,8 @@ pub(super) struct Session<'a> {
     connection: MultiplexedConnection,
     queue: PushQueue,
     subscriptions: Subscriptions,
+    /// Where Sentinels name the primary.
+    confirmation: Option<Confirmation>,
     phase: Phase,
     reading: OptionFuture<BoxFuture<'static, RedisResult<Read>>>,
     /// Taken from the queue and not delivered yet.
@@ -151,6 +191,7 @@ impl<'a> Session<'a> {
         state: &'a mut SubscriberState,
         connection: MultiplexedConnection,
         queue: PushQueue,
+        confirmation: Option<Confirmation>,
     ) -> Self {
         let Delivery {
             prefix, routing, ..
@@ -160,6 +201,7 @@ impl<'a> Session<'a> {
             state,
             connection,
             queue,
+            confirmation,
             phase: Phase::Settling,
             reading: OptionFuture::default(),
             held: VecDeque::new(),
@@ -187,6 +229,10 @@ impl<'a> Session<'a> {
         let mut probes = interval(PROBE_INTERVAL);
         probes.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            // Before anything of it is told: this process may have been stopped for a while.
+            if let Some(confirmation) = &mut self.confirmation {
+                confirmation.check()?;
+            }
             self.advance();
             let take = match self.phase {
                 Phase::Serving => Take::Everything,
@@ -231,6 +277,7 @@ impl<'a> Session<'a> {
                     // The next probe has an id, or has none any more.
                     probes.reset_immediately();
                 }
+                Some(()) = OptionFuture::from(self.confirmation.as_mut().map(Confirmation::stirs)) => {}
                 () = self.state.keeping.support.missing() => self.state.keeping.ask_now(),
                 _ = probes.tick(), if self.probe_sent.is_none() => self.send_probe(),
                 Some(sent) = &mut self.probe_answer => {

@@ -3,8 +3,11 @@
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
+use crate::bus::DownCause;
 use crate::labels::{Labels, labels};
 use crate::protocol::{EnvelopeFault, EventFault};
 
@@ -76,7 +79,8 @@ pub struct BusMetrics {
     published: CounterBy<(EventKind, PublishOutcome)>,
     pub(in crate::telemetry) history_reads: IntCounter,
     pub(in crate::telemetry) backfilled: IntCounter,
-    pub(in crate::telemetry) up: IntGauge,
+    up: IntGauge,
+    down: IntGaugeVec,
     pub(in crate::telemetry) keeps: IntGauge,
     pub(in crate::telemetry) losses: IntCounter,
     pub(in crate::telemetry) reconnects: IntCounter,
@@ -109,6 +113,13 @@ impl BusMetrics {
                 "fanfare_redis_up",
                 "1 while a probe has proven the subscriber connection; 0 on the embedded bus.",
             )?,
+            down: IntGaugeVec::new(
+                Opts::new(
+                    "fanfare_redis_down",
+                    "1 for what keeps events from arriving; 0 on the embedded bus.",
+                ),
+                &["cause"],
+            )?,
             keeps: IntGauge::new(
                 "fanfare_redis_keeps_events",
                 "1 while Redis takes kept events, as far as is known; 0 on the embedded bus.",
@@ -140,7 +151,11 @@ impl BusMetrics {
         registry.register(Box::new(metrics.published.family.clone()))?;
         registry.register(Box::new(metrics.history_reads.clone()))?;
         registry.register(Box::new(metrics.backfilled.clone()))?;
+        for cause in DownCause::ALL {
+            metrics.down.with_label_values(&[cause.label()]);
+        }
         registry.register(Box::new(metrics.up.clone()))?;
+        registry.register(Box::new(metrics.down.clone()))?;
         registry.register(Box::new(metrics.keeps.clone()))?;
         registry.register(Box::new(metrics.losses.clone()))?;
         registry.register(Box::new(metrics.reconnects.clone()))?;
@@ -168,6 +183,15 @@ impl BusMetrics {
     pub fn probes(&self) -> (u64, f64) {
         let probes = &self.probe_seconds;
         (probes.get_sample_count(), probes.get_sample_sum())
+    }
+
+    /// Notes why events do not arrive; `None`: they do.
+    pub(crate) fn note_up(&self, down: Option<DownCause>) {
+        self.up.set(i64::from(down.is_none()));
+        for cause in DownCause::ALL {
+            let gauge = self.down.with_label_values(&[cause.label()]);
+            gauge.set(i64::from(down == Some(cause)));
+        }
     }
 
     /// Kept events that were missed and read.

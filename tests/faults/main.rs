@@ -12,14 +12,18 @@
     reason = "a test fails loudly"
 )]
 
+#[path = "../support/client.rs"]
+mod client;
+#[path = "../support/oracle.rs"]
+mod oracle;
+#[path = "../support/proxy.rs"]
+mod proxy;
+#[path = "../support/sentinel.rs"]
+mod sentinel;
+#[path = "../support/mod.rs"]
 mod support;
 
-#[path = "support/client.rs"]
-mod client;
-#[path = "support/oracle.rs"]
-mod oracle;
-#[path = "support/proxy.rs"]
-mod proxy;
+mod failover;
 
 use std::time::Duration;
 
@@ -316,222 +320,6 @@ async fn an_evicted_history_proves_nothing() {
         settle(&journal, &mut publisher, &all, &["expired"]).await;
         assert_eq!(had_events.log().reasons(), [("a", "expired")]);
         assert_eq!(had_none.log().reasons(), [("quiet", "expired")]);
-    })
-    .await;
-}
-
-/// A replica of `primary`, in step with it, that reaches it through `proxy`.
-async fn replica_of(primary: &Redis, proxy: &Proxy) -> Redis {
-    let replica = Redis::start().await;
-    let port = proxy.port().to_string();
-    let _: String = replica.command(&["REPLICAOF", "127.0.0.1", &port]).await;
-    in_step(primary, &replica).await;
-    replica
-}
-
-/// A field of `INFO replication`.
-async fn replication(redis: &Redis, field: &str) -> String {
-    let info: String = redis.command(&["INFO", "replication"]).await;
-    info.lines()
-        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
-        .unwrap_or_default()
-        .to_owned()
-}
-
-/// Waits until the replica has everything that the primary has.
-async fn in_step(primary: &Redis, replica: &Redis) {
-    eventually("the replica is in step", async || {
-        let offset = replication(primary, "master_repl_offset").await;
-        replication(replica, "master_link_status").await == "up"
-            && replication(replica, "slave_repl_offset").await == offset
-    })
-    .await;
-}
-
-async fn primary() -> Redis {
-    Redis::start_with(&[("--repl-diskless-sync-delay", "0")]).await
-}
-
-#[tokio::test]
-async fn a_planned_failover_costs_no_event() {
-    test_within(MINUTE, async {
-        let old = primary().await;
-        let link = Proxy::to(&old).await;
-        let new = replica_of(&old, &link).await;
-        let proxy = Proxy::to(&old).await;
-        let url = proxy.url();
-        let mut variables = vec![("FANFARE_REDIS_URL", url.as_str())];
-        variables.extend(VARIABLES);
-        let gateway = Gateway::start(&variables).await;
-        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &url)
-            .keyed()
-            .load(&["a", "b"], PAUSE);
-        journal.grows(200).await;
-        // It must be reachable where it announces itself.
-        let port = new.port().to_string();
-        let _: String = new
-            .command(&["REPLICAOF", "127.0.0.1", &old.port().to_string()])
-            .await;
-        in_step_under_load(&old, &new).await;
-        let _: String = old
-            .command(&["FAILOVER", "TO", "127.0.0.1", &port, "TIMEOUT", "10000"])
-            .await;
-        eventually("the failover is over", async || {
-            replication(&new, "role").await == "master"
-        })
-        .await;
-        // What is connected stays so: to a primary that is none any more.
-        proxy.point(&new);
-        journal.grows(200).await;
-        clients[3].cut();
-        eventually("the gateway leaves the demoted primary", async || {
-            let name = "sse:$probe.*";
-            let at = async |redis: &Redis| -> usize {
-                redis
-                    .command::<Vec<String>>(&["PUBSUB", "CHANNELS", name])
-                    .await
-                    .len()
-            };
-            at(&old).await == 0 && at(&new).await == 1
-        })
-        .await;
-        gateway.ready().await;
-        journal.grows(100).await;
-        let mut publisher = load.stop().await;
-        settle(&journal, &mut publisher, &refs(&clients), &[]).await;
-    })
-    .await;
-}
-
-/// Waits until the replica follows; it is never quite there while events come.
-async fn in_step_under_load(primary: &Redis, replica: &Redis) {
-    eventually("the replica follows", async || {
-        replication(replica, "master_link_status").await == "up"
-            && replication(primary, "slave0")
-                .await
-                .contains("state=online")
-    })
-    .await;
-}
-
-/// A tail of events is acknowledged and delivered, and lost with its primary.
-#[tokio::test]
-async fn a_failover_that_loses_its_tail_is_told_to_those_past_it() {
-    test_within(MINUTE, async {
-        let mut old = primary().await;
-        let link = Proxy::to(&old).await;
-        let new = replica_of(&old, &link).await;
-        let proxy = Proxy::to(&old).await;
-        let url = proxy.url();
-        let mut variables = vec![("FANFARE_REDIS_URL", url.as_str())];
-        variables.extend(VARIABLES);
-        let gateway = Gateway::start(&variables).await;
-        let addresses = Addresses::of(&[&gateway]);
-        let there = open(&addresses, &["tail"]).await;
-        let both = open(&addresses, &["tail", "calm"]).await;
-        let calm = open(&addresses, &["calm"]).await;
-        let back_at_once = open(&addresses, &["tail"]).await;
-        let back_later = open(&addresses, &["tail"]).await;
-        let left_before = open(&addresses, &["tail"]).await;
-        let all = [
-            &there,
-            &both,
-            &calm,
-            &back_at_once,
-            &back_later,
-            &left_before,
-        ];
-        let journal = Journal::default();
-        let mut publisher = Publisher::new(&journal, "p", &url);
-        publisher.ids("calm", 5).await;
-        publisher.ids("tail", 5).await;
-        settle(&journal, &mut publisher, &all, &[]).await;
-        in_step(&old, &new).await;
-        left_before.leave().await;
-        link.stall(true);
-        let mut lost = Vec::new();
-        for _ in 0..7 {
-            lost.push(publisher.publish("tail").await);
-        }
-        for client in [&there, &both, &back_at_once, &back_later] {
-            client.has(lost.last().unwrap()).await;
-        }
-        back_at_once.leave().await;
-        back_later.leave().await;
-        journal.lose(&lost);
-
-        old.kill().await;
-        let _: String = new.command(&["REPLICAOF", "NO", "ONE"]).await;
-        // It never got them: the proxy held them back.
-        let retained: usize = new.command(&["XLEN", "sse:tail"]).await;
-        assert_eq!(retained, 6);
-        proxy.point(&new);
-        proxy.cut();
-        gateway.ready().await;
-        back_at_once.come_back();
-        back_at_once
-            .until("a gap", |log| !log.gaps.is_empty())
-            .await;
-        // New ids pass the cursors of those who are away.
-        publisher.acknowledged("tail").await;
-        publisher.ids("tail", 5).await;
-        back_later.come_back();
-        left_before.come_back();
-        settle(&journal, &mut publisher, &all, &["rewound"]).await;
-        for client in [&there, &both, &back_at_once, &back_later] {
-            let log = client.log();
-            assert_eq!(log.reasons(), [("tail", "rewound")], "{:?}", log.gaps);
-        }
-        for client in [&calm, &left_before] {
-            assert!(client.log().gaps.is_empty(), "{}", client.summary());
-        }
-    })
-    .await;
-}
-
-/// The same by a replica that has seen nothing of the old primary.
-#[tokio::test]
-async fn a_lost_tail_is_found_by_a_replica_that_never_saw_it() {
-    test_within(MINUTE, async {
-        let mut old = primary().await;
-        let link = Proxy::to(&old).await;
-        let new = replica_of(&old, &link).await;
-        let gateway = Gateway::behind(&old, VARIABLES).await;
-        let addresses = Addresses::of(&[&gateway]);
-        let past = open(&addresses, &["tail"]).await;
-        let past_with_two = open(&addresses, &["tail", "calm"]).await;
-        let before = open(&addresses, &["tail"]).await;
-        let all = [&past, &past_with_two, &before];
-        let journal = Journal::default();
-        let mut publisher = Publisher::new(&journal, "p", &old.url());
-        publisher.ids("tail", 5).await;
-        settle(&journal, &mut publisher, &all, &[]).await;
-        in_step(&old, &new).await;
-        before.leave().await;
-        link.stall(true);
-        let lost = vec![publisher.publish("tail").await];
-        for client in [&past, &past_with_two] {
-            client.has(&lost[0]).await;
-            client.leave().await;
-        }
-        journal.lose(&lost);
-        old.kill().await;
-        let _: String = new.command(&["REPLICAOF", "NO", "ONE"]).await;
-        let fresh = Gateway::behind(&new, VARIABLES).await;
-        addresses.replace(0, &fresh);
-        let mut publisher = Publisher::new(&journal, "q", &new.url());
-        publisher.ids("tail", 3).await;
-        for client in all {
-            client.come_back();
-        }
-        settle(&journal, &mut publisher, &all, &["rewound"]).await;
-        assert_eq!(past.log().reasons(), [("tail", "rewound")]);
-        // Which of its channels the lost event was of, nobody knows any more.
-        let reasons = past_with_two.log().reasons().len();
-        assert_eq!(reasons, 2, "{}", past_with_two.summary());
-        assert!(before.log().gaps.is_empty(), "{}", before.summary());
     })
     .await;
 }
