@@ -16,6 +16,10 @@ needed=(
   chromium:chromium
   chromedriver:chromium-driver
   curl:curl
+  ip:iproute2
+  tc:iproute2
+  nft:nftables
+  prlimit:util-linux
   openssl:openssl
   slowhttptest:slowhttptest
   nginx:nginx

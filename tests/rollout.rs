@@ -175,8 +175,8 @@ async fn a_rolling_restart_loses_nothing_and_spreads_clients() {
     .await;
 }
 
+#[cfg(feature = "long-tests")]
 #[tokio::test]
-#[ignore = "long: make test-faults"]
 async fn a_rolling_restart_under_ten_thousand_clients() {
     test_within(Duration::from_secs(600), async {
         let drain_period = Duration::from_secs(20);
@@ -234,8 +234,8 @@ fn previous_version() -> PathBuf {
     target.join("debug/fanfare")
 }
 
+#[cfg(feature = "long-tests")]
 #[tokio::test]
-#[ignore = "long: make test-faults"]
 async fn a_rollout_and_a_rollback_across_versions_lose_nothing() {
     let previous = previous_version();
     test_within(Duration::from_secs(180), async {

@@ -9,7 +9,7 @@ const SENTINEL_PORT: u16 = 26379;
 
 /// A checked Redis URL. It may hold passwords, so it prints without them.
 #[derive(Clone)]
-pub struct RedisUrl(RedisPlace);
+pub struct RedisUrl(Box<RedisPlace>);
 
 /// What a Redis URL leads to.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ impl RedisUrl {
         .find_map(|(prefix, scheme)| Some((scheme, url.strip_prefix(prefix)?)));
         if let Some((scheme, rest)) = sentinel {
             return SentinelGroup::parse(scheme, rest)
-                .map(|group| Self(RedisPlace::Sentinels(group)));
+                .map(|group| Self(Box::new(RedisPlace::Sentinels(group))));
         }
         let info = url.into_connection_info().map_err(|_| {
             "is redis://[user:password@]host[:port], rediss://…, redis+unix:///path \
@@ -62,7 +62,7 @@ impl RedisUrl {
                 "names a database: pub/sub knows none, so only database 0 is allowed".into(),
             );
         }
-        Ok(Self(RedisPlace::Server(info)))
+        Ok(Self(Box::new(RedisPlace::Server(info))))
     }
 
     /// Where it leads, passwords included.
@@ -72,7 +72,7 @@ impl RedisUrl {
 
     /// The address without users and passwords, for people.
     pub fn address(&self) -> String {
-        match &self.0 {
+        match &*self.0 {
             RedisPlace::Server(info) => info.addr().to_string(),
             RedisPlace::Sentinels(group) => {
                 let addresses: Vec<_> = group
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn sentinels_and_servers_have_users_of_their_own() {
         let url = "rediss-sentinel://u:p%40%2F@a,b:7/main?sentinel_user=s&sentinel_password=q%26";
-        let RedisPlace::Sentinels(group) = RedisUrl::parse(url).unwrap().0 else {
+        let RedisPlace::Sentinels(group) = *RedisUrl::parse(url).unwrap().0 else {
             panic!("a group");
         };
         let login = |info: &ConnectionInfo| {

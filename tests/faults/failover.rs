@@ -7,12 +7,12 @@ use crate::oracle::{Journal, Publisher, settle};
 use crate::proxy::Proxy;
 use crate::sentinel::{NAME, Sentinels};
 use crate::support::{Gateway, Redis, eventually, test_within};
-use crate::{MINUTE, PAUSE, VARIABLES, clients_of_two_channels, open, refs};
+use crate::{MINUTE, PAUSE, VARIABLES, clients_of_two_channels, open, probes, refs};
 
 /// What a failover by Sentinels takes with the waits of its own, on a machine that is busy.
 const FAILOVER: Duration = Duration::from_secs(150);
 
-async fn behind(sentinels: &Sentinels, variables: &[(&str, &str)]) -> Gateway {
+pub(crate) async fn behind(sentinels: &Sentinels, variables: &[(&str, &str)]) -> Gateway {
     let url = sentinels.url();
     let mut all = vec![("FANFARE_REDIS_URL", url.as_str())];
     all.extend_from_slice(VARIABLES);
@@ -21,7 +21,7 @@ async fn behind(sentinels: &Sentinels, variables: &[(&str, &str)]) -> Gateway {
 }
 
 /// A replica that Sentinels find through `proxy`.
-async fn announced_replica_of(primary: &Redis, proxy: &Proxy) -> Redis {
+pub(crate) async fn announced_replica_of(primary: &Redis, proxy: &Proxy) -> Redis {
     let port = proxy.port().to_string();
     let replica = Redis::start_with(&[
         ("--repl-diskless-sync-delay", "0"),
@@ -33,12 +33,6 @@ async fn announced_replica_of(primary: &Redis, proxy: &Proxy) -> Redis {
     let _: String = replica.command(&["REPLICAOF", "127.0.0.1", &port]).await;
     in_step(primary, &replica).await;
     replica
-}
-
-/// Where replicas have their probes: on which server the gateways are.
-async fn probes(redis: &Redis) -> usize {
-    let channels: Vec<String> = redis.command(&["PUBSUB", "CHANNELS", "sse:$probe.*"]).await;
-    channels.len()
 }
 
 /// Its primary is killed, then comes back as the replica of its successor, which hands over again.
@@ -223,7 +217,7 @@ async fn in_step(primary: &Redis, replica: &Redis) {
     .await;
 }
 
-async fn primary() -> Redis {
+pub(crate) async fn primary() -> Redis {
     Redis::start_with(&[("--repl-diskless-sync-delay", "0")]).await
 }
 

@@ -14,7 +14,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -112,6 +112,7 @@ impl Drop for Process {
 
 /// A `redis-server` of its own, without persistence.
 pub struct Redis {
+    program: PathBuf,
     process: Process,
     port: u16,
     directory: tempfile::TempDir,
@@ -126,14 +127,20 @@ impl Redis {
 
     /// Starts a server with further options.
     pub async fn start_with(options: &[(&str, &str)]) -> Self {
+        Self::start_program(Path::new("redis-server"), options).await
+    }
+
+    /// Starts a server by this program.
+    pub async fn start_program(program: &Path, options: &[(&str, &str)]) -> Self {
         let port = free_port();
         let directory = tempfile::tempdir().unwrap();
         let options: Vec<String> = options
             .iter()
             .flat_map(|(name, value)| [(*name).to_owned(), (*value).to_owned()])
             .collect();
-        let process = Self::spawn(port, &directory, &options);
+        let process = Self::spawn(program, port, &directory, &options);
         let mut redis = Self {
+            program: program.to_owned(),
             process,
             port,
             directory,
@@ -143,8 +150,13 @@ impl Redis {
         redis
     }
 
-    fn spawn(port: u16, directory: &tempfile::TempDir, options: &[String]) -> Process {
-        let child = Command::new("redis-server")
+    fn spawn(
+        program: &Path,
+        port: u16,
+        directory: &tempfile::TempDir,
+        options: &[String],
+    ) -> Process {
+        let child = Command::new(program)
             .args(["--port", &port.to_string(), "--bind", "127.0.0.1"])
             .args(["--save", "", "--appendonly", "no"])
             .arg("--dir")
@@ -194,7 +206,7 @@ impl Redis {
     }
 
     /// Its unix socket.
-    pub fn socket(&self) -> std::path::PathBuf {
+    pub fn socket(&self) -> PathBuf {
         self.directory.path().join("redis.sock")
     }
 
@@ -256,7 +268,7 @@ impl Redis {
 
     /// Starts it again on the same port.
     pub async fn restart(&mut self) {
-        self.process = Self::spawn(self.port, &self.directory, &self.options);
+        self.process = Self::spawn(&self.program, self.port, &self.directory, &self.options);
         self.answers().await;
     }
 

@@ -178,30 +178,30 @@ impl Site {
     }
 
     async fn start_with(self, main: &str) -> Nginx {
+        let mut nginx = Nginx {
+            process: self.spawn(main),
+            main: main.to_owned(),
+            site: self,
+        };
+        nginx.listens().await;
+        nginx
+    }
+
+    fn spawn(&self, main: &str) -> Process {
         let log = std::fs::File::create(self.path("error.log")).unwrap();
         let child = self
             .command(main)
             .stderr(log)
             .spawn()
             .expect("nginx is installed (make test installs it)");
-        let mut nginx = Nginx {
-            process: Process(child),
-            site: self,
-        };
-        let end = Instant::now() + DEADLINE;
-        while TcpStream::connect(nginx.site.public).await.is_err() {
-            let exited = nginx.process.0.try_wait().unwrap();
-            assert!(exited.is_none(), "nginx has exited: {}", nginx.log());
-            assert!(Instant::now() < end, "nginx does not listen");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        nginx
+        Process(child)
     }
 }
 
 /// A running nginx. Its workers end with it.
 pub struct Nginx {
     process: Process,
+    main: String,
     pub site: Site,
 }
 
@@ -209,6 +209,40 @@ impl Nginx {
     /// In front of these gateways.
     pub async fn before(gateways: &[&Gateway]) -> Self {
         Site::of(&addresses(gateways)).start().await
+    }
+
+    async fn listens(&mut self) {
+        let end = Instant::now() + DEADLINE;
+        while TcpStream::connect(self.site.public).await.is_err() {
+            let exited = self.process.0.try_wait().unwrap();
+            assert!(exited.is_none(), "nginx has exited: {}", self.log());
+            assert!(Instant::now() < end, "nginx does not listen");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Sends a signal to its master.
+    pub fn signal(&self, name: &str) {
+        self.process.signal(name);
+    }
+
+    /// Kills it with SIGKILL, workers included.
+    pub async fn kill(&mut self) {
+        let master = self.process.0.id();
+        let children = format!("/proc/{master}/task/{master}/children");
+        let workers = std::fs::read_to_string(children).unwrap();
+        self.process.signal("KILL");
+        self.process.ended().await;
+        for worker in workers.split_whitespace() {
+            // One that was told to end may be gone by now.
+            let _ = Command::new("kill").args(["-KILL", worker]).status();
+        }
+    }
+
+    /// Starts it again on the same ports.
+    pub async fn restart(&mut self) {
+        self.process = self.site.spawn(&self.main);
+        self.listens().await;
     }
 
     /// Its error log.

@@ -12,16 +12,19 @@
 )]
 
 use std::net::SocketAddr;
+use std::ops::Range;
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 
 use crate::support::Redis;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Rules {
     /// Where new connections go; `None`: they are closed.
     target: Option<SocketAddr>,
@@ -31,6 +34,8 @@ struct Rules {
     epoch: u64,
     /// So many of the next connections are closed at once.
     to_refuse: usize,
+    /// What is under way takes so long, in each direction.
+    delay: Option<Range<Duration>>,
 }
 
 /// A running proxy; it and its connections end when dropped.
@@ -61,6 +66,7 @@ impl Proxy {
             stalled: false,
             epoch: 0,
             to_refuse: 0,
+            delay: None,
         });
         let task = tokio::spawn(accept(listener, rules.clone(), watched));
         Self {
@@ -118,6 +124,11 @@ impl Proxy {
         self.rules.borrow().to_refuse
     }
 
+    /// Has what passes take a time of this range; `None`: no longer.
+    pub fn delay(&self, delay: Option<Range<Duration>>) {
+        self.rules.send_modify(|rules| rules.delay = delay);
+    }
+
     /// Has nothing pass, or everything again.
     pub fn stall(&self, stalled: bool) {
         self.rules.send_modify(|rules| rules.stalled = stalled);
@@ -145,7 +156,10 @@ async fn accept(listener: TcpListener, own: watch::Sender<Rules>, rules: watch::
 }
 
 async fn connection(client: TcpStream, mut rules: watch::Receiver<Rules>) {
-    let Rules { target, epoch, .. } = *rules.borrow_and_update();
+    let (target, epoch) = {
+        let rules = rules.borrow_and_update();
+        (rules.target, rules.epoch)
+    };
     let Some(target) = target else { return };
     let Ok(server) = TcpStream::connect(target).await else {
         return;
@@ -168,6 +182,10 @@ async fn copy(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut rules: watch:
         let Ok(count @ 1..) = from.read(&mut buffer).await else {
             return;
         };
+        let delay = rules.borrow().delay.clone();
+        if let Some(delay) = delay {
+            sleep(delay.start + (delay.end - delay.start).mul_f64(fastrand::f64())).await;
+        }
         if rules.wait_for(|rules| !rules.stalled).await.is_err()
             || to.write_all(&buffer[..count]).await.is_err()
         {
