@@ -52,7 +52,7 @@ async fn lines_about_a_request_say_whose_it_is() {
     );
 
     // Who is refused is told the id, and a proxy's is kept.
-    let request = "GET /events HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let request = "GET /events HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
     let answer = Raw::send(gateway.data, request).await.rest().await;
     let (_, id) = answer.split_once("x-request-id: ").expect("a request id");
     assert_eq!(id.split("\r\n").next().unwrap().len(), 16, "{answer}");
@@ -61,7 +61,7 @@ async fn lines_about_a_request_say_whose_it_is() {
         !gateway.is_ready().await
     })
     .await;
-    let request = "POST /events/a HTTP/1.1\r\nhost: x\r\nx-request-id: from-nginx-1\r\n\
+    let request = "POST /events/a HTTP/1.1\r\nhost: localhost\r\nx-request-id: from-nginx-1\r\n\
         content-length: 7\r\nconnection: close\r\n\r\npayload";
     let answer = Raw::send(gateway.data, request).await.rest().await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");

@@ -18,7 +18,7 @@ use super::values::list;
 #[derive(Args, Clone, Debug)]
 pub struct ClientSettings {
     /// Origins whose pages may read and publish here, exactly as browsers send them:
-    /// https://app.example.com. Pages of this host itself always may
+    /// `https://app.example.com`. Pages of this host itself always may
     #[arg(long, env = "FANFARE_ALLOW_ORIGINS", value_name = "ORIGINS")]
     pub allow_origins: Option<String>,
 

@@ -231,14 +231,7 @@ impl Edge {
             if let (true, Some(Undecided(told))) = (is_stream, undecided) {
                 let reason = RejectReason::Undecided;
                 self.hub.stats().count_rejected(reason);
-                let answer = match reason {
-                    // A proxy would ask all replicas in vain, and count the client there too.
-                    RejectReason::Address
-                    | RejectReason::Subject
-                    | RejectReason::Rate
-                    | RejectReason::Denied => retry_and_close(),
-                    _ => busy(wants_503, told),
-                };
+                let answer = busy(wants_503, told);
                 self.note_admission(&requester, 0, reason.label(), answer.status());
                 return instead(&requester, answer);
             }
@@ -313,7 +306,14 @@ impl Edge {
         }
         match (opened, handoff) {
             (Err(Rejection { reason, told }), _) => {
-                let answer = busy(wants_503, told);
+                let answer = match reason {
+                    // A proxy would ask all replicas in vain, and count the client there too.
+                    RejectReason::Address
+                    | RejectReason::Subject
+                    | RejectReason::Rate
+                    | RejectReason::Denied => retry_and_close(),
+                    _ => busy(wants_503, told),
+                };
                 self.note_admission(&requester, channels, reason.label(), answer.status());
                 instead(&requester, answer)
             }

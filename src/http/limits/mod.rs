@@ -1,7 +1,7 @@
 //! What one client may take: streams at a time, here and on all replicas, and how often.
 //!
 //! [`counts`] knows how many streams each address and subject has open, [`rates`] how often they
-//! come, and [`share`] tells the other replicas. Looked at when a stream opens or closes and when
+//! come, and [`mod@share`] tells the other replicas. Looked at when a stream opens or closes and when
 //! something is published, never when an event passes.
 
 mod counts;
