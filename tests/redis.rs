@@ -517,23 +517,7 @@ async fn a_unix_socket_serves_as_well() {
 #[tokio::test]
 async fn tls_is_spoken_and_certificates_are_checked() {
     let directory = tempfile::tempdir().unwrap();
-    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
-    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
-    let openssl = std::process::Command::new("openssl")
-        .args([
-            "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-        ])
-        .args([
-            "-subj",
-            "/CN=127.0.0.1",
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-        ])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-keyout", &key, "-out", &certificate])
-        .output()
-        .expect("openssl is installed (make test installs it)");
-    assert!(openssl.status.success(), "{openssl:?}");
+    let (key, certificate) = support::certificate(directory.path());
     let tls_port = support::free_port().to_string();
     let redis = Redis::start_with(&[
         ("--tls-port", &tls_port),

@@ -7,7 +7,7 @@ use crate::matrix::Fault;
 use crate::oracle::{Journal, Publisher, settle};
 use crate::proxy::Proxy;
 use crate::sentinel::{NAME, Sentinels};
-use crate::support::{Gateway, Redis, eventually, test_within};
+use crate::support::{Gateway, Redis, certificate, eventually, free_port, test_within};
 use crate::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, open, probes, refs};
 
 /// What a failover by Sentinels takes with the waits of its own, on a machine that is busy.
@@ -191,6 +191,46 @@ async fn the_documented_rights_suffice_behind_sentinels() {
         eventually("an unknown name is told", async || {
             let (_, reasons) = other.admin_get("/readyz").await;
             reasons.contains("it knows no primary of this name")
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Sentinels and their primary are reached over TLS, and both certificates are checked.
+#[tokio::test]
+async fn sentinels_and_primary_speak_tls() {
+    test_within(MINUTE, async {
+        let folder = tempfile::tempdir().unwrap();
+        let (key, certificate) = certificate(folder.path());
+        let (redis_port, sentinel_port) = (free_port(), free_port());
+        let redis = Redis::start_with(&[
+            ("--tls-port", &redis_port.to_string()),
+            ("--tls-cert-file", &certificate),
+            ("--tls-key-file", &key),
+            ("--tls-auth-clients", "no"),
+        ])
+        .await;
+        let lines = format!(
+            "tls-port {sentinel_port}\ntls-cert-file {certificate}\ntls-key-file {key}\n\
+             tls-ca-cert-file {certificate}\ntls-auth-clients no\ntls-replication yes"
+        );
+        let _sentinels = Sentinels::watching_with(redis_port, 1, &lines).await;
+        let url = format!("rediss-sentinel://127.0.0.1:{sentinel_port}/{NAME}");
+        let trusting = [
+            ("FANFARE_REDIS_URL", url.as_str()),
+            ("SSL_CERT_FILE", &certificate),
+        ];
+        let gateway = Gateway::start(&trusting).await;
+        let mut events = gateway.events("/events/a").await.opened().await;
+        redis.publish("a", "sealed").await;
+        assert_eq!(events.data().await, "sealed");
+        gateway.keep("/events/a", "both ways").await;
+        assert_eq!(events.data().await, "both ways");
+        let suspicious = Gateway::start_unready(&trusting[..1]).await;
+        eventually("the certificate is not trusted", async || {
+            let (_, body) = suspicious.admin_get("/readyz").await;
+            body.contains("certificate")
         })
         .await;
     })
