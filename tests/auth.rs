@@ -648,10 +648,12 @@ async fn secrets_are_written_nowhere() {
         ("FANFARE_RETRY", "100ms,200ms"),
     ];
     let gateway = Gateway::start(&variables).await;
-    let good = token(
-        // Whom a token names is no secret: the log tells it.
-        json!({ "sub": "reader-9a02", "fanfare": { "subscribe": ["a"], "publish": ["a"] } }),
-    );
+    // The log says who asks, and nothing else that a token says.
+    let good = token(json!({
+        "sub": "reader-9a02",
+        "email": "canary-9a02-claim",
+        "fanfare": { "subscribe": ["a"], "publish": ["a"] },
+    }));
     let wrong = good.replacen('.', ".x", 1);
     let ticket = draw(&gateway, &good).await;
     let mut told = String::new();
@@ -695,8 +697,10 @@ async fn secrets_are_written_nowhere() {
     assert!(check.status.success());
     told += &String::from_utf8_lossy(&check.stdout);
     told += &String::from_utf8_lossy(&check.stderr);
+    assert!(!told.contains("reader-9a02"), "only the log says who asks");
     told += &gateway.log().join("\n");
     assert!(told.contains("listening"), "the log is among it");
+    assert!(told.contains("reader-9a02"), "the log says who asks");
     let signature = good.rsplit('.').next().unwrap();
     for secret in [PASSWORD, SECRET, "canary", signature, &ticket] {
         if let Some(at) = told.find(secret) {

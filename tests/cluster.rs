@@ -107,6 +107,27 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         said.iter().any(|line| line.ends_with("is started again"))
     })
     .await;
+    // So are all of them when they end together.
+    let cluster_pid = cluster.0.id().to_string();
+    let found = Command::new("pgrep")
+        .args(["-P", &cluster_pid, "-x", "fanfare"])
+        .output()
+        .unwrap();
+    let replicas = String::from_utf8(found.stdout).unwrap();
+    assert_eq!(replicas.lines().count(), 3, "{replicas}");
+    let killed = Command::new("kill")
+        .arg("-KILL")
+        .args(replicas.lines())
+        .status();
+    assert!(killed.unwrap().success());
+    eventually("all replicas are started again", async || {
+        let said = said.lock().unwrap();
+        let again = said
+            .iter()
+            .filter(|line| line.ends_with("is started again"));
+        again.count() == 4
+    })
+    .await;
     // Three replicas and nginx tell Prometheus of themselves.
     let up = format!("http://127.0.0.1:{}/api/v1/query?query=sum(up)", port(3));
     eventually_within(Duration::from_secs(40), "Prometheus sees all", async || {

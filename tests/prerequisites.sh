@@ -27,6 +27,7 @@ needed=(
   strace:strace
   systemd-analyze:systemd
   cc:gcc
+  pgrep:procps
 )
 
 for component in fmt clippy; do

@@ -67,47 +67,49 @@ pub(super) struct Asked {
     pub(super) handoff: Option<Rc<Handoff>>,
 }
 
+/// Why a stream is not opened now.
+enum Busy {
+    /// What is short is this replica's: another may take the stream.
+    Here(&'static str),
+    /// The client has had what it may have, of every replica.
+    Client,
+}
+
 /// Why a stream is not opened, for metrics, the log and traces, and for the client.
 struct Rejection {
     reason: RejectReason,
-    told: &'static str,
+    busy: Busy,
 }
 
 impl From<Full> for Rejection {
     fn from(full: Full) -> Self {
-        let (reason, told) = match full {
+        let (reason, busy) = match full {
             Full::Replica => (
                 RejectReason::Limit,
-                "this replica has all the streams it can hold",
+                Busy::Here("this replica has all the streams it can hold"),
             ),
-            Full::Address => (
-                RejectReason::Address,
-                "this address has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_IP)",
-            ),
-            Full::Subject => (
-                RejectReason::Subject,
-                "this subject has all the streams it may have (FANFARE_MAX_CONNECTIONS_PER_SUBJECT)",
-            ),
-            Full::Rate => (
-                RejectReason::Rate,
-                "this address asks for streams too often (FANFARE_CONNECT_RATE_PER_IP)",
-            ),
+            Full::Address => (RejectReason::Address, Busy::Client),
+            Full::Subject => (RejectReason::Subject, Busy::Client),
+            Full::Rate => (RejectReason::Rate, Busy::Client),
         };
-        Self { reason, told }
+        Self { reason, busy }
     }
 }
 
 impl From<NotOpened> for Rejection {
     fn from(not_opened: NotOpened) -> Self {
-        let (reason, told) = match not_opened {
-            NotOpened::Draining => (RejectReason::Draining, "this replica is being stopped"),
-            NotOpened::Revoked => (RejectReason::Denied, "the token was revoked"),
+        let (reason, busy) = match not_opened {
+            NotOpened::Draining => (
+                RejectReason::Draining,
+                Busy::Here("this replica is being stopped"),
+            ),
+            NotOpened::Revoked => (RejectReason::Denied, Busy::Client),
             NotOpened::NotActive => (
                 RejectReason::BusUnavailable,
-                "the channels could not be subscribed: the bus is not available",
+                Busy::Here("the channels could not be subscribed: the bus is not available"),
             ),
         };
-        Self { reason, told }
+        Self { reason, busy }
     }
 }
 
@@ -288,7 +290,7 @@ impl Edge {
                 Err(NotSpent::NotNow) => {
                     opened = Err(Rejection {
                         reason: RejectReason::Undecided,
-                        told: "the ticket could not be spent",
+                        busy: Busy::Here("the ticket could not be spent"),
                     });
                 }
                 Err(NotSpent::Gone) => {
@@ -305,14 +307,11 @@ impl Edge {
             Err(Rejection { reason, .. }) => self.hub.stats().count_rejected(*reason),
         }
         match (opened, handoff) {
-            (Err(Rejection { reason, told }), _) => {
-                let answer = match reason {
+            (Err(Rejection { reason, busy: kind }), _) => {
+                let answer = match kind {
+                    Busy::Here(why) => busy(wants_503, why),
                     // A proxy would ask all replicas in vain, and count the client there too.
-                    RejectReason::Address
-                    | RejectReason::Subject
-                    | RejectReason::Rate
-                    | RejectReason::Denied => retry_and_close(),
-                    _ => busy(wants_503, told),
+                    Busy::Client => retry_and_close(),
                 };
                 self.note_admission(&requester, channels, reason.label(), answer.status());
                 instead(&requester, answer)

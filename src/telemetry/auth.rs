@@ -3,24 +3,15 @@
 use prometheus::{IntCounterVec, Opts, Registry};
 
 use crate::http::auth::TokenFault;
+use crate::labels::labels;
 
-/// What came of fetching the JWK set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JwksOutcome {
-    /// It is there.
-    Fetched,
-    /// It could not be fetched, or cannot be used.
-    Failed,
-}
-
-impl JwksOutcome {
-    const ALL: [Self; 2] = [Self::Fetched, Self::Failed];
-
-    fn label(self) -> &'static str {
-        match self {
-            Self::Fetched => "fetched",
-            Self::Failed => "failed",
-        }
+labels! { "outcome":
+    /// What came of fetching the JWK set.
+    pub enum JwksOutcome {
+        /// It is there.
+        Fetched = "fetched",
+        /// It could not be fetched, or cannot be used.
+        Failed = "failed",
     }
 }
 
