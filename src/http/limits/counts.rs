@@ -1,6 +1,6 @@
 //! How many streams each client has open, here and elsewhere.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +18,9 @@ pub(in crate::http) struct Counts {
 #[derive(Debug, Default)]
 struct Table {
     clients: HashMap<Client, Count>,
+    /// Who has all there is by what the other replicas say, as they write it: at most what each of
+    /// them tells in an exchange.
+    full_elsewhere: HashSet<String>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -51,6 +54,8 @@ pub(super) struct Report {
     pub(super) news: Vec<(Client, usize)>,
     /// Clients whose streams elsewhere are of interest.
     pub(super) asked: Vec<Client>,
+    /// Clients that have streams here and, with those elsewhere, all they may have.
+    pub(super) full: Vec<Client>,
 }
 
 impl Counts {
@@ -73,15 +78,13 @@ impl Counts {
     /// One stream more of `client`, or `None` where it has all it may have. A client without a
     /// limit is not counted.
     pub(in crate::http) fn hold(self: &Arc<Self>, client: Client) -> Option<Option<Hold>> {
-        let most = match client {
-            Client::Address(_) => self.max_per_address,
-            Client::Subject(_) => self.max_per_subject,
-            Client::Others => None,
-        };
-        let Some(most) = most else {
+        let Some(most) = self.most(&client) else {
             return Some(None);
         };
         let mut table = self.lock();
+        if !table.full_elsewhere.is_empty() && table.full_elsewhere.contains(&client.to_string()) {
+            return None;
+        }
         let count = table.clients.entry(client.clone()).or_default();
         if count.here + count.elsewhere >= most.get() {
             count.is_refused = true;
@@ -89,6 +92,14 @@ impl Counts {
         }
         count.here += 1;
         Some(Some(Hold(Box::new((Arc::clone(self), client)))))
+    }
+
+    fn most(&self, client: &Client) -> Option<NonZeroUsize> {
+        match client {
+            Client::Address(_) => self.max_per_address,
+            Client::Subject(_) => self.max_per_subject,
+            Client::Others => None,
+        }
     }
 
     fn release(&self, client: &Client) {
@@ -110,6 +121,13 @@ impl Counts {
             if everything {
                 count.told = 0;
             }
+            let is_full = count.here > 0
+                && self
+                    .most(client)
+                    .is_some_and(|most| count.here + count.elsewhere >= most.get());
+            if is_full && report.full.len() < most {
+                report.full.push(client.clone());
+            }
             if report.news.len().max(report.asked.len()) >= most {
                 continue;
             }
@@ -119,7 +137,8 @@ impl Counts {
             if is_news {
                 report.news.push((client.clone(), count.here));
             }
-            if (is_news && count.here > 0) || is_refused {
+            // Who is full is refused by all: what is known of it has to be of now.
+            if (is_news && count.here > 0) || is_refused || is_full {
                 report.asked.push(client.clone());
             }
         }
@@ -128,34 +147,32 @@ impl Counts {
 
     /// Takes what the others have of the clients that were asked for, and forgets who is of no
     /// interest any more.
-    pub(super) fn learn(&self, asked: &[Client], elsewhere: &[usize]) {
+    pub(super) fn learn(&self, asked: &[Client], elsewhere: &[usize], full: HashSet<String>) {
         let mut table = self.lock();
+        table.full_elsewhere = full;
         for (client, elsewhere) in asked.iter().zip(elsewhere) {
             if let Some(count) = table.clients.get_mut(client) {
                 count.elsewhere = *elsewhere;
             }
         }
-        let full = |client: &Client, count: &Count| match client {
-            Client::Subject(_) => self.is_full(self.max_per_subject, count),
-            _ => self.is_full(self.max_per_address, count),
+        let is_full = |client: &Client, count: &Count| {
+            let most = self.most(client);
+            most.is_some_and(|most| count.elsewhere >= most.get())
         };
-        let asked_now: std::collections::HashSet<_> = asked.iter().collect();
+        let asked_now: HashSet<_> = asked.iter().collect();
         table.clients.retain(|client, count| {
             count.here > 0
                 || count.is_news()
                 || count.is_refused
-                || (asked_now.contains(client) && full(client, count))
+                || (asked_now.contains(client) && is_full(client, count))
         });
         table.shrink();
-    }
-
-    fn is_full(&self, most: Option<NonZeroUsize>, count: &Count) -> bool {
-        most.is_some_and(|most| count.elsewhere >= most.get())
     }
 
     /// The others cannot be asked: only what is here counts until they can again.
     pub(super) fn stand_alone(&self) {
         let mut table = self.lock();
+        table.full_elsewhere = HashSet::new();
         table.clients.retain(|_, count| {
             (count.elsewhere, count.told) = (0, 0);
             count.here > 0
@@ -240,17 +257,19 @@ mod tests {
         let report = counts.report(false, 10);
         assert_eq!(report.news, [(one.clone(), 1)]);
         assert_eq!(report.asked, std::slice::from_ref(&one));
-        counts.learn(&report.asked, &[1]);
+        counts.learn(&report.asked, &[1], HashSet::new());
         holds.push(held(&counts, &one).unwrap());
         assert!(held(&counts, &one).is_none());
         // It is asked for again because it was refused, and because it has changed.
         let report = counts.report(false, 10);
         assert_eq!((report.news.len(), report.asked.len()), (1, 1));
-        counts.learn(&report.asked, &[0]);
+        counts.learn(&report.asked, &[0], HashSet::new());
         holds.push(held(&counts, &one).unwrap());
-        // Nothing is said twice.
+        // It has all there is now, which the others are to know; nothing else is said twice.
         counts.report(false, 10);
-        assert_eq!(counts.report(false, 10), Report::default());
+        let report = counts.report(false, 10);
+        assert_eq!((report.news.len(), report.asked.len()), (0, 1));
+        assert_eq!(report.full, [one]);
     }
 
     #[test]
@@ -259,17 +278,17 @@ mod tests {
         let one = client("192.0.2.1");
         let hold = held(&counts, &one).unwrap();
         let report = counts.report(false, 10);
-        counts.learn(&report.asked, &[2]);
+        counts.learn(&report.asked, &[2], HashSet::new());
         drop(hold);
         assert!(held(&counts, &one).is_none());
         for _ in 0..3 {
             let report = counts.report(false, 10);
             assert_eq!(report.asked, std::slice::from_ref(&one));
-            counts.learn(&report.asked, &[2]);
+            counts.learn(&report.asked, &[2], HashSet::new());
             assert!(held(&counts, &one).is_none());
         }
         let report = counts.report(false, 10);
-        counts.learn(&report.asked, &[1]);
+        counts.learn(&report.asked, &[1], HashSet::new());
         assert!(held(&counts, &one).is_some());
     }
 
@@ -280,13 +299,13 @@ mod tests {
         assert_eq!(known(&counts), 0, "nobody was told");
         let hold = held(&counts, &client("192.0.2.1"));
         counts.report(false, 10);
-        counts.learn(&[], &[]);
+        counts.learn(&[], &[], HashSet::new());
         drop(hold);
         assert_eq!(known(&counts), 1, "the others still count it");
         let report = counts.report(false, 10);
         assert_eq!(report.news, [(client("192.0.2.1"), 0)]);
         assert!(report.asked.is_empty());
-        counts.learn(&[], &[]);
+        counts.learn(&[], &[], HashSet::new());
         assert_eq!(known(&counts), 0);
     }
 
@@ -324,12 +343,28 @@ mod tests {
         let one = client("192.0.2.1");
         let hold = held(&counts, &one).unwrap();
         let report = counts.report(false, 10);
-        counts.learn(&report.asked, &[5]);
+        counts.learn(&report.asked, &[5], HashSet::new());
         assert!(held(&counts, &one).is_none());
         counts.stand_alone();
         let second = held(&counts, &one).unwrap();
         assert!(held(&counts, &one).is_none());
         drop((hold, second));
         assert_eq!(known(&counts), 0);
+    }
+
+    #[test]
+    fn who_is_full_elsewhere_is_refused_where_it_has_nothing() {
+        let counts = counts(2);
+        let one = client("192.0.2.1");
+        assert!(held(&counts, &one).is_some());
+        counts.learn(&[], &[], HashSet::from([one.to_string()]));
+        assert!(held(&counts, &one).is_none());
+        assert!(held(&counts, &client("192.0.2.2")).is_some());
+        assert_eq!(known(&counts), 0);
+        counts.learn(&[], &[], HashSet::new());
+        assert!(held(&counts, &one).is_some());
+        counts.learn(&[], &[], HashSet::from([one.to_string()]));
+        counts.stand_alone();
+        assert!(held(&counts, &one).is_some());
     }
 }

@@ -35,10 +35,11 @@ pub(in crate::http) async fn share(counts: Arc<Counts>, tally: Tally) {
                 .map(|(client, here)| (client.to_string(), *here))
                 .collect(),
             asked: report.asked.iter().map(ToString::to_string).collect(),
+            full: report.full.iter().map(ToString::to_string).collect(),
         };
         match tally.exchange(told).await {
             Ok(answer) => {
-                counts.learn(&report.asked, &answer.elsewhere);
+                counts.learn(&report.asked, &answer.elsewhere, answer.full);
                 if is_told {
                     tracing::info!("limits hold for all replicas together again");
                     is_told = false;
