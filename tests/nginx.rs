@@ -112,6 +112,17 @@ fn what_does_not_agree_with_the_gateway_is_told() {
             "proxy_read_timeout 45s",
             "proxy_read_timeout 30s",
         ),
+        (
+            "proxy_read_timeout",
+            "proxy_read_timeout 45s;",
+            "proxy_read_timeout 45s",
+        ),
+        ("proxy_http_version", "proxy_http_version 1.1;", ""),
+        (
+            "proxy_http_version",
+            "proxy_http_version 1.1",
+            "proxy_http_version 1.0",
+        ),
         ("gzip", "gzip off", "gzip on"),
         ("keepalive_timeout", "keepalive_timeout 5s;", ""),
         ("proxy_next_upstream", "Fanfare-Busy 503", "Fanfare-Busy no"),

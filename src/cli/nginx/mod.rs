@@ -118,8 +118,22 @@ impl Check<'_> {
         if allows("POST") {
             self.requests(location, of_events, around);
         }
+        self.version(location, around);
         self.head(location, around);
         self.address(location, around);
+    }
+
+    /// nginx speaks HTTP/1.0 to replicas unless it is told.
+    fn version(&mut self, location: &Directive, around: &Blocks<'_>) {
+        let found = effective(around, "proxy_http_version");
+        if only_word(found) != Some("1.1") {
+            self.fault(
+                found.unwrap_or(location),
+                "proxy_http_version",
+                "is 1.1: in HTTP/1.0 no connection is kept, and the end of a stream looks like a \
+                 connection that broke",
+            );
+        }
     }
 
     /// The pages that are answered by nginx itself have to be those that the gateway answers.
@@ -249,7 +263,8 @@ impl Check<'_> {
             );
         }
         let found = effective(around, "client_max_body_size");
-        let most = size(found.and_then(|found| found.words.first()), "1m");
+        let most = found.map_or(Some("1m"), |found| only_word(Some(found)));
+        let most = most.and_then(size);
         let wanted = self.config.max_event_bytes as u64;
         // Zero is no bound.
         if publishes && most.is_none_or(|most| most != 0 && most < wanted) {
@@ -264,10 +279,12 @@ impl Check<'_> {
     /// What nginx takes of a head, the gateway has to take too.
     fn head(&mut self, location: &Directive, around: &Blocks<'_>) {
         let found = effective(around, "large_client_header_buffers");
-        let word = |number: usize| found.and_then(|found| found.words.get(number));
-        let buffers = word(0).map_or(Some(4), |word| word.parse::<u64>().ok());
-        let most = size(word(1), "8k").zip(buffers);
-        let fits = most.is_some_and(|(bytes, buffers)| {
+        let most = match found.map(|found| found.words.as_slice()) {
+            None => Some((4, 8 << 10)),
+            Some([buffers, bytes]) => buffers.parse::<u64>().ok().zip(size(bytes)),
+            Some(_) => None,
+        };
+        let fits = most.is_some_and(|(buffers, bytes)| {
             bytes.saturating_mul(buffers) + ADDED_HEAD_BYTES <= MAX_HEAD_BYTES as u64
         });
         if !fits {
@@ -329,11 +346,17 @@ fn header<'a>(around: &Blocks<'a>, name: &str) -> Option<&'a str> {
     set.words.get(1).map(String::as_str)
 }
 
+/// The word of a directive that has one. More are what a missing `;` makes of the next line.
+fn only_word(found: Option<&Directive>) -> Option<&str> {
+    match found?.words.as_slice() {
+        [word] => Some(word),
+        _ => None,
+    }
+}
+
 /// A time as nginx writes it: `45s`, `1m30s`, `500ms`, `45`.
 fn time(found: Option<&Directive>, default: &str) -> Option<Duration> {
-    let text = found.map_or(default, |found| {
-        found.words.first().map_or("", String::as_str)
-    });
+    let text = found.map_or(Some(default), |found| only_word(Some(found)))?;
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
@@ -341,8 +364,8 @@ fn time(found: Option<&Directive>, default: &str) -> Option<Duration> {
 }
 
 /// A size as nginx writes it: `16k`, `1m`, `1g`, `4096`.
-fn size(word: Option<&String>, default: &str) -> Option<u64> {
-    let text = word.map_or(default, String::as_str).to_ascii_lowercase();
+fn size(word: &str) -> Option<u64> {
+    let text = word.to_ascii_lowercase();
     let (digits, unit) = match text.strip_suffix(['k', 'm', 'g']) {
         Some(digits) if text.ends_with('k') => (digits, 1 << 10),
         Some(digits) if text.ends_with('m') => (digits, 1 << 20),
