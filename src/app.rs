@@ -457,3 +457,15 @@ impl Shard {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_called_after_its_machine_and_port() {
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        let name = replica_name("127.0.0.1:8080".parse().unwrap());
+        assert_eq!(name, format!("{}:8080", machine.trim()));
+    }
+}

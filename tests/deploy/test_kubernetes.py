@@ -398,6 +398,29 @@ class Pieces(unittest.TestCase):
         for name, value in [("read", 45), ("send", 45), ("connect", 1)]:
             self.assertEqual(annotations[f"proxy-{name}-timeout"], str(value))
 
+    def test_the_guide_to_larger_replicas_begins_with_what_is_shipped(self):
+        guide = (ROOT / "docs/scaling.md").read_text().split("## The replica")[1].split("\n## ")[0]
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in guide.splitlines() if "|" in line]
+        told = {row[0]: row[2:] for row in rows[2:]}
+        spec, container, settings = Prod().gateway(Prod.resources)
+        scaler = named(Prod.resources, "HorizontalPodAutoscaler", "fanfare")["spec"]
+        resources = container["resources"]
+        shipped = {
+            "`FANFARE_SHARDS`": settings["FANFARE_SHARDS"],
+            "`FANFARE_MAX_CONNECTIONS`": f"{int(settings['FANFARE_MAX_CONNECTIONS']):,}",
+            "`cpu` requested": resources["requests"]["cpu"],
+            "`memory` requested, limit": f"{resources['requests']['memory']}, {resources['limits']['memory']}",
+            "streams a replica that are aimed at": scaler["metrics"][0]["pods"]["target"]["averageValue"],
+            "replicas at most": str(scaler["maxReplicas"]),
+        }
+        self.assertEqual({name: told[name][0] for name in shipped}, shipped)
+        # And what it leads to fits together as what is shipped does.
+        larger = {name: values[1] for name, values in told.items()}
+        most = larger["`FANFARE_MAX_CONNECTIONS`"].replace(",", "")
+        limit = quantity(larger["`memory` requested, limit"].split(", ")[1])
+        self.assertGreater(limit, 1.5 * memory_bytes({"FANFARE_MAX_CONNECTIONS": most}))
+        self.assertEqual(quantity(larger["streams a replica that are aimed at"]), 0.6 * int(most))
+
     def test_keda_is_new_enough_for_what_it_is_told(self):
         fallback = named(IngressAndKeda.resources, "ScaledObject", "fanfare")["spec"]["fallback"]
         if "behavior" in fallback:
