@@ -23,7 +23,7 @@ use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
     ShardStats,
 };
-use crate::supervision::{self, Pulse};
+use crate::supervision::{self, Hanging, Patience, Pulse};
 use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
@@ -201,6 +201,7 @@ impl App {
             traces,
         };
 
+        let patience = Patience::here();
         let mut pulses = Vec::new();
         let mut proxied_listeners = proxied_listeners.into_iter();
         let (failure, mut failed) = mpsc::channel(1);
@@ -222,7 +223,7 @@ impl App {
                 settings: config.hub_settings(),
                 revocations: Arc::clone(&revocations),
                 stats,
-                pulse,
+                pulse: (pulse, patience),
             };
             let failure = failure.clone();
             std::thread::Builder::new()
@@ -238,8 +239,10 @@ impl App {
                 })?;
         }
 
+        let hanging = Hanging::default();
         let admin = Arc::new(AdminState {
             metrics,
+            hanging: hanging.clone(),
             bus: bus.health,
             keys: ring,
         });
@@ -263,7 +266,7 @@ impl App {
             tokio::spawn(async move { axum::serve(listener, service).await });
             announce(&config, data_address, proxied_address, admin_address);
             supervision::ready();
-            tokio::spawn(supervision::watch(pulses));
+            tokio::spawn(supervision::watch(pulses, patience, hanging));
 
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -288,9 +291,9 @@ impl App {
 
 /// What operators call this replica: the machine and the port that clients connect to.
 fn replica_name(data: SocketAddr) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    let host = host.map_or_else(|_| data.ip().to_string(), |name| name.trim().to_owned());
-    format!("{host}:{}", data.port())
+    // Not from /proc/sys, which a service manager may hide.
+    let system = rustix::system::uname();
+    format!("{}:{}", system.nodename().to_string_lossy(), data.port())
 }
 
 /// The keys that tokens are verified with, where there are to be tokens.
@@ -425,7 +428,7 @@ struct Shard {
     settings: crate::hub::HubSettings,
     revocations: Arc<Revocations>,
     stats: Arc<ShardStats>,
-    pulse: Pulse,
+    pulse: (Pulse, Patience),
 }
 
 impl Shard {
@@ -450,7 +453,8 @@ impl Shard {
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = tokio::task::spawn_local(interest);
             let sweep_task = tokio::task::spawn_local(hub.sweep());
-            tokio::task::spawn_local(self.pulse.beat());
+            let (pulse, patience) = self.pulse;
+            tokio::task::spawn_local(pulse.beat(patience));
             tokio::select! {
                 accepted = accepting(listener, false) => accepted?,
                 Some(accepted) = proxied => accepted?,
@@ -460,5 +464,17 @@ impl Shard {
             }
             Err(io::Error::other("one of its tasks has ended"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_called_after_its_machine_and_port() {
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        let name = replica_name("127.0.0.1:8080".parse().unwrap());
+        assert_eq!(name, format!("{}:8080", machine.trim()));
     }
 }

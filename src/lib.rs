@@ -18,7 +18,7 @@
 //!   [`labels`]: what metrics are split by.
 //! - [`fuzzing`]: what must hold for any bytes from outside.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
-//!   [`supervision`]: what the service manager is told of it.
+//!   [`supervision`]: whether its threads turn.
 //!
 //! What holds everywhere:
 //!
