@@ -251,7 +251,14 @@ impl App {
             inboxes.clone(),
             config.max_connections,
         );
-        control.spawn(Arc::clone(&console).run(sampler, bus.peers, bus.heard));
+        let console_task = Arc::clone(&console).run(sampler, bus.peers, bus.heard);
+        let console_task = control.spawn(console_task);
+        // Streams do not need it: its end is no reason to end them.
+        control.spawn(async move {
+            if console_task.await.is_err_and(|error| error.is_panic()) {
+                tracing::error!("the console has failed: it shows nothing until a restart");
+            }
+        });
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;
