@@ -135,7 +135,7 @@ impl App {
             proxied_listeners,
             admin_listener,
         } = self;
-        control.spawn(storms.run());
+        control.spawn(Arc::clone(&storms).run());
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
@@ -289,6 +289,7 @@ impl App {
         if let Some(pipeline) = pipeline {
             pipeline.shutdown();
         }
+        storms.finish();
         served
     }
 }
