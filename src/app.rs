@@ -17,7 +17,8 @@ use crate::bus::Bus;
 use crate::config::{Access, BusConfig, Config, JwksUrl};
 use crate::http::auth::{Authority, Jwks, KeyRing};
 use crate::http::{
-    Admission, Edge, EdgeParts, Listener, RouterState, accept, bind, only_this_machine, router,
+    Admission, Edge, EdgeParts, Listener, RouterState, accept, bind, bind_alone, only_own_pages,
+    only_this_machine, router,
 };
 use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
@@ -105,13 +106,11 @@ impl App {
             .map(|address| bind_shards("FANFARE_PROXY_PROTOCOL_LISTEN", address))
             .transpose()?
             .unwrap_or_default();
-        let admin_listener = std::net::TcpListener::bind(config.admin_listen)
-            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-            .map_err(|error| AppError::Bind {
-                setting: "FANFARE_ADMIN_LISTEN",
-                address: config.admin_listen,
-                error,
-            })?;
+        let admin_listener = bind_alone(config.admin_listen).map_err(|error| AppError::Bind {
+            setting: "FANFARE_ADMIN_LISTEN",
+            address: config.admin_listen,
+            error,
+        })?;
         Ok(Self {
             config,
             storms,
@@ -135,7 +134,7 @@ impl App {
             proxied_listeners,
             admin_listener,
         } = self;
-        control.spawn(storms.run());
+        control.spawn(Arc::clone(&storms).run());
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
@@ -254,12 +253,20 @@ impl App {
             inboxes.clone(),
             config.max_connections,
         );
-        control.spawn(Arc::clone(&console).run(sampler, bus.peers, bus.heard));
+        let console_task = Arc::clone(&console).run(sampler, bus.peers, bus.heard);
+        let console_task = control.spawn(console_task);
+        // Streams do not need it: its end is no reason to end them.
+        control.spawn(async move {
+            if console_task.await.is_err_and(|error| error.is_panic()) {
+                tracing::error!("the console has failed: it shows nothing until a restart");
+            }
+        });
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;
             let listener = tokio::net::TcpListener::from_std(admin_listener)?;
-            let mut service = admin::router(Arc::clone(&admin), console);
+            let mut service = admin::router(Arc::clone(&admin), console)
+                .layer(axum::middleware::from_fn(only_own_pages));
             if admin_address.ip().is_loopback() {
                 service = service.layer(axum::middleware::from_fn(only_this_machine));
             }
@@ -285,6 +292,7 @@ impl App {
         if let Some(pipeline) = pipeline {
             pipeline.shutdown();
         }
+        storms.finish();
         served
     }
 }

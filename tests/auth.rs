@@ -315,6 +315,17 @@ async fn of_many_who_use_a_ticket_at_once_one_gets_a_stream() {
             .count();
         assert_eq!((opened, refused), (1, 15));
     }
+    // Who came too late with a ticket was no stream, not even for a moment.
+    let count = async |series: &str| one.metric(series).await + two.metric(series).await;
+    assert_eq!(count("fanfare_connections_opened_total").await, 5.0);
+    let denied = r#"fanfare_connections_rejected_total{reason="denied"}"#;
+    assert_eq!(count(denied).await, 75.0);
+    let closed = r#"fanfare_connections_closed_total{reason="client"}"#;
+    eventually("the streams are closed", async || {
+        count("fanfare_connections").await == 0.0
+    })
+    .await;
+    assert_eq!(count(closed).await, 5.0);
 }
 
 #[tokio::test]

@@ -12,6 +12,8 @@ mod support;
 
 #[path = "support/browser.rs"]
 mod browser;
+#[path = "support/proxy.rs"]
+mod proxy;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -19,8 +21,9 @@ use std::time::Duration;
 
 use browser::Browser;
 use futures_util::StreamExt;
+use proxy::Proxy;
 use serde_json::{Value, json};
-use support::{Events, Gateway, Redis, eventually, test_within, within};
+use support::{Events, Gateway, Raw, Redis, eventually, test_within, within};
 use tokio::time::timeout;
 
 fn console_of(gateway: &Gateway) -> String {
@@ -274,8 +277,117 @@ async fn a_console_costs_nothing_while_nobody_looks() {
     let mut feed = Events::open(&format!("{}/feed", console_of(&gateway))).await;
     let past = feed.event().await;
     assert_eq!(past.event.as_deref(), Some("past"));
+    let past: Value = serde_json::from_str(&past.data.unwrap()).unwrap();
+    assert_eq!(past["points"], json!([]));
     now(&mut feed).await;
     within("a message", messages.next()).await.unwrap();
+}
+
+#[tokio::test]
+async fn latency_gaps_and_slow_clients_are_shown() {
+    let redis = Redis::start().await;
+    let variables = [
+        ("FANFARE_CLIENT_BUFFER_BYTES", "256KiB"),
+        ("FANFARE_SOCKET_SEND_BUFFER_BYTES", "16KiB"),
+    ];
+    let gateway = Gateway::behind(&redis, &variables).await;
+    let _orders = open(&gateway, "orders", 2).await;
+    let mut slow = Raw::get(gateway.data, "/events/large").await;
+    slow.until("retry: ").await;
+    let browser = Browser::start().await;
+    browser.goto(&console_of(&gateway)).await;
+    browser.shows("#tiles .tile:nth-child(2) .value", "3").await;
+    assert_eq!(tile(&browser, 6).await, "0");
+    let cell = async |column: usize| rows(&browser, "fleet").await[0][column].clone();
+    assert_eq!((cell(8).await, cell(9).await), ("0".into(), "0".into()));
+
+    let _publishing = Publishing::start(&redis).await;
+    // A cursor that is none: one gap. And a client that does not read.
+    let _lost = gateway.events("/events/orders?last_event_id=none").await;
+    let large = "x".repeat(100_000);
+    eventually("the slow one is cut off", async || {
+        redis.publish("large", &large).await;
+        let closed = r#"fanfare_connections_closed_total{reason="slow_client"}"#;
+        gateway.metric(closed).await == 1.0
+    })
+    .await;
+    eventually("all of it is shown", async || {
+        let is_time = |text: &str| text.ends_with("ms") || text.ends_with('s');
+        let bars = browser
+            .run("return document.querySelectorAll('#charts section:nth-child(6) rect').length");
+        cell(8).await == "1"
+            && cell(9).await == "1"
+            && is_time(&cell(6).await)
+            && tile(&browser, 6).await == "1"
+            && is_time(&tile(&browser, 5).await)
+            && bars.await == 2
+    })
+    .await;
+    let note = browser.text("#tiles .tile:nth-child(6) .note").await;
+    assert!(note.starts_with("unknown_id 1; 1 slow clients"), "{note}");
+    let latency = browser.text("#charts section:nth-child(4) .legend").await;
+    assert!(
+        latency.contains("p50") && latency.contains("p99"),
+        "{latency}"
+    );
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    browser.close().await;
+}
+
+/// A gateway that hangs keeps its connections, and says nothing.
+#[tokio::test]
+async fn a_page_says_when_it_hears_nothing() {
+    let gateway = Gateway::start(&[]).await;
+    let browser = Browser::start().await;
+    browser.goto(&console_of(&gateway)).await;
+    browser
+        .shows("#tiles .tile:nth-child(1) .value", "1 of 1")
+        .await;
+    let state = async || {
+        let text = browser.text("#live").await;
+        (browser.run("return document.body.dataset.live").await, text)
+    };
+    let (is_live, text) = state().await;
+    assert!(is_live == "yes" && text.starts_with("live, "), "{text}");
+    gateway.process.signal("STOP");
+    eventually("the page says so", async || {
+        let (is_live, text) = state().await;
+        is_live == "no" && text.starts_with("nothing for ")
+    })
+    .await;
+    gateway.process.signal("CONT");
+    eventually("it is live again", async || state().await.0 == "yes").await;
+    browser.close().await;
+}
+
+/// What Redis does not take must not hold up what is shown.
+#[tokio::test]
+async fn while_redis_says_nothing_the_console_goes_on() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::to(&redis).await;
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &proxy.url())]).await;
+    let mut feed = feed(&gateway).await;
+    let lag = |now: &Value| now["replicas"][0]["bus_lag"].clone();
+    once(&mut feed, "a probe is back", |now| lag(now).is_number()).await;
+    proxy.stall(true);
+    let mut before: Option<u64> = None;
+    let down = loop {
+        let now = now(&mut feed).await;
+        let at = now["point"]["at"].as_u64().unwrap();
+        // Every two seconds. A message takes five to fail, and there are two.
+        assert!(before.is_none_or(|before| at - before < 6000), "{now}");
+        before = Some(at);
+        if now["point"]["ready"] == 0 {
+            break now;
+        }
+    };
+    // The last good probe says nothing of now.
+    assert_eq!(lag(&down), Value::Null);
+    proxy.stall(false);
+    once(&mut feed, "it is back", |now| {
+        now["point"]["ready"] == 1 && lag(now).is_number()
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -91,13 +91,29 @@ async fn neither_payloads_nor_secrets_are_logged() {
         stream.data().await;
     }
     // Broken ones, whose faults are logged.
-    let broken = r#"{"sse":{"data":"the-payload-broken","unknown":1}}"#;
+    let broken = [
+        r#"{"sse":{"data":"the-payload-broken","unknown":1}}"#,
+        r#"{"sse":"the-payload-itself"}"#,
+        r#"{"sse":{"data":"x","retry":"the-payload-retry"}}"#,
+        r#"{"sse":{"data":"x","a\n{\"forged\":1}\u001b[31m":1}}"#,
+    ];
     let client = redis::Client::open(url.as_str()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    let mut publish = redis::cmd("PUBLISH");
-    publish.arg("sse:a").arg(broken);
-    publish.exec_async(&mut connection).await.unwrap();
-    line(&gateway, "a message from Redis was dropped").await;
+    for broken in broken {
+        let mut publish = redis::cmd("PUBLISH");
+        publish.arg("sse:a").arg(broken);
+        publish.exec_async(&mut connection).await.unwrap();
+    }
+    let dropped = "a message from Redis was dropped";
+    eventually("faults are logged", async || {
+        lines(&gateway, dropped).len() == broken.len()
+    })
+    .await;
+    let faults = lines(&gateway, dropped);
+    assert_eq!(
+        faults[3]["fault"],
+        r#"broken envelope: there is no member "a\n{\"forged\":1}\u{1b}[31m""#
+    );
     let request = "GET /events/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer the-token\r\n\
         cookie: fanfare=the-cookie\r\n\r\n";
     Raw::send(gateway.data, request)

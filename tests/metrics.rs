@@ -10,12 +10,17 @@
 
 mod support;
 
+#[path = "support/proxy.rs"]
+mod proxy;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use proxy::Proxy;
 use support::{Gateway, Raw, Redis, eventually};
 
 /// The line behind which the table stands, and the one that ends it.
@@ -126,11 +131,15 @@ async fn metrics_count_what_happens_and_promtool_finds_no_fault() {
 #[tokio::test]
 async fn deliveries_are_timed_from_their_publication() {
     let redis = Redis::start().await;
-    let gateway = Gateway::behind(&redis, &[]).await;
+    let proxy = Proxy::to(&redis).await;
+    let gateway = Gateway::start(&[("FANFARE_REDIS_URL", &proxy.url())]).await;
     let mut streams = Vec::new();
     for _ in 0..3 {
         streams.push(gateway.events("/events/a").await.opened().await);
     }
+    // On the way from Redis: before their arrival, and after their publication.
+    let way = Duration::from_millis(100);
+    proxy.delay(Some(way..way));
     for number in 0..5 {
         redis.keep("a", &number.to_string(), &[]).await;
         redis.publish("a", "live").await;
@@ -145,7 +154,9 @@ async fn deliveries_are_timed_from_their_publication() {
     })
     .await;
     let took = gateway.metric("fanfare_delivery_seconds_sum").await;
-    assert!((0.0..20.0 * 15.0).contains(&took), "{took}");
+    let least = way.as_secs_f64() * 15.0;
+    assert!((least..20.0 * 15.0).contains(&took), "{took}");
+    proxy.delay(None);
     eventually("every event's fan-out is timed", async || {
         // Shards count for themselves: three streams are on one to three of them.
         gateway.metric("fanfare_fanout_seconds_count").await >= 10.0

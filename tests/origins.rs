@@ -170,6 +170,64 @@ async fn other_origins_get_nothing_and_change_nothing() {
     }
 }
 
+/// The admin listener is nobody's to ask but its own page's and that of programs, whatever the data
+/// listener allows.
+#[tokio::test]
+async fn pages_of_other_sites_learn_nothing_of_the_admin_listener() {
+    let gateway = Gateway::start(&[("FANFARE_ALLOW_ORIGINS", ALLOWED)]).await;
+    let answer = async |path: &str, headers: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n{headers}\r\n");
+        let mut raw = Raw::send(gateway.admin, &request).await;
+        raw.until("\r\n\r\n").await
+    };
+    let paths = [
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/console",
+        "/console/feed",
+        "/nothing",
+    ];
+    let allowed = format!("origin: {ALLOWED}\r\n");
+    for headers in [
+        "origin: https://evil.example\r\n",
+        "origin: null\r\n",
+        &allowed,
+        "sec-fetch-site: cross-site\r\nsec-fetch-mode: no-cors\r\n",
+        "sec-fetch-site: same-site\r\nsec-fetch-mode: cors\r\n",
+        "sec-fetch-site: cross-site\r\nsec-fetch-mode: navigate\r\nsec-fetch-dest: iframe\r\n",
+    ] {
+        for path in paths {
+            let answer = answer(path, headers).await;
+            assert!(
+                answer.starts_with("HTTP/1.1 403 "),
+                "{path} {headers}: {answer}"
+            );
+        }
+    }
+    // A link on another site leads a person here, and nobody into a feed.
+    let link =
+        "sec-fetch-site: cross-site\r\nsec-fetch-mode: navigate\r\nsec-fetch-dest: document\r\n";
+    for (headers, path, status) in [
+        (link, "/console", 200),
+        (link, "/metrics", 200),
+        (link, "/console/feed", 403),
+        ("", "/livez", 200),
+        ("", "/readyz", 200),
+        ("", "/metrics", 200),
+        ("", "/console/feed", 200),
+        ("sec-fetch-site: same-origin\r\n", "/console/feed", 200),
+        ("sec-fetch-site: none\r\n", "/console", 200),
+        ("origin: http://localhost\r\n", "/console/feed", 200),
+    ] {
+        let answer = answer(path, headers).await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{path} {headers}: {answer}"
+        );
+    }
+}
+
 /// Without allowed origins nothing speaks of them, and the admin listener knows its name too.
 #[tokio::test]
 async fn a_local_listener_answers_to_its_own_name_only() {

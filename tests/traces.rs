@@ -10,6 +10,9 @@
 
 mod support;
 
+#[path = "support/tokens.rs"]
+mod tokens;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -22,7 +25,9 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use prost::Message;
-use support::{Gateway, Redis, eventually, free_port, within};
+use serde_json::json;
+use support::{Gateway, Raw, Redis, eventually, free_port, within};
+use tokens::{SECRET, granting, token};
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const SPAN: &str = "00f067aa0ba902b7";
@@ -324,6 +329,135 @@ async fn what_is_refused_is_traced_too() {
     let published = collector.spans("publish", 1).await;
     assert!(published[0].is_error);
     assert_eq!(published[0].attributes["http.response.status_code"], "400");
+}
+
+/// Whatever becomes of a request for a stream, there is one span of it.
+#[tokio::test]
+async fn early_refusals_and_clients_that_hang_up_are_traced_too() {
+    let (collector, url) = Collector::start().await;
+    let mut redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &sending_to(&url)).await;
+    let ask = async |headers: &str| {
+        let request = format!("GET /events/a HTTP/1.1\r\n{headers}\r\n");
+        Raw::send(gateway.data, &request).await
+    };
+    for (headers, status) in [
+        ("host: localhost\r\norigin: https://evil.example\r\n", "403"),
+        ("host: evil.example\r\n", "421"),
+        ("", "400"),
+        ("host: localhost\r\ncontent-length: 1\r\n\r\nx", "400"),
+    ] {
+        collector.spans.lock().unwrap().clear();
+        let answer = ask(headers).await.until("\r\n\r\n").await;
+        assert!(
+            answer.starts_with(&format!("HTTP/1.1 {status} ")),
+            "{answer}"
+        );
+        let admission = collector.spans("admission", 1).await.remove(0);
+        assert_eq!(admission.attributes["fanfare.outcome"], "refused");
+        assert_eq!(admission.attributes["http.response.status_code"], status);
+    }
+    redis.kill().await;
+    eventually("the gateway has noticed", async || {
+        !gateway.is_ready().await
+    })
+    .await;
+    collector.spans.lock().unwrap().clear();
+    let waits = ask("host: localhost\r\n").await;
+    eventually("it waits for its channel", async || {
+        gateway.metric("fanfare_channels").await == 1.0
+    })
+    .await;
+    drop(waits);
+    let gone = collector.spans("admission", 1).await.remove(0);
+    assert_eq!(gone.attributes["fanfare.outcome"], "gone");
+    assert_eq!(gone.attributes["fanfare.channels"], "1");
+    assert!(!gone.attributes.contains_key("http.response.status_code"));
+    let _waits = ask("host: localhost\r\n").await.until("retry: ").await;
+    let outcomes = collector.spans("admission", 2).await;
+    assert_eq!(outcomes[1].attributes["fanfare.outcome"], "bus_unavailable");
+}
+
+/// Else anybody could fill the queue of spans, whatever share of them is to be recorded.
+#[tokio::test]
+async fn who_shows_no_token_does_not_decide_what_is_recorded() {
+    let (collector, url) = Collector::start().await;
+    let mut variables = sending_to(&url);
+    variables.extend([
+        ("OTEL_TRACES_SAMPLER", "parentbased_always_off"),
+        ("FANFARE_JWT_SECRET", SECRET),
+        ("FANFARE_PUBLIC_CHANNELS", "news"),
+    ]);
+    let gateway = Gateway::start(&variables).await;
+    let token = granting(json!({ "subscribe": ["news"] }));
+    for authorization in [None, Some(format!("Bearer {token}"))] {
+        let mut request = reqwest::Client::new()
+            .get(gateway.url("/events/news"))
+            .header("traceparent", traceparent("01"));
+        if let Some(authorization) = &authorization {
+            request = request.header("authorization", authorization);
+        }
+        let answer = within("the gateway answers", request.send()).await.unwrap();
+        assert_eq!(answer.status(), 200);
+    }
+    stop(gateway).await;
+    let admissions = collector.seen("admission");
+    assert_eq!(admissions.len(), 1, "{admissions:?}");
+    assert_eq!(admissions[0].attributes["user.id"], "alice");
+    assert_eq!(admissions[0].trace, TRACE);
+}
+
+#[tokio::test]
+async fn what_is_set_of_the_resource_wins() {
+    let (collector, url) = Collector::start().await;
+    let mut variables = sending_to(&url);
+    variables.push((
+        "OTEL_RESOURCE_ATTRIBUTES",
+        "service.instance.id=pod-7,service.version=2026-01,other.service.name=x",
+    ));
+    let gateway = Gateway::start(&variables).await;
+    drop(gateway.events("/events/a").await.opened().await);
+    let admission = collector.spans("admission", 1).await.remove(0);
+    for (name, value) in [
+        ("service.instance.id", "pod-7"),
+        ("service.version", "2026-01"),
+        ("service.name", "fanfare"),
+    ] {
+        assert_eq!(admission.resource[name], value);
+    }
+}
+
+/// An event's fan-out is over when its clients have it, not when all have that waited behind it;
+/// and who may not have it is no client of it.
+#[tokio::test]
+async fn a_fan_out_counts_those_who_get_the_event() {
+    let (collector, url) = Collector::start().await;
+    let mut variables = sending_to(&url);
+    variables.extend([
+        ("FANFARE_JWT_SECRET", SECRET),
+        ("FANFARE_PUBLIC_CHANNELS", "news"),
+        ("FANFARE_SHARDS", "1"),
+    ]);
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &variables).await;
+    let admin = token(json!({ "sub": "zoe", "role": "admin", "fanfare": {} }));
+    let request = reqwest::Client::new()
+        .get(gateway.url("/events/news"))
+        .bearer_auth(admin);
+    let mut zoe = support::Events::of(request.send().await.unwrap());
+    zoe.block().await.unwrap();
+    let _others = [
+        gateway.events("/events/news").await.opened().await,
+        gateway.events("/events/news").await.opened().await,
+    ];
+    let parent = traceparent("01");
+    let to = r#"{"role":"admin"}"#;
+    redis
+        .keep("news", "x", &["to", to, "traceparent", &parent])
+        .await;
+    assert_eq!(zoe.data().await, "x");
+    let fan_out = collector.spans("fan-out", 1).await.remove(0);
+    assert_eq!(fan_out.attributes["fanfare.clients"], "1");
 }
 
 #[tokio::test]

@@ -2,7 +2,9 @@
 //! "Environment Variable Specification" and "OTLP Exporter Configuration").
 
 use std::num::NonZeroUsize;
+use std::ops::RangeInclusive;
 
+use http::{HeaderName, HeaderValue};
 use reqwest::Url;
 
 use super::Fault;
@@ -25,6 +27,28 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_traceidratio",
 ];
 
+/// An hour is more than anybody waits.
+const MOST_MS: u64 = 60 * 60 * 1000;
+
+/// Numbers that the library reads itself, and takes for unset where they are none.
+const NUMBERS: [(&str, RangeInclusive<u64>, &str); 7] = [
+    ("OTEL_BSP_SCHEDULE_DELAY", 1..=MOST_MS, "milliseconds"),
+    ("OTEL_BSP_EXPORT_TIMEOUT", 1..=MOST_MS, "milliseconds"),
+    ("OTEL_EXPORTER_OTLP_TIMEOUT", 1..=MOST_MS, "milliseconds"),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+        1..=MOST_MS,
+        "milliseconds",
+    ),
+    (
+        "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+        0..=u32::MAX as u64,
+        "attributes",
+    ),
+    ("OTEL_SPAN_EVENT_COUNT_LIMIT", 0..=u32::MAX as u64, "events"),
+    ("OTEL_SPAN_LINK_COUNT_LIMIT", 0..=u32::MAX as u64, "links"),
+];
+
 /// How spans are sent. The rest is read from the same variables by the library that sends them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceConfig {
@@ -32,11 +56,16 @@ pub struct TraceConfig {
     pub collector: String,
     /// Spans that may wait for it.
     pub queue_spans: NonZeroUsize,
-    /// `service.name` is set.
-    pub names_service: bool,
+    /// Attributes of the resource that are set.
+    resource: Vec<String>,
 }
 
 impl TraceConfig {
+    /// Whether an attribute of the resource is set: then it is not ours to say.
+    pub fn gives(&self, attribute: &str) -> bool {
+        self.resource.iter().any(|given| given == attribute)
+    }
+
     /// Reads the variables. `None`: traces are off, as they are unless a collector is named.
     /// A variable that is empty counts as unset.
     pub(super) fn read(
@@ -118,15 +147,64 @@ impl TraceConfig {
                     })
             }
         };
-        let names_service = variable("OTEL_SERVICE_NAME").is_some()
-            || variable("OTEL_RESOURCE_ATTRIBUTES")
-                .is_some_and(|attributes| attributes.contains("service.name="));
+        for (name, range, unit) in NUMBERS {
+            let number = variable(name).map(|text| text.parse::<u64>().ok());
+            if number.is_some_and(|number| !number.is_some_and(|number| range.contains(&number))) {
+                let (least, most) = range.into_inner();
+                fault(
+                    name,
+                    &format!("is a number of {unit}, from {least} to {most}"),
+                );
+            }
+        }
+        if let Some(text) = variable("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") {
+            let spans: Option<usize> = text.parse().ok();
+            if !spans.is_some_and(|spans| (1..=queue_spans.get()).contains(&spans)) {
+                fault(
+                    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+                    "is a number of spans, at most those that may wait (OTEL_BSP_MAX_QUEUE_SIZE)",
+                );
+            }
+        }
+        for name in [
+            "OTEL_EXPORTER_OTLP_HEADERS",
+            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        ] {
+            if variable(name).is_some_and(|text| !pairs(&text).all(is_header)) {
+                fault(name, "is a list of headers: name=value,name=value");
+            }
+        }
+        let attributes = variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+        let attributes: Vec<_> = pairs(&attributes).collect();
+        if !attributes.iter().all(|(name, _)| !name.is_empty()) {
+            fault(
+                "OTEL_RESOURCE_ATTRIBUTES",
+                "is a list of attributes: name=value,name=value",
+            );
+        }
+        let own_name = variable("OTEL_SERVICE_NAME").map(|_| "service.name");
+        let resource = attributes.iter().map(|(name, _)| *name).chain(own_name);
         Some(Self {
             collector: collector?,
             queue_spans,
-            names_service,
+            resource: resource.map(str::to_owned).collect(),
         })
     }
+}
+
+/// The pairs of `name=value,…`, as the library reads them; without a name where one is none.
+fn pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    text.split_terminator(',').map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or_default();
+        (name.trim(), value.trim())
+    })
+}
+
+fn is_header((name, value): (&str, &str)) -> bool {
+    let value = percent_encoding::percent_decode_str(value).decode_utf8();
+    let is_value =
+        value.is_ok_and(|value| !value.is_empty() && HeaderValue::from_str(&value).is_ok());
+    is_value && HeaderName::try_from(name).is_ok()
 }
 
 #[cfg(test)]
@@ -181,6 +259,15 @@ mod tests {
             ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
             ("OTEL_TRACES_SAMPLER_ARG", "2"),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "0"),
+            ("OTEL_BSP_SCHEDULE_DELAY", "5s"),
+            ("OTEL_BSP_EXPORT_TIMEOUT", "-1"),
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "10.5"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "0"),
+            ("OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT", "many"),
+            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "100000"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "authorization: Bearer x"),
+            ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=b%0ac=d"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "team=a,region"),
         ]);
         assert_eq!(
             faults,
@@ -191,9 +278,42 @@ mod tests {
                 "OTEL_EXPORTER_OTLP_COMPRESSION",
                 "OTEL_TRACES_SAMPLER_ARG",
                 "OTEL_BSP_MAX_QUEUE_SIZE",
+                "OTEL_BSP_SCHEDULE_DELAY",
+                "OTEL_BSP_EXPORT_TIMEOUT",
+                "OTEL_EXPORTER_OTLP_TIMEOUT",
+                "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+                "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+                "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+                "OTEL_RESOURCE_ATTRIBUTES",
             ]
         );
         let (_, faults) = read(&[ENDPOINT, ("OTEL_TRACES_SAMPLER", "sometimes")]);
         assert_eq!(faults, ["OTEL_TRACES_SAMPLER"]);
+    }
+
+    #[test]
+    fn what_makes_sense_is_taken() {
+        let (config, faults) = read(&[
+            ENDPOINT,
+            ("OTEL_BSP_SCHEDULE_DELAY", "50"),
+            ("OTEL_BSP_MAX_QUEUE_SIZE", "8"),
+            ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "8"),
+            (
+                "OTEL_EXPORTER_OTLP_HEADERS",
+                "authorization=Bearer%20x, a=b=c ,",
+            ),
+            (
+                "OTEL_RESOURCE_ATTRIBUTES",
+                "my.service.name=a, service.version = 7",
+            ),
+        ]);
+        assert_eq!(faults, Vec::<String>::new());
+        let config = config.unwrap();
+        assert!(config.gives("service.version"));
+        assert!(!config.gives("service.name") && !config.gives("service.instance.id"));
+        let named = read(&[ENDPOINT, ("OTEL_SERVICE_NAME", "x")]).0.unwrap();
+        assert!(named.gives("service.name"));
     }
 }

@@ -229,6 +229,9 @@ impl OpenStream {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
+        if !self.subscription.is_open() {
+            return;
+        }
         let Self {
             connection,
             client,

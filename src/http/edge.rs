@@ -174,16 +174,25 @@ impl Edge {
         let rules = self.admission.rules();
         let client = ClientAddress::of(asked.peer.address, request.headers(), rules);
         request.extensions_mut().insert(client);
-        let requester = Requester::new(asked.peer.connection, client, request.headers());
+        let mut requester = Requester::new(asked.peer.connection, client, request.headers());
+        requester.is_trusted = self.is_open;
         let span = requester.span();
-        self.answer_to(requester, request, asked)
+        let asks_for_stream =
+            request.method() == Method::GET && request.uri().path().starts_with("/events");
+        let asking = Asking {
+            edge: &self,
+            requester,
+            channels: 0,
+            is_unanswered: asks_for_stream,
+        };
+        self.answer_to(asking, request, asked)
             .instrument(span)
             .await
     }
 
     async fn answer_to<B>(
         &self,
-        mut requester: Requester,
+        mut asking: Asking<'_>,
         request: Request<B>,
         asked: Asked,
     ) -> Response<EdgeBody>
@@ -191,8 +200,6 @@ impl Edge {
         B: http_body::Body<Data = bytes::Bytes> + Send + 'static,
         B::Error: Into<axum::BoxError>,
     {
-        let asks_for_stream =
-            request.method() == Method::GET && request.uri().path().starts_with("/events");
         let version = request.version();
         // What ends its connection: nothing else could follow on it.
         let close = |response: &mut Response| {
@@ -203,7 +210,8 @@ impl Edge {
         };
         if let Err(problem) = self.check(&request, asked.head_fault) {
             let mut response = problem.into_response();
-            requester.mark(&mut response);
+            asking.end(REFUSED, response.status());
+            asking.requester.mark(&mut response);
             close(&mut response);
             return response.map(EdgeBody::Plain);
         }
@@ -225,9 +233,10 @@ impl Edge {
         drop(in_progress);
         // What is answered here, instead of what the router has answered.
         let cors = cors_headers(response.headers());
-        let instead = |requester: &Requester, mut answer: Response| {
+        let instead = |asking: &mut Asking<'_>, outcome, mut answer: Response| {
+            asking.end(outcome, answer.status());
             answer.headers_mut().extend(cors.clone());
-            requester.mark(&mut answer);
+            asking.requester.mark(&mut answer);
             close(&mut answer);
             answer.map(EdgeBody::Plain)
         };
@@ -237,8 +246,7 @@ impl Edge {
                 let reason = RejectReason::Undecided;
                 self.hub.stats().count_rejected(reason);
                 let answer = busy(wants_503, told);
-                self.note_admission(&requester, 0, reason.label(), answer.status());
-                return instead(&requester, answer);
+                return instead(&mut asking, reason.label(), answer);
             }
             if is_stream && is_denied(response.status()) {
                 self.hub.stats().count_rejected(RejectReason::Denied);
@@ -249,10 +257,8 @@ impl Edge {
                     RefuseReason::PublishRate
                 });
             }
-            if asks_for_stream {
-                self.note_admission(&requester, 0, "refused", response.status());
-            }
-            requester.mark(&mut response);
+            asking.end(REFUSED, response.status());
+            asking.requester.mark(&mut response);
             // A proxy must not keep a connection for a request that would meet the end.
             if self.hub.is_draining() {
                 close(&mut response);
@@ -260,17 +266,18 @@ impl Edge {
             return response.map(EdgeBody::Plain);
         };
         let ticket = response.extensions_mut().remove::<HeldTicket>();
-        if let Some(subject) = stream.session.as_ref().and_then(|one| one.subject.clone()) {
-            requester.is(subject);
+        asking.channels = stream.channels.len();
+        if let Some(session) = &stream.session {
+            asking.requester.is(session);
         }
-        requester.mark(&mut response);
+        asking.requester.mark(&mut response);
         if has_body {
             // Unread bytes would hide from hyper that the client is gone.
             let problem = Problem::new(
                 StatusCode::BAD_REQUEST,
                 "a stream is asked for without a body",
             );
-            return instead(&requester, problem.into_response());
+            return instead(&mut asking, REFUSED, problem.into_response());
         }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
@@ -282,9 +289,8 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let channels = stream.channels.len();
         let mut opened = self
-            .open(&stream, &head, handoff.is_some(), &requester)
+            .open(&stream, &head, handoff.is_some(), &asking.requester)
             .await;
         if let (Ok(_), Some(ticket)) = (&opened, &ticket) {
             // Only now, so that a client that is told to come back can.
@@ -300,30 +306,30 @@ impl Edge {
                     let reason = RejectReason::Denied;
                     self.hub.stats().count_rejected(reason);
                     let answer = wrong_ticket().into_response();
-                    self.note_admission(&requester, channels, reason.label(), answer.status());
-                    return instead(&requester, answer);
+                    return instead(&mut asking, reason.label(), answer);
                 }
             }
         }
-        match &opened {
-            Ok(_) => self.note_admission(&requester, channels, "opened", StatusCode::OK),
-            Err(Rejection { reason, .. }) => self.hub.stats().count_rejected(*reason),
-        }
-        match (opened, handoff) {
-            (Err(Rejection { reason, busy: kind }), _) => {
+        let mut stream = match opened {
+            Ok(stream) => stream,
+            Err(Rejection { reason, busy: kind }) => {
+                self.hub.stats().count_rejected(reason);
                 let answer = match kind {
                     Busy::Here(why) => busy(wants_503, why),
                     // A proxy would ask all replicas in vain, and count the client there too.
                     Busy::Client => retry_and_close(),
                 };
-                self.note_admission(&requester, channels, reason.label(), answer.status());
-                instead(&requester, answer)
+                return instead(&mut asking, reason.label(), answer);
             }
-            (Ok(stream), Some(handoff)) => {
+        };
+        stream.subscription.count_open();
+        asking.end("opened", StatusCode::OK);
+        match handoff {
+            Some(handoff) => {
                 handoff.leave(stream);
                 std::future::pending().await
             }
-            (Ok(stream), None) => {
+            None => {
                 cut_off::leave_watch(stream.subscription.watch());
                 head.into_response(EdgeBody::Stream(stream))
             }
@@ -393,28 +399,51 @@ impl Edge {
             .await;
         Ok(OpenStream::new(subscription?, permit, requester))
     }
+}
 
-    /// Tells the log and traces what became of a request for a stream.
-    fn note_admission(
-        &self,
-        requester: &Requester,
-        channels: usize,
-        outcome: &'static str,
-        status: StatusCode,
-    ) {
+/// What is told of a request for a stream that is no proper one, or may not be asked.
+const REFUSED: &str = "refused";
+
+/// What is told of one whose client does not wait for an answer.
+const GONE: &str = "gone";
+
+/// A request. One for a stream is told to the log and traces once it is known what becomes of it,
+/// at the latest when it is dropped because its client is gone.
+struct Asking<'a> {
+    edge: &'a Edge,
+    requester: Requester,
+    /// How many channels it asks for; 0 until that is understood.
+    channels: usize,
+    /// It is for a stream, and nothing has been told of it.
+    is_unanswered: bool,
+}
+
+impl Asking<'_> {
+    /// Tells what has become of it.
+    fn end(&mut self, outcome: &'static str, status: StatusCode) {
+        self.tell(outcome, Some(status));
+    }
+
+    fn tell(&mut self, outcome: &'static str, status: Option<StatusCode>) {
+        if !std::mem::take(&mut self.is_unanswered) {
+            return;
+        }
+        let channels = self.channels;
         match outcome {
             "limit" => tracing::warn!("a stream was refused: FANFARE_MAX_CONNECTIONS are open"),
             _ => tracing::debug!(
                 channels,
                 outcome,
-                status = status.as_u16(),
+                status = status.map(|status| status.as_u16()),
                 "a stream was asked for"
             ),
         }
-        if let Some(traces) = &self.traces {
+        if let Some(traces) = &self.edge.traces {
+            let requester = &self.requester;
             traces.admission(&telemetry::Admission {
                 began: requester.began,
                 parent: requester.trace_parent,
+                is_trusted: requester.is_trusted,
                 connection: &requester.connection.to_string(),
                 client: requester.client,
                 subject: requester.subject.as_deref(),
@@ -423,5 +452,11 @@ impl Edge {
                 status,
             });
         }
+    }
+}
+
+impl Drop for Asking<'_> {
+    fn drop(&mut self) {
+        self.tell(GONE, None);
     }
 }

@@ -17,6 +17,9 @@ use crate::telemetry::occurrences::AcceptFailed;
 /// storm of reconnecting clients beyond it waits for TCP's retries.
 const BACKLOG: i32 = 65_535;
 
+/// Likewise, for a socket that a few operators and Prometheus connect to.
+const BACKLOG_ALONE: i32 = 128;
+
 /// How long accepting rests when there are no descriptors: streams that end free some.
 const ACCEPT_REST: Duration = Duration::from_millis(100);
 
@@ -50,17 +53,34 @@ pub fn bind(
         .map(|_| {
             let socket = tcp_socket(address)?;
             socket.set_reuse_port(true)?;
-            // Accepted connections inherit these.
             socket.set_send_buffer_size(send_buffer_bytes)?;
-            socket.set_tcp_nodelay(true)?;
-            socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
-            socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))?;
+            notice_who_is_gone(&socket)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
             socket.set_nonblocking(true)?;
             Ok(socket.into())
         })
         .collect()
+}
+
+/// Binds one socket, for the admin listener: the feeds of its consoles are streams too.
+///
+/// # Errors
+/// When the address is taken, or cannot be bound.
+pub fn bind_alone(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = tcp_socket(address)?;
+    notice_who_is_gone(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG_ALONE)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Sets what accepted connections inherit.
+fn notice_who_is_gone(socket: &Socket) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE))
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
@@ -129,18 +149,23 @@ mod tests {
     #[test]
     fn accepted_connections_inherit_the_options() {
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
-        let listeners = bind(any, NonZeroUsize::MIN, 64 * 1024).unwrap();
-        let address = listeners[0].local_addr().unwrap();
-        let _client = std::net::TcpStream::connect(address).unwrap();
-        listeners[0].set_nonblocking(false).unwrap();
-        let (accepted, _) = listeners[0].accept().unwrap();
-        let accepted = socket2::SockRef::from(&accepted);
-        assert!(accepted.tcp_nodelay().unwrap());
-        assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
-        assert!(accepted.keepalive().unwrap());
-        assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE);
-        // The kernel doubles it for its own bookkeeping (socket(7)).
-        assert_eq!(accepted.send_buffer_size().unwrap(), 2 * 64 * 1024);
+        let data = bind(any, NonZeroUsize::MIN, 64 * 1024).unwrap().remove(0);
+        let alone = bind_alone(any).unwrap();
+        for (listener, has_own_buffer) in [(data, true), (alone, false)] {
+            let address = listener.local_addr().unwrap();
+            let _client = std::net::TcpStream::connect(address).unwrap();
+            listener.set_nonblocking(false).unwrap();
+            let (accepted, _) = listener.accept().unwrap();
+            let accepted = socket2::SockRef::from(&accepted);
+            assert!(accepted.tcp_nodelay().unwrap());
+            assert_eq!(accepted.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+            assert!(accepted.keepalive().unwrap());
+            assert_eq!(accepted.tcp_keepalive_time().unwrap(), KEEPALIVE);
+            if has_own_buffer {
+                // The kernel doubles it for its own bookkeeping (socket(7)).
+                assert_eq!(accepted.send_buffer_size().unwrap(), 2 * 64 * 1024);
+            }
+        }
     }
 
     #[test]

@@ -6,12 +6,16 @@
 
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
 use http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderName, ORIGIN, RETRY_AFTER};
 use http::uri::Authority;
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
 use super::error::Problem;
+use super::host;
 use crate::config::Origin;
 
 /// How long a browser may remember the answer to a preflight: Chromium takes no longer time.
@@ -36,11 +40,42 @@ pub(super) fn check(
     host: Option<&Authority>,
     allowed: &[Origin],
 ) -> Result<(), Problem> {
+    if is_own_or_allowed(headers, host, allowed) {
+        return Ok(());
+    }
+    Err(Problem::new(
+        StatusCode::FORBIDDEN,
+        "pages of this origin may not ask here (FANFARE_ALLOW_ORIGINS)",
+    ))
+}
+
+/// For a listener that no other page may ask, in front of its routes. A person may be led to what
+/// is no stream (by a link on another site, to a tab of its own): the other site sees nothing of it.
+pub async fn only_own_pages(request: Request<Body>, next: Next) -> Response {
+    let headers = request.headers();
+    let says = |name: &str, value: &str| headers.get(name).is_some_and(|said| said == value);
+    let leads_here = request.method() == Method::GET
+        && says("sec-fetch-mode", "navigate")
+        && says("sec-fetch-dest", "document")
+        && !request.uri().path().ends_with("/feed");
+    // One that is malformed names none.
+    let host = host::of(&request).ok().flatten();
+    if leads_here || is_own_or_allowed(headers, host.as_ref(), &[]) {
+        return next.run(request).await;
+    }
+    let refused = Problem::new(
+        StatusCode::FORBIDDEN,
+        "pages of other sites may not ask here",
+    );
+    refused.into_response()
+}
+
+fn is_own_or_allowed(headers: &HeaderMap, host: Option<&Authority>, allowed: &[Origin]) -> bool {
     let mut origins = headers.get_all(ORIGIN).into_iter();
     let (origin, second) = (origins.next(), origins.next());
     let is_allowed = origin.is_some_and(|origin| allowed.iter().any(|one| one.header() == origin));
     if is_allowed && second.is_none() {
-        return Ok(());
+        return true;
     }
     // Browsers say themselves where a request comes from, and no page can change it (W3C Fetch
     // Metadata). Older ones send `Origin` at least with whatever may change something.
@@ -53,13 +88,7 @@ pub(super) fn check(
                 .is_some_and(|(_, page)| page.eq_ignore_ascii_case(authority))
         }),
     };
-    if is_own && second.is_none() {
-        return Ok(());
-    }
-    Err(Problem::new(
-        StatusCode::FORBIDDEN,
-        "pages of this origin may not ask here (FANFARE_ALLOW_ORIGINS)",
-    ))
+    is_own && second.is_none()
 }
 
 /// Lets browsers show answers to pages of these origins, with credentials (WHATWG Fetch, section

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tracing::Span;
 
 use super::client_address::ClientAddress;
+use crate::hub::Session;
 use crate::protocol::TraceParent;
 
 /// The header that carries a request's id, from a proxy and back.
@@ -49,6 +50,8 @@ pub(super) struct Requester {
     pub(super) began: SystemTime,
     /// The trace that the client says it belongs to.
     pub(super) trace_parent: Option<TraceParent>,
+    /// The client may do what it says: it has shown a token, or everybody may do everything.
+    pub(super) is_trusted: bool,
     id: HeaderValue,
     /// The id is a proxy's, which may look for it in the answer.
     id_was_given: bool,
@@ -66,6 +69,7 @@ impl Requester {
             subject: None,
             began: SystemTime::now(),
             trace_parent: trace_parent(headers),
+            is_trusted: false,
             id: given_id(headers).unwrap_or_else(new_id),
             id_was_given: given_id(headers).is_some(),
         }
@@ -83,9 +87,10 @@ impl Requester {
         )
     }
 
-    /// Takes note of whom the client's token names.
-    pub(super) fn is(&mut self, subject: Arc<str>) {
-        self.subject = Some(subject);
+    /// Takes note of whom the client's token, which is verified, names.
+    pub(super) fn is(&mut self, session: &Session) {
+        self.is_trusted = true;
+        self.subject.clone_from(&session.subject);
     }
 
     /// Tells the client the request's id: where it was given one, and where it is refused, so that

@@ -31,7 +31,7 @@ pub struct ChannelLoad {
     pub channel: ChannelName,
     /// Events for its clients.
     pub events: u64,
-    /// Events handed to clients, counted once a client.
+    /// Events handed to clients that may have them, counted once a client.
     pub deliveries: u64,
     /// Clients it has now.
     pub clients: usize,

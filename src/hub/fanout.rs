@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::future::poll_fn;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 
 use super::channels::{Channel, Channels};
@@ -13,7 +14,7 @@ use super::parcel::{Loss, Origin, Parcel};
 use super::shard::Hub;
 use super::subscriber::Subscriber;
 use super::timing::Round;
-use super::{BusEvent, EventBatch, Item};
+use super::{BusEvent, EventBatch, FanOutWatch, Item};
 use crate::protocol::Framing;
 
 /// Pushes of one round: some milliseconds of work, after which connections get to write and the
@@ -59,6 +60,7 @@ impl Hub {
         let mut channels = self.channels.borrow_mut();
         let mut lots: Vec<Lot> = Vec::new();
         let mut pieces: Vec<Piece> = Vec::new();
+        let mut watched: Vec<Watched<'a>> = Vec::new();
         let (mut cost_bytes, mut pushes) = (0, 0);
         while cost_bytes < self.settings.max_batch_bytes() && pushes < MOST_PUSHES {
             let Some(event) = events.next() else {
@@ -97,13 +99,18 @@ impl Hub {
             pushes += channel.event_members.len() + channel.replaying_members.len();
             let clients = channel.members_of(is_live);
             if let Some(watch) = &event.watch {
-                watch.handed_to(clients);
+                watched.push(Watched {
+                    watch,
+                    lot: number,
+                    clients,
+                });
             }
             let Some(lot) = lots.get_mut(number) else {
                 continue;
             };
             let (range, what) = lot.add(&event.item);
-            if channels.are_counted() && !matches!(what, What::Gap { .. }) {
+            // Who gets one that is not for everybody is known later.
+            if channels.are_counted() && audience.is_none() && !matches!(what, What::Gap { .. }) {
                 channels.count(key, clients);
             }
             pieces.push(Piece {
@@ -137,27 +144,40 @@ impl Hub {
                 continue;
             };
             let origins = PieceOrigins::default();
-            for member in &channel.event_members {
-                self.push_piece(member, lot, piece, &origins, true);
-            }
-            // Kept events come to these from their replay.
-            if piece.what.id().is_none() {
-                for member in &channel.replaying_members {
+            let push = |members: &[Rc<Subscriber>]| {
+                for member in members.iter().filter(|member| lot.is_for(member)) {
                     self.push_piece(member, lot, piece, &origins, true);
                 }
+            };
+            push(&channel.event_members);
+            // Kept events come to these from their replay.
+            if piece.what.id().is_none() {
+                push(&channel.replaying_members);
             } else if !channel.replaying_members.is_empty() {
-                lot.has_reader.set(true);
+                lot.is_replayed.set(true);
             }
         }
         for lot in &encoded {
+            if lot.audience.is_some() && channels.are_counted() {
+                channels.count(lot.key, lot.readers.get());
+            }
             if !channels.get(lot.key).is_some_and(Channel::has_members) {
                 continue;
             }
-            if lot.audience.is_none() || lot.has_reader.get() {
+            if lot.audience.is_none() || lot.has_readers() {
                 round.count_events(lot.events);
             } else {
                 self.stats.events_without_audience.add(1);
             }
+        }
+        for Watched {
+            watch,
+            lot,
+            clients,
+        } in watched
+        {
+            let restricted = encoded.get(lot).filter(|lot| lot.audience.is_some());
+            watch.handed_to(restricted.map_or(clients, |lot| lot.readers.get()));
         }
     }
 
@@ -237,7 +257,7 @@ impl Hub {
         }
     }
 
-    /// Hands one event to a connection that has not had it. `is_one_of_many`: it may have had
+    /// Hands one event to a connection it is for that has not had it. `is_one_of_many`: it may have had
     /// later events of other channels.
     fn push_piece(
         &self,
@@ -247,7 +267,7 @@ impl Hub {
         origins: &PieceOrigins,
         is_one_of_many: bool,
     ) {
-        if !lot.is_for(member) || piece.what.was_had(member.skip_through.get()) {
+        if piece.what.was_had(member.skip_through.get()) {
             return;
         }
         let Some(range) = &piece.range else {
@@ -291,6 +311,14 @@ impl Hub {
         let loss = span.flatten().map(Loss::Kept);
         (timing.is_some() || loss.is_some()).then(|| Rc::new(Origin::new(timing, loss)))
     }
+}
+
+/// An event of a round that somebody follows.
+struct Watched<'a> {
+    watch: &'a Arc<dyn FanOutWatch>,
+    lot: usize,
+    /// All members of its channel that it comes to now.
+    clients: usize,
 }
 
 /// The origins of a piece, each made when somebody needs it.

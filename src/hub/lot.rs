@@ -164,7 +164,8 @@ impl Lot {
             key: self.key,
             channel: self.channel,
             audience: self.audience,
-            has_reader: Cell::new(false),
+            readers: Cell::new(0),
+            is_replayed: Cell::new(false),
             events: self.events,
             first_id: self.first_id,
             gaps: self.gaps,
@@ -246,8 +247,10 @@ pub(super) struct EncodedLot {
     pub(super) key: ChannelKey,
     pub(super) channel: ChannelName,
     pub(super) audience: Option<Arc<Audience>>,
-    /// Somebody may have it.
-    pub(super) has_reader: Cell<bool>,
+    /// Where it is not for everybody: connections that may have it.
+    pub(super) readers: Cell<usize>,
+    /// It may come to somebody from a replay.
+    pub(super) is_replayed: Cell<bool>,
     pub(super) bytes: Bytes,
     /// A part of the bytes keeps all of them alive: too much for a few kept events among others.
     pub(super) is_mostly_kept: bool,
@@ -258,16 +261,21 @@ pub(super) struct EncodedLot {
 }
 
 impl EncodedLot {
-    /// Whether a connection may have it.
+    /// Whether a connection may have it. To be asked once for each: those that may are counted.
     pub(super) fn is_for(&self, member: &Subscriber) -> bool {
         let Some(audience) = &self.audience else {
             return true;
         };
         let belongs = member.belongs_to(audience);
         if belongs {
-            self.has_reader.set(true);
+            self.readers.set(self.readers.get() + 1);
         }
         belongs
+    }
+
+    /// Whether somebody gets it, where it is not for everybody.
+    pub(super) fn has_readers(&self) -> bool {
+        self.readers.get() > 0 || self.is_replayed.get()
     }
 
     /// Takes note that a connection is sent it, where that cannot be known from its channels.

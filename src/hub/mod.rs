@@ -121,9 +121,9 @@ pub struct BusEvent {
     watch: Option<Arc<dyn FanOutWatch>>,
 }
 
-/// Follows one event through its fan-out; dropped when every shard is done with it.
+/// Follows one event through its fan-out; dropped some time after every shard is done with it.
 pub trait FanOutWatch: fmt::Debug + Send + Sync {
-    /// A shard has handed the event to so many clients.
+    /// A shard has just handed the event to so many clients, all that are to have it.
     fn handed_to(&self, clients: usize);
 }
 

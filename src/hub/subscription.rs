@@ -72,6 +72,8 @@ pub struct Subscription {
     subscriber: Rc<Subscriber>,
     /// What goes on with its replay, if there was more than one part of it.
     replay: Option<AbortHandle>,
+    /// It is a stream, and counted as one.
+    is_open: bool,
 }
 
 impl Subscription {
@@ -80,15 +82,27 @@ impl Subscription {
         subscriber: Rc<Subscriber>,
         replay: Option<AbortHandle>,
     ) -> Self {
-        let stats = &interest.hub.stats;
-        stats.connections.add(1);
-        stats.connections_opened.add(1);
-        stats.subscriptions.add(interest.keys.len() as u64);
         Self {
             interest,
             subscriber,
             replay,
+            is_open: false,
         }
+    }
+
+    /// Counts it as an open stream, to be called once when its client is to get it. One that is
+    /// dropped before was none.
+    pub fn count_open(&mut self) {
+        let stats = &self.interest.hub.stats;
+        stats.connections.add(1);
+        stats.connections_opened.add(1);
+        stats.subscriptions.add(self.interest.keys.len() as u64);
+        self.is_open = true;
+    }
+
+    /// Whether it was counted as an open stream.
+    pub fn is_open(&self) -> bool {
+        self.is_open
     }
 
     /// What there is to do. When nothing, the task of `context` is woken later.
@@ -170,9 +184,11 @@ impl Drop for Subscription {
         }
         let hub = &self.interest.hub;
         hub.detach(&self.subscriber);
-        hub.stats.connections.sub(1);
-        hub.stats.subscriptions.sub(self.interest.keys.len() as u64);
-        hub.stats.count_closed(self.close_reason());
+        if self.is_open {
+            hub.stats.connections.sub(1);
+            hub.stats.subscriptions.sub(self.interest.keys.len() as u64);
+            hub.stats.count_closed(self.close_reason());
+        }
     }
 }
 

@@ -29,7 +29,45 @@ pub enum EnvelopeFault {
     Audience(#[from] AudienceFault),
     /// The envelope's members are not as they should be.
     #[error("broken envelope: {0}")]
-    Broken(String),
+    Broken(#[from] BrokenEnvelope),
+}
+
+/// What is wrong with an envelope's members. It is logged and told, so it holds nothing of the
+/// payload but, at most, a name: shortened, and written so that it cannot end a line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BrokenEnvelope {
+    /// `sse` holds something else than members.
+    #[error("`sse` is no object")]
+    NoObject,
+    /// A member, or `sse` itself, is given more than once.
+    #[error("`{0}` stands twice")]
+    Twice(&'static str),
+    /// There is no `data`.
+    #[error("`data` is missing")]
+    NoData,
+    /// A member's value is of the wrong type.
+    #[error("`{0}` is not {1}")]
+    WrongType(&'static str, &'static str),
+    /// There is no such member.
+    #[error("there is no member \"{0}\"")]
+    UnknownMember(String),
+}
+
+/// So much of an unknown member's name is told, in characters: ours are shorter.
+const TOLD_NAME_CHARS: usize = 32;
+
+impl BrokenEnvelope {
+    fn unknown(name: &str) -> Self {
+        let mut told: String = name
+            .chars()
+            .take(TOLD_NAME_CHARS)
+            .flat_map(char::escape_default)
+            .collect();
+        if name.chars().nth(TOLD_NAME_CHARS).is_some() {
+            told.push('…');
+        }
+        Self::UnknownMember(told)
+    }
 }
 
 /// Reads what a publisher sent to a channel.
@@ -52,7 +90,7 @@ pub fn decode(payload: Bytes, max_event_bytes: usize) -> Result<Event, EnvelopeF
     let text = std::str::from_utf8(&payload).map_err(|_| EventFault::NotUtf8)?;
     match serde_json::from_str(text) {
         Ok(Outer::Envelope(members)) => read_members(members, max_event_bytes),
-        Ok(Outer::Repeated) => Err(EnvelopeFault::Broken("`sse` stands twice".into())),
+        Ok(Outer::Repeated) => Err(BrokenEnvelope::Twice("sse").into()),
         // Other members beside `sse`, or no JSON at all: data.
         Ok(Outer::Data) | Err(_) => Ok(Event::new(payload, max_event_bytes)?),
     }
@@ -96,23 +134,29 @@ fn looks_like_envelope(payload: &[u8]) -> bool {
 }
 
 fn read_members(members: &RawValue, max_event_bytes: usize) -> Result<Event, EnvelopeFault> {
+    // What serde says of a fault quotes the payload: it is not kept.
     let members: Members = serde_json::from_str(members.get())
-        .map_err(|error| EnvelopeFault::Broken(error.to_string()))?;
-    let data = match members.data.get() {
-        text if text.starts_with('"') => serde_json::from_str::<String>(text)
-            .map_err(|error| EnvelopeFault::Broken(error.to_string()))?,
-        json => compact(json),
+        .map_err(|_| EnvelopeFault::from(BrokenEnvelope::NoObject))?;
+    if let Some(fault) = members.fault {
+        return Err(fault.into());
+    }
+    let data = members.data.ok_or(BrokenEnvelope::NoData)?.get();
+    let data = if data.starts_with('"') {
+        typed("data", "Unicode text", data)?
+    } else {
+        compact(data)
     };
+    let trace_parent: Option<String> = optional("traceparent", "a text", members.traceparent)?;
     let mut event = Event::new(Bytes::from(data), max_event_bytes)?
         // One that cannot be read is none (W3C Trace Context, section 4.3).
-        .with_trace_parent(members.traceparent.and_then(|text| text.parse().ok()));
+        .with_trace_parent(trace_parent.and_then(|text| text.parse().ok()));
     if let Some(to) = members.to {
         event = event.with_audience(Audience::parse(&compact(to.get()))?);
     }
-    if let Some(name) = members.event {
+    if let Some(name) = optional::<String>("event", "a text", members.event)? {
         event = event.with_name(&name)?;
     }
-    if let Some(milliseconds) = members.retry {
+    if let Some(milliseconds) = optional("retry", "a whole number", members.retry)? {
         event = event.with_retry(Duration::from_millis(milliseconds))?;
     }
     Ok(event)
@@ -148,22 +192,79 @@ fn compact(json: &str) -> String {
         .collect()
 }
 
-/// The members of `sse`. An unknown or repeated one is an error.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The members of `sse`, as they stand there.
+#[derive(Default)]
 struct Members<'a> {
-    event: Option<String>,
-    retry: Option<u64>,
-    #[serde(borrow, default, deserialize_with = "given")]
+    event: Option<&'a RawValue>,
+    retry: Option<&'a RawValue>,
+    /// `null` is no audience, and not everybody.
     to: Option<&'a RawValue>,
-    traceparent: Option<String>,
-    #[serde(borrow)]
-    data: &'a RawValue,
+    traceparent: Option<&'a RawValue>,
+    data: Option<&'a RawValue>,
+    /// The first member that may not be there.
+    fault: Option<BrokenEnvelope>,
 }
 
-/// A member that stands there, whatever its value: `null` is no audience, and not everybody.
-fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
-    <&RawValue>::deserialize(deserializer).map(Some)
+impl<'a> Members<'a> {
+    fn place(&mut self, name: &str) -> Option<(&'static str, &mut Option<&'a RawValue>)> {
+        Some(match name {
+            "event" => ("event", &mut self.event),
+            "retry" => ("retry", &mut self.retry),
+            "to" => ("to", &mut self.to),
+            "traceparent" => ("traceparent", &mut self.traceparent),
+            "data" => ("data", &mut self.data),
+            _ => return None,
+        })
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MembersVisitor;
+        impl<'de> Visitor<'de> for MembersVisitor {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Members::default();
+                while let Some(name) = map.next_key::<String>()? {
+                    let value: &RawValue = map.next_value()?;
+                    let fault = match members.place(&name) {
+                        None => BrokenEnvelope::unknown(&name),
+                        Some((name, Some(_))) => BrokenEnvelope::Twice(name),
+                        Some((_, place)) => {
+                            *place = Some(value);
+                            continue;
+                        }
+                    };
+                    members.fault.get_or_insert(fault);
+                }
+                Ok(members)
+            }
+        }
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+/// Reads a member that is to be of this type.
+fn typed<'a, T: Deserialize<'a>>(
+    name: &'static str,
+    wanted: &'static str,
+    json: &'a str,
+) -> Result<T, BrokenEnvelope> {
+    serde_json::from_str(json).map_err(|_| BrokenEnvelope::WrongType(name, wanted))
+}
+
+/// Likewise, of one that need not be there.
+fn optional<'a, T: Deserialize<'a>>(
+    name: &'static str,
+    wanted: &'static str,
+    member: Option<&'a RawValue>,
+) -> Result<Option<T>, BrokenEnvelope> {
+    member.map_or(Ok(None), |member| typed(name, wanted, member.get()))
 }
 
 #[derive(Serialize)]
@@ -331,6 +432,39 @@ mod tests {
         ] {
             assert_eq!(decoded(payload), Err(fault.into()), "{payload}");
         }
+    }
+
+    /// What is told of a fault stands in the log.
+    #[test]
+    fn faults_hold_nothing_of_the_payload_and_no_line_end() {
+        for payload in [
+            r#"{"sse":"the-payload"}"#,
+            r#"{"sse":["the-payload"]}"#,
+            r#"{"sse":{"data":"x","retry":"the-payload"}}"#,
+            r#"{"sse":{"data":"x","event":{"a":"the-payload"}}}"#,
+            r#"{"sse":{"data":"x","traceparent":["the-payload"]}}"#,
+            r#"{"sse":{"data":"x","to":"the-payload"}}"#,
+            r#"{"sse":{"data":"the-payload\ud800"}}"#,
+            r#"{"sse":{"data":"the-payload","data":"the-payload"}}"#,
+            r#"{"sse":{"event":"the-payload"}}"#,
+        ] {
+            let told = decoded(payload).unwrap_err().to_string();
+            assert!(!told.contains("the-payload"), "{told}");
+        }
+        let name = r#"x\n2026-01-01 ERROR forged\u001b[31m\u2028\u0000 \"é"#;
+        let payload = format!(r#"{{"sse":{{"data":"x","{name}":1}}}}"#);
+        let told = decoded(&payload).unwrap_err().to_string();
+        assert!(
+            told.contains("member \"x\\n2026-01-01 ERROR forged\\u{1b}[31m"),
+            "{told}"
+        );
+        assert!(
+            told.chars().all(|c| c == '…' || (' '..='~').contains(&c)),
+            "{told}"
+        );
+        let payload = format!(r#"{{"sse":{{"data":"x","{}":1}}}}"#, "é".repeat(1000));
+        let told = decoded(&payload).unwrap_err().to_string();
+        assert!(told.len() < 400 && told.contains('…'), "{told}");
     }
 
     #[test]

@@ -16,6 +16,7 @@ labels! { "outcome":
 }
 
 /// What is counted about tokens and keys: once a request, never for an event.
+/// [Occurrences](crate::telemetry::occurrences) write it.
 #[derive(Clone, Debug)]
 pub struct AuthMetrics {
     refused: IntCounterVec,
@@ -50,12 +51,12 @@ impl AuthMetrics {
     }
 
     /// A token was refused.
-    pub fn refused(&self, fault: &TokenFault) {
+    pub(super) fn refused(&self, fault: &TokenFault) {
         self.refused.with_label_values(&[fault.label()]).inc();
     }
 
     /// The JWK set was fetched, or not.
-    pub fn jwks_fetched(&self, outcome: JwksOutcome) {
+    pub(super) fn jwks_fetched(&self, outcome: JwksOutcome) {
         self.jwks_fetches
             .with_label_values(&[outcome.label()])
             .inc();

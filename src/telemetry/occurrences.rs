@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 
-use super::{BusMetrics, DropReason, EventKind, PublishOutcome};
+use super::auth::JwksOutcome;
+use super::{AuthMetrics, BusMetrics, DropReason, EventKind, PublishOutcome};
 use crate::bus::DownCause;
+use crate::http::auth::TokenFault;
 use crate::hub::{CloseReason, ShardStats};
 use crate::protocol::{ChannelName, EventId};
 
@@ -39,12 +41,18 @@ impl MessageDropped<'_> {
     }
 }
 
-/// An entry of a history cannot be read.
-pub(crate) struct EntryUnreadable;
+/// An entry of a history cannot be read. It is found again at each read of the history, and told
+/// once.
+pub(crate) struct EntryUnreadable<'a> {
+    pub(crate) channel: &'a ChannelName,
+    pub(crate) fault: &'a dyn Display,
+}
 
-impl EntryUnreadable {
+impl EntryUnreadable<'_> {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.dropped(DropReason::Frame).inc();
+        let Self { channel, fault } = self;
+        tracing::warn!(%channel, %fault, "an entry of a history cannot be read");
     }
 }
 
@@ -210,6 +218,63 @@ impl PublishFailed<'_> {
     }
 }
 
+/// A token was refused; its bearer is told why.
+pub(crate) struct TokenRefused<'a>(pub(crate) &'a TokenFault);
+
+impl TokenRefused<'_> {
+    pub(crate) fn emit(self, metrics: &AuthMetrics) {
+        metrics.refused(self.0);
+        let reason = self.0.label();
+        // Anybody can show a wrong one.
+        tracing::debug!(reason, "a token was refused");
+    }
+}
+
+/// The JWK set was fetched.
+pub(crate) struct JwksFetched<'a> {
+    pub(crate) host: &'a str,
+    pub(crate) keys: usize,
+    /// Why others were left out.
+    pub(crate) left_out: &'a [String],
+    /// It holds other keys than before, or could not be fetched before.
+    pub(crate) is_new: bool,
+}
+
+impl JwksFetched<'_> {
+    pub(crate) fn emit(self, metrics: &AuthMetrics) {
+        metrics.jwks_fetched(JwksOutcome::Fetched);
+        let Self {
+            host,
+            keys,
+            left_out,
+            is_new,
+        } = self;
+        if is_new {
+            tracing::info!(host, keys, ?left_out, "the JWK set is fetched");
+        }
+    }
+}
+
+/// The JWK set could not be fetched, or cannot be used.
+pub(crate) struct JwksNotFetched<'a> {
+    pub(crate) fault: &'a str,
+    /// It is another fault than before.
+    pub(crate) is_new: bool,
+}
+
+impl JwksNotFetched<'_> {
+    pub(crate) fn emit(self, metrics: &AuthMetrics) {
+        metrics.jwks_fetched(JwksOutcome::Failed);
+        let Self { fault, is_new } = self;
+        if is_new {
+            tracing::warn!(
+                fault,
+                "keys cannot be fetched: the last good ones are in force"
+            );
+        }
+    }
+}
+
 /// A connection was not accepted.
 pub(crate) struct AcceptFailed<'a>(pub(crate) &'a io::Error);
 
@@ -239,6 +304,17 @@ impl ClientCutOff<'_> {
         } = self;
         let reason = reason.label();
         tracing::info!(%connection, %client, subject, reason, "a client that did not keep up was cut off");
+    }
+}
+
+/// A span finds too many waiting for the collector of traces.
+pub(crate) struct SpanTooMany;
+
+impl SpanTooMany {
+    pub(crate) fn emit(self, dropped: &IntCounter) {
+        dropped.inc();
+        // Why they wait is told when they are not sent.
+        tracing::debug!("a span was dropped: too many wait for the collector");
     }
 }
 

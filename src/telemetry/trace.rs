@@ -9,7 +9,7 @@ mod pipeline;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 use opentelemetry::trace::{
@@ -51,13 +51,15 @@ impl Traces {
     }
 
     /// Begins the span of an event's fan-out on this replica, where its publisher has it traced.
-    /// It ends when every shard is done with the event.
+    /// It ends when the last shard has handed the event to its clients.
     pub fn fan_out(&self, event: &BusEvent) -> Option<Arc<dyn FanOutWatch>> {
         let parent = event.trace_parent().filter(|parent| parent.is_sampled())?;
+        let (began, began_at) = (Instant::now(), SystemTime::now());
         let mut span = self
             .0
             .span_builder("fan-out")
             .with_kind(SpanKind::Consumer)
+            .with_start_time(began_at)
             .with_attributes(messaging("process", &event.channel))
             // What messaging spans are connected by, beside the parent.
             .with_links(vec![Link::with_context(remote(parent))]);
@@ -68,6 +70,9 @@ impl Traces {
         span.is_recording().then(|| {
             Arc::new(FanOutSpan {
                 span,
+                began,
+                began_at,
+                took_ns: AtomicU64::new(0),
                 shards: AtomicU64::new(0),
                 clients: AtomicU64::new(0),
             }) as Arc<dyn FanOutWatch>
@@ -84,19 +89,27 @@ impl Traces {
                 "fanfare.channels",
                 i64::try_from(admission.channels).unwrap_or(i64::MAX),
             ),
-            status_code(admission.status),
         ];
+        attributes.extend(admission.status.map(status_code));
         if let Some(subject) = admission.subject {
             attributes.push(KeyValue::new("user.id", subject.to_owned()));
         }
-        let span = self
+        let mut span = self
             .0
             .span_builder("admission")
             .with_kind(SpanKind::Server)
             .with_start_time(admission.began)
             .with_attributes(attributes);
-        let mut span = self.start(span, admission.parent);
-        if admission.status.is_server_error() {
+        // A parent decides whether there is a span, and anybody can send one that says yes.
+        let parent = admission.parent.filter(|_| admission.is_trusted);
+        if let (None, Some(named)) = (parent, admission.parent) {
+            span = span.with_links(vec![Link::with_context(remote(named))]);
+        }
+        let mut span = self.start(span, parent);
+        if admission
+            .status
+            .is_some_and(|status| status.is_server_error())
+        {
             span.set_status(Status::error(admission.outcome));
         }
     }
@@ -109,6 +122,8 @@ pub struct Admission<'a> {
     pub began: SystemTime,
     /// The trace that the client says it belongs to.
     pub parent: Option<TraceParent>,
+    /// The client may say so: else it is a trace of its own, which has the other for a link.
+    pub is_trusted: bool,
     /// The connection's id in the log.
     pub connection: &'a str,
     /// Who asked.
@@ -119,8 +134,8 @@ pub struct Admission<'a> {
     pub channels: usize,
     /// `opened`, or why not.
     pub outcome: &'static str,
-    /// What it was answered.
-    pub status: StatusCode,
+    /// What it was answered; `None`: nothing, since its client did not wait.
+    pub status: Option<StatusCode>,
 }
 
 /// The span of an event that is being published.
@@ -166,12 +181,19 @@ impl PublishSpan {
 #[derive(Debug)]
 struct FanOutSpan {
     span: Span,
+    began: Instant,
+    began_at: SystemTime,
+    /// Until the last shard had handed it out. The event itself waits for those behind it in its
+    /// batch.
+    took_ns: AtomicU64,
     shards: AtomicU64,
     clients: AtomicU64,
 }
 
 impl FanOutWatch for FanOutSpan {
     fn handed_to(&self, clients: usize) {
+        let took_ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.took_ns.fetch_max(took_ns, Ordering::Relaxed);
         self.shards.fetch_add(1, Ordering::Relaxed);
         self.clients.fetch_add(clients as u64, Ordering::Relaxed);
     }
@@ -186,7 +208,8 @@ impl Drop for FanOutSpan {
             let count = i64::try_from(*count.get_mut()).unwrap_or(i64::MAX);
             self.span.set_attribute(KeyValue::new(name, count));
         }
-        self.span.end();
+        let took = Duration::from_nanos(*self.took_ns.get_mut());
+        self.span.end_with_timestamp(self.began_at + took);
     }
 }
 
@@ -214,4 +237,70 @@ fn remote(parent: TraceParent) -> SpanContext {
         true,
         TraceState::NONE,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use bytes::Bytes;
+    use opentelemetry::trace::TracerProvider as _;
+    use opentelemetry_sdk::error::OTelSdkResult;
+    use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanProcessor};
+
+    use super::*;
+    use crate::protocol::Event;
+
+    /// Keeps what has ended.
+    #[derive(Clone, Debug, Default)]
+    struct Ended(Arc<Mutex<Vec<SpanData>>>);
+
+    impl SpanProcessor for Ended {
+        fn on_start(&self, _: &mut Span, _: &Context) {}
+
+        fn on_end(&self, span: SpanData) {
+            self.0.lock().unwrap().push(span);
+        }
+
+        fn force_flush(&self) -> OTelSdkResult {
+            Ok(())
+        }
+
+        fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_fan_out_lasts_until_the_event_is_handed_out_however_long_its_batch_is_kept() {
+        let ended = Ended::default();
+        let provider = SdkTracerProvider::builder()
+            .with_span_processor(ended.clone())
+            .build();
+        let traces = Traces(provider.tracer("test"));
+        let event = Event::new(Bytes::new(), 1)
+            .unwrap()
+            .with_trace_parent(TraceParent::new(1, 2, 1));
+        let event = BusEvent::live("a".parse().unwrap(), event);
+        let began = Instant::now();
+        let watch = traces.fan_out(&event).unwrap();
+        watch.handed_to(3);
+        watch.handed_to(4);
+        let handed = began.elapsed();
+        // The batch is kept for longer.
+        while began.elapsed() < handed * 2 {}
+        drop(watch);
+        let span = ended.0.lock().unwrap().remove(0);
+        let took = span.end_time.duration_since(span.start_time).unwrap();
+        assert!(
+            took > Duration::ZERO && took <= handed,
+            "{took:?} {handed:?}"
+        );
+        let count = |name: &str| {
+            let found = span.attributes.iter().find(|one| one.key.as_str() == name);
+            found.unwrap().value.clone()
+        };
+        assert_eq!(count("fanfare.shards"), Value::I64(2));
+        assert_eq!(count("fanfare.clients"), Value::I64(7));
+    }
 }

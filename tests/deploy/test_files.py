@@ -341,6 +341,20 @@ def address(service):
     return service["networks"]["fanfare"]["ipv4_address"]
 
 
+class Alerts(unittest.TestCase):
+    def test_each_is_shown_where_it_fires_and_where_it_does_not(self):
+        rules = load("deploy/prometheus/rules/fanfare-alerts.yml")["groups"]
+        alerts = {rule["alert"] for group in rules for rule in group["rules"]}
+        fires, does_not = set(), set()
+        for file in sorted((ROOT / "deploy/prometheus/tests").glob("*.yml")):
+            for test in load(file)["tests"]:
+                for case in test["alert_rule_test"]:
+                    (fires if case.get("exp_alerts") else does_not).add(case["alertname"])
+        self.assertEqual(alerts - fires, set(), "a case in which it fires is missing")
+        self.assertEqual(alerts - does_not, set(), "a case in which it does not fire is missing")
+        self.assertEqual((fires | does_not) - alerts, set(), "there is no such alert")
+
+
 class Systemd(unittest.TestCase):
     text = (ROOT / "deploy/systemd/fanfare.service").read_text()
 

@@ -33,6 +33,8 @@ const CHANNELS: usize = 15;
 pub(super) struct Fleet {
     replicas: HashMap<String, Replica>,
     points: VecDeque<Point>,
+    /// The last look.
+    looked: Option<Instant>,
     /// Replicas there was no room for since the last look.
     unseen: HashMap<String, Instant>,
 }
@@ -131,6 +133,18 @@ struct Past<'a> {
 }
 
 impl Fleet {
+    /// Forgets everything if nobody has looked since then. `None`: there was no such time yet.
+    pub(super) fn forget_unless_seen_since(&mut self, then: Option<Instant>) {
+        if self.looked < then {
+            *self = Self::default();
+        }
+    }
+
+    /// Whether nothing was looked at yet.
+    pub(super) fn has_no_past(&self) -> bool {
+        self.looked.is_none()
+    }
+
     /// Takes note of a report.
     pub(super) fn note(&mut self, report: Report, now: Instant) {
         if let Some(replica) = self.replicas.get_mut(&report.id) {
@@ -157,6 +171,7 @@ impl Fleet {
     /// Adds the moment to the past and returns what a page shows, as JSON. `here`: the replica
     /// that serves it.
     pub(super) fn look(&mut self, here: &str, at_ms: u64, now: Instant) -> String {
+        self.looked = Some(now);
         let silent = |heard: Instant| now.saturating_duration_since(heard);
         self.replicas
             .retain(|_, replica| silent(replica.heard) < SHOWN_AFTER);
@@ -219,7 +234,8 @@ impl Replica {
     fn add_to(&self, point: &mut Point) {
         let Self { report, rates, .. } = self;
         point.ready += usize::from(report.ready);
-        point.connections += report.connections;
+        // What others report may be anything.
+        point.connections = point.connections.saturating_add(report.connections);
         point.live += rates.live;
         point.kept += rates.kept;
         point.delivered += rates.delivered;
@@ -235,17 +251,19 @@ impl Replica {
             for (reason, total) in &report.gaps {
                 let told = total.saturating_sub(before.gaps.get(reason).copied().unwrap_or(0));
                 if told > 0 {
-                    *point.gaps.entry(reason.clone()).or_default() += told;
+                    let gaps = point.gaps.entry(reason.clone()).or_default();
+                    *gaps = gaps.saturating_add(told);
                 }
             }
-            point.slow += report.slow.saturating_sub(before.slow);
+            let slow = report.slow.saturating_sub(before.slow);
+            point.slow = point.slow.saturating_add(slow);
             latency.add_between(&before.latency, &report.latency);
         }
         if self.looked_at.as_ref() != Some(report) {
             self.looked_at = Some(report.clone());
         }
         self.incidents
-            .push_back((report.slow, report.gaps.values().sum()));
+            .push_back((report.slow, sum(report.gaps.values())));
         if self.incidents.len() > POINTS {
             self.incidents.pop_front();
         }
@@ -282,6 +300,10 @@ impl Replica {
             memory: report.memory_bytes,
         }
     }
+}
+
+fn sum<'a>(counts: impl Iterator<Item = &'a u64>) -> u64 {
+    counts.fold(0, |sum, count| sum.saturating_add(*count))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "microseconds of a probe")]
@@ -324,7 +346,7 @@ fn busiest<'a>(replicas: impl Iterator<Item = &'a Replica>) -> Vec<ChannelRow> {
                 deliveries,
             } = channel;
             let row = rows.entry(name).or_default();
-            row.clients += clients;
+            row.clients = row.clients.saturating_add(*clients);
             row.events = row.events.max(*events as f64 / seconds);
             row.deliveries += *deliveries as f64 / seconds;
         }
@@ -438,6 +460,53 @@ mod tests {
         fleet.note(report("a", 10, |report| report.connections = 1), now);
         fleet.note(report("a", 9, |report| report.connections = 2), now);
         assert_eq!(look(&mut fleet, now)["point"]["connections"], 1);
+    }
+
+    #[test]
+    fn numbers_without_measure_are_as_large_as_can_be() {
+        let (mut fleet, now) = (Fleet::default(), Instant::now());
+        let all = |report: &mut Report| {
+            (report.connections, report.slow) = (u64::MAX, u64::MAX);
+            report.gaps = ["lost", "slow"]
+                .map(|one| (one.to_owned(), u64::MAX))
+                .into();
+            let channel = Channel {
+                name: "a".to_owned(),
+                clients: u64::MAX,
+                ..Channel::default()
+            };
+            report.channels = vec![channel];
+        };
+        for uptime_s in [10, 12] {
+            for id in ["a", "b"] {
+                fleet.note(
+                    report(id, uptime_s, |report| {
+                        if uptime_s > 10 {
+                            all(report);
+                        }
+                    }),
+                    now,
+                );
+            }
+            look(&mut fleet, now);
+        }
+        let point = fleet.points.back().unwrap();
+        assert_eq!((point.connections, point.slow), (u64::MAX, u64::MAX));
+        assert_eq!(point.gaps["lost"], u64::MAX);
+        assert_eq!(look(&mut fleet, now)["channels"][0]["clients"], u64::MAX);
+    }
+
+    #[test]
+    fn what_is_old_is_forgotten() {
+        let (mut fleet, now) = (Fleet::default(), Instant::now());
+        assert!(fleet.has_no_past());
+        fleet.note(report("a", 10, |_| {}), now);
+        look(&mut fleet, now);
+        fleet.forget_unless_seen_since(Some(now));
+        assert!(!fleet.has_no_past() && fleet.past().contains("\"at\""));
+        fleet.forget_unless_seen_since(Some(now + TICK));
+        assert!(fleet.has_no_past() && !fleet.past().contains("\"at\""));
+        assert!(fleet.replicas.is_empty());
     }
 
     #[test]

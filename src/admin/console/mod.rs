@@ -76,12 +76,22 @@ impl Console {
     /// Reports and listens while somebody looks, for ever.
     pub async fn run(
         self: Arc<Self>,
-        mut sampler: Sampler,
+        sampler: Sampler,
         sender: PeerSender,
+        heard: mpsc::Receiver<Bytes>,
+    ) {
+        let (say, to_say) = watch::channel(Said::default());
+        // What is sent may wait for Redis; what is shown never does.
+        tokio::join!(self.look(sampler, say, heard), tell(sender, to_say));
+    }
+
+    async fn look(
+        &self,
+        mut sampler: Sampler,
+        say: watch::Sender<Said>,
         mut heard: mpsc::Receiver<Bytes>,
     ) {
         let mut called_until = Instant::now();
-        let mut shown_at = None;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -90,9 +100,8 @@ impl Console {
             tokio::select! {
                 () = self.opened.notified() => {
                     if !is_open {
-                        // A page that is loaded again finds what it had; later, it is old.
-                        if shown_at.is_none_or(|at: Instant| at.elapsed() > CALL) {
-                            self.with_fleet(|fleet| *fleet = Fleet::default());
+                        if self.with_fleet(|fleet| fleet.has_no_past()) {
+                            // What was counted since the last look, some time ago, is no news.
                             sampler.report().await;
                         }
                         ticks.reset_immediately();
@@ -112,12 +121,13 @@ impl Console {
                 },
                 _ = ticks.tick(), if is_wanted => {
                     let report = sampler.report().await;
+                    say.send_replace(Said {
+                        calls: is_open,
+                        report: told(&report),
+                    });
                     if is_open {
-                        sender.send(call()).await;
-                        self.show(report.clone());
-                        shown_at = Some(Instant::now());
+                        self.show(report);
                     }
-                    sender.send(told(&report)).await;
                 }
             }
         }
@@ -138,17 +148,43 @@ impl Console {
     /// Opens a page's feed: what it is shown first, and how it learns of more. `None`: there are
     /// too many.
     fn watch(&self) -> Option<(Bytes, watch::Receiver<Bytes>)> {
-        if self.shown.receiver_count() >= MOST_PAGES {
-            return None;
-        }
-        let watch = self.shown.subscribe();
+        let (past, watch) = self.with_fleet(|fleet| {
+            match self.shown.receiver_count() {
+                MOST_PAGES.. => return None,
+                // A page that is loaded again finds what it had; later, it is old.
+                0 => fleet.forget_unless_seen_since(Instant::now().checked_sub(CALL)),
+                _ => {}
+            }
+            Some((fleet.past(), self.shown.subscribe()))
+        })?;
         self.opened.notify_one();
-        let past = self.with_fleet(|fleet| fleet.past());
         Some((feed::event("past", &past), watch))
     }
 
     fn with_fleet<T>(&self, of: impl FnOnce(&mut Fleet) -> T) -> T {
         of(&mut self.fleet.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What is to be said to all replicas.
+#[derive(Debug, Default)]
+struct Said {
+    /// Whoever hears it is to report too.
+    calls: bool,
+    report: Vec<u8>,
+}
+
+/// Says what is newest, for ever. What Redis does not take in time is old by then, and left out.
+async fn tell(sender: PeerSender, mut to_say: watch::Receiver<Said>) {
+    while to_say.changed().await.is_ok() {
+        let (calls, report) = {
+            let said = to_say.borrow_and_update();
+            (said.calls, said.report.clone())
+        };
+        if calls {
+            sender.send(call()).await;
+        }
+        sender.send(report).await;
     }
 }
 

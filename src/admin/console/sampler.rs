@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use super::report::{Channel, Report};
 use crate::admin::AdminState;
+use crate::bus::BusHealth;
 use crate::hub::{
     ChannelLoad, CloseReason, LATENCY_BOUNDS_US, LatencyTotal, News, ShardMessage, ShardStats,
 };
@@ -80,6 +81,8 @@ impl Sampler {
         let metrics = &self.admin.metrics;
         let (probes, probe_seconds) = metrics.bus.probes();
         self.probes.look(probes, probe_seconds);
+        // What the last good probe took says nothing of a bus that is down.
+        let is_up = *self.admin.bus.borrow() == BusHealth::Up;
         let ProcessUsage {
             cpu_seconds,
             memory_bytes,
@@ -102,7 +105,7 @@ impl Sampler {
             sent_bytes: sum(&|shard| shard.sent_bytes.get()),
             gaps: gaps.into_iter().filter(|(_, told)| *told > 0).collect(),
             latency: by_bound(&metrics.delivery()),
-            bus_lag_us: self.probes.newest_us,
+            bus_lag_us: self.probes.newest_us.filter(|_| is_up),
             cpu_ms: millis(Duration::try_from_secs_f64(cpu_seconds).unwrap_or_default()),
             memory_bytes,
             channels_ms: millis(counted.elapsed()),

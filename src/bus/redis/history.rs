@@ -1,7 +1,8 @@
 //! Reading histories, and answering the shards that ask for them.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -42,7 +43,12 @@ pub(super) struct HistoryReader {
     prefix: String,
     max_event_bytes: usize,
     metrics: BusMetrics,
+    /// What was found that cannot be read, by hash: it is there at the next read too.
+    unreadable: Arc<Mutex<HashSet<u64>>>,
 }
+
+/// So many of them are known. Beyond that they are told again.
+const MOST_UNREADABLE: usize = 1024;
 
 /// What the answer says of whether Redis may drop histories, where the channel's key holds
 /// something else than a history.
@@ -54,6 +60,7 @@ impl HistoryReader {
             prefix: prefix.to_owned(),
             max_event_bytes,
             metrics: metrics.clone(),
+            unreadable: Arc::default(),
         }
     }
 
@@ -114,7 +121,10 @@ impl HistoryReader {
         let (oldest, oldest_prev) = (values.id()?, values.id()?);
         let from = values.id()?.unwrap_or_default();
         let complete = values.flag()?;
-        let events = values.0.filter_map(|frame| self.event(frame)).collect();
+        let events = values
+            .0
+            .filter_map(|frame| self.event(channel, frame))
+            .collect();
         Ok(HistoryPage {
             now_ms,
             issued: last.zip(epoch).map(|(last, epoch)| Issued { epoch, last }),
@@ -134,17 +144,35 @@ impl HistoryReader {
         })
     }
 
-    fn event(&self, frame: Value) -> Option<KeptEvent> {
+    fn event(&self, channel: &ChannelName, frame: Value) -> Option<KeptEvent> {
         let Value::BulkString(bytes) = frame else {
             return None;
         };
-        match decode_frame(Bytes::from(bytes), self.max_event_bytes) {
-            Ok(Frame::Event(frame)) => Some(kept_event(frame).0),
-            Ok(Frame::Probe { .. } | Frame::Revocation(_)) | Err(_) => {
-                EntryUnreadable.emit(&self.metrics);
-                None
-            }
+        let entry = Bytes::from(bytes);
+        let fault = match decode_frame(entry.clone(), self.max_event_bytes) {
+            Ok(Frame::Event(frame)) => return Some(kept_event(frame).0),
+            Ok(Frame::Probe { .. } | Frame::Revocation(_)) => "it is no event".to_owned(),
+            Err(fault) => fault.to_string(),
+        };
+        if self.is_new(channel, &entry) {
+            let fault = &fault;
+            EntryUnreadable { channel, fault }.emit(&self.metrics);
         }
+        None
+    }
+
+    /// Whether this is told for the first time.
+    fn is_new(&self, channel: &ChannelName, entry: &Bytes) -> bool {
+        let mut hasher = DefaultHasher::new();
+        (channel, entry).hash(&mut hasher);
+        let mut known = self
+            .unreadable
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if known.len() == MOST_UNREADABLE {
+            known.clear();
+        }
+        known.insert(hasher.finish())
     }
 }
 
@@ -306,6 +334,7 @@ fn links(page: &HistoryPage<KeptEvent>) -> HistoryPage<Link> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::{DropReason, Metrics};
 
     fn request(channel: &str) -> (HistoryRequest, oneshot::Receiver<Answer>) {
         let (reply, answer) = oneshot::channel();
@@ -334,6 +363,28 @@ mod tests {
         assert!(first.try_recv().is_ok() && second.try_recv().is_ok());
         assert!(third.try_recv().is_err());
         assert_eq!(requests.start(), Some(key));
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_read_is_counted_once() {
+        let metrics = Metrics::new(vec![Arc::default()], 1).unwrap().bus;
+        let reader = HistoryReader::new("sse:", 1 << 20, &metrics);
+        let channel = |name: &str| name.parse::<ChannelName>().unwrap();
+        let read = |name: &str, entry: &[u8]| {
+            let entry = Value::BulkString(entry.to_vec());
+            assert!(reader.event(&channel(name), entry).is_none());
+            metrics.dropped(DropReason::Frame).get()
+        };
+        assert_eq!(read("a", b"junk"), 1);
+        // At the next read, of the same reader or of a copy.
+        assert_eq!(read("a", b"junk"), 1);
+        assert_eq!(reader.clone().unreadable.lock().unwrap().len(), 1);
+        assert_eq!(read("a", b"other"), 2);
+        assert_eq!(read("b", b"junk"), 3);
+        for number in 0..MOST_UNREADABLE * 2 {
+            read("a", number.to_string().as_bytes());
+        }
+        assert!(reader.unreadable.lock().unwrap().len() <= MOST_UNREADABLE);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::keys::{self, Key};
-use crate::telemetry::{AuthMetrics, JwksOutcome};
+use crate::telemetry::AuthMetrics;
+use crate::telemetry::occurrences::{JwksFetched, JwksNotFetched};
 
 /// How often the set is fetched, at least three times within its greatest age: a key that was
 /// taken back is out of force after this time.
@@ -211,10 +212,13 @@ impl Fetcher {
                     keys.iter().map(|key| key.id().map(str::to_owned)).collect()
                 };
                 let changed = before.keys.as_ref().map(|keys| ids(keys)) != Some(ids(&keys));
-                if changed || before.fault.is_some() {
-                    tracing::info!(host, keys = keys.len(), ?left_out, "the JWK set is fetched");
+                JwksFetched {
+                    host,
+                    keys: keys.len(),
+                    left_out: &left_out,
+                    is_new: changed || before.fault.is_some(),
                 }
-                self.metrics.jwks_fetched(JwksOutcome::Fetched);
+                .emit(&self.metrics);
                 self.state.store(Arc::new(State {
                     keys: Some(Arc::new(keys)),
                     fetched: Some(Instant::now()),
@@ -224,13 +228,11 @@ impl Fetcher {
             }
             Err(fault) => {
                 let fault = format!("the JWK set of {host} {fault}");
-                if before.fault.as_ref() != Some(&fault) {
-                    tracing::warn!(
-                        fault,
-                        "keys cannot be fetched: the last good ones are in force"
-                    );
+                JwksNotFetched {
+                    fault: &fault,
+                    is_new: before.fault.as_ref() != Some(&fault),
                 }
-                self.metrics.jwks_fetched(JwksOutcome::Failed);
+                .emit(&self.metrics);
                 self.state.store(Arc::new(State {
                     fault: Some(fault),
                     ..State::clone(&before)

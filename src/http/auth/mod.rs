@@ -29,6 +29,7 @@ use crate::config::{Access, AccessRules};
 use crate::hub::{Revocations, Session};
 use crate::protocol::ChannelName;
 use crate::telemetry::AuthMetrics;
+use crate::telemetry::occurrences::TokenRefused;
 
 use self::credentials::{Credential, credential};
 use self::grants::any_matches;
@@ -153,7 +154,7 @@ impl Authority {
                 let claims = ring.verify(token).await.map_err(|error| match error {
                     NotVerified::NotNow(why) => Refusal::NotNow(why),
                     NotVerified::Refused(fault) => {
-                        self.metrics.refused(&fault);
+                        TokenRefused(&fault).emit(&self.metrics);
                         wrong_token(&fault).into()
                     }
                 })?;
@@ -169,7 +170,7 @@ impl Authority {
             note_subject(subject);
         }
         if self.revocations.is_revoked(&session) {
-            self.metrics.refused(&TokenFault::Revoked);
+            TokenRefused(&TokenFault::Revoked).emit(&self.metrics);
             return Err(wrong_token(&TokenFault::Revoked).into());
         }
         Ok(Some(Identity {

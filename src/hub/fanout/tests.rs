@@ -1,6 +1,6 @@
 //! What reaches whom, in which bytes, and what is counted of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -174,6 +174,54 @@ fn an_event_for_some_is_in_no_bytes_of_others() {
         hub.channels.borrow_mut().detach(&admin);
         hub.channels.borrow_mut().detach(&other);
     }
+}
+
+/// Told at the end of each round to how many clients an event was handed.
+#[derive(Debug, Default)]
+struct HandedTo(Mutex<Vec<usize>>);
+
+impl FanOutWatch for HandedTo {
+    fn handed_to(&self, clients: usize) {
+        self.0.lock().unwrap().push(clients);
+    }
+}
+
+#[test]
+fn who_may_not_have_an_event_is_not_counted_with_those_who_get_it() {
+    let hub = hub();
+    let claims = serde_json::json!({"role": "admin"});
+    let session = Arc::new(Session::new(claims.as_object().unwrap(), None));
+    let _clients = [
+        client_with(&hub, &["a"], Some(Arc::clone(&session))),
+        client_with(&hub, &["a", "b"], Some(session)),
+        client(&hub, &["a"]),
+        client(&hub, &["a", "b"]),
+        client(&hub, &["a"]),
+    ];
+    let census = || {
+        let (reply, mut loads) = mpsc::channel(1);
+        hub.handle(News::Census(reply));
+        loads.try_recv().unwrap()
+    };
+    assert!(census().is_empty());
+    let watch = Arc::new(HandedTo::default());
+    let to = |audience| event(1).with_to(audience).unwrap();
+    let mut batch = [
+        kept("a", 5, Some(event(1))),
+        kept("a", 6, Some(to(r#"{"role":"admin"}"#))),
+        BusEvent::live(name("a"), to(r#"{"role":"admin"}"#)),
+        kept("a", 7, Some(to(r#"{"role":"nobody"}"#))),
+    ];
+    for event in &mut batch {
+        event.watched_by(Some(watch.clone()));
+    }
+    deliver(&hub, &batch);
+    // Before the batch is let go of.
+    assert_eq!(*watch.0.lock().unwrap(), [5, 2, 2, 0]);
+    let loads = census();
+    assert_eq!(loads.len(), 1);
+    let load = &loads[0];
+    assert_eq!((load.events, load.deliveries, load.clients), (4, 9, 5));
 }
 
 #[test]

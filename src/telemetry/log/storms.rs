@@ -79,12 +79,18 @@ impl Storms {
 
     /// Forgets the places whose window is over, and returns what was not written of them.
     fn take_summaries(&self, now: Instant) -> Vec<Summary> {
+        self.take_summaries_of(now, WINDOW)
+    }
+
+    /// Likewise, of windows that have lasted so long.
+    fn take_summaries_of(&self, now: Instant, window: Duration) -> Vec<Summary> {
         let mut summaries = Vec::new();
         self.lock().retain(|_, place| {
-            let is_over = now.duration_since(place.since) >= WINDOW;
+            let lasted = now.duration_since(place.since);
+            let is_over = lasted >= window;
             if is_over && place.lines > WRITTEN_A_WINDOW {
                 let lines = place.lines - WRITTEN_A_WINDOW;
-                let (quote, seconds) = (&place.quote, WINDOW.as_secs());
+                let (quote, seconds) = (&place.quote, lasted.min(WINDOW).as_secs().max(1));
                 summaries.push(Summary {
                     level: place.level,
                     target: place.target,
@@ -106,6 +112,13 @@ impl Storms {
             for summary in self.take_summaries(Instant::now()) {
                 summary.write();
             }
+        }
+    }
+
+    /// Writes what is still to be summed up: nothing else will be.
+    pub fn finish(&self) {
+        for summary in self.take_summaries_of(Instant::now(), Duration::ZERO) {
+            summary.write();
         }
     }
 
@@ -221,6 +234,20 @@ mod tests {
         // The next one is a line like any other.
         tracing::warn!("the same");
         assert_eq!(lines.take().len(), 1);
+    }
+
+    #[test]
+    fn what_is_left_at_the_end_is_summed_up_then() {
+        let (storms, lines, _guard) = subscribe();
+        for _ in 0..12 {
+            tracing::error!("the last words");
+        }
+        lines.take();
+        storms.finish();
+        let written = lines.take();
+        assert_eq!(written.len(), 1, "{written:?}");
+        assert!(written[0].contains("the last words … 7 times more in the last 1 s"));
+        assert!(storms.lock().is_empty());
     }
 
     #[test]

@@ -32,7 +32,7 @@ labels! { "reason":
         Envelope = "envelope",
         /// An event name that is not allowed.
         EventName = "event_name",
-        /// Nobody connected has the claims it is for; counted by the shards.
+        /// Nobody on a shard has the claims it is for; counted by each shard for itself.
         NoAudience = "no_audience",
         /// A frame of the function library that cannot be read.
         Frame = "frame",
@@ -94,7 +94,7 @@ impl BusMetrics {
         let metrics = Self {
             received: CounterBy::new(
                 "fanfare_events_received_total",
-                "Events received from the bus for channels with interest, those dropped afterwards included.",
+                "Events that this replica received from the bus for channels with interest, those dropped afterwards included.",
             )?,
             dropped: CounterBy::new("fanfare_events_dropped_total", "Events dropped.")?,
             published: CounterBy::new(

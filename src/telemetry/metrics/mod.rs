@@ -30,7 +30,7 @@ pub use bus::{BusMetrics, DropReason, EventKind, PublishOutcome};
 pub struct Metrics {
     registry: Registry,
     shards: Shards,
-    shard_count: usize,
+    threads: process::ThreadCpu,
     connections_limit: usize,
     /// What the bus counts.
     pub bus: BusMetrics,
@@ -64,7 +64,7 @@ impl Metrics {
             traces_dropped,
             bus: BusMetrics::register(&registry)?,
             registry,
-            shard_count: shards.len(),
+            threads: process::ThreadCpu::new(shards.len()),
             shards: Shards::new(shards),
             connections_limit,
             auth,
@@ -86,7 +86,7 @@ impl Metrics {
                 .families(|reason| self.bus.dropped(reason).get()),
         );
         families.extend(self.replica(is_ready));
-        families.extend(process::families(self.shard_count));
+        families.extend(process::families(&self.threads));
         families.sort_by(|one, other| one.name().cmp(other.name()));
         let mut text = Vec::new();
         TextEncoder::new().encode(&families, &mut text)?;

@@ -3,17 +3,20 @@
 //! The collector of the `prometheus` crate cuts the CPU's time to whole seconds, which says nothing
 //! of a few seconds' load.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use procfs::process::{LimitValue, Process, Stat};
 use procfs::{boot_time_secs, page_size, ticks_per_second};
 use prometheus::proto::MetricFamily;
 
 use super::family::{counter, counters, float, gauge, label};
 
-/// The thread that owns Redis, the admin listener and signals.
+/// Everything that is no shard: the thread that owns Redis, the admin listener and signals, and
+/// those that look up names, answer scrapes and send spans on its behalf.
 const CONTROL: &str = "control";
 
 /// The families, or those of them that can be had.
-pub(super) fn families(shards: usize) -> Vec<MetricFamily> {
+pub(super) fn families(threads: &ThreadCpu) -> Vec<MetricFamily> {
     let Ok(process) = Process::myself() else {
         return Vec::new();
     };
@@ -31,7 +34,7 @@ pub(super) fn families(shards: usize) -> Vec<MetricFamily> {
         let help = "Most file descriptors that may be open.";
         families.push(gauge("process_max_fds", help, float(most)));
     }
-    families.extend(thread_cpu(&process, shards));
+    families.extend(threads.family(&process));
     families
 }
 
@@ -84,30 +87,108 @@ fn of_stat(stat: &Stat) -> Vec<MetricFamily> {
 }
 
 fn seconds(stat: &Stat) -> f64 {
-    float(stat.utime + stat.stime) / float(ticks_per_second())
+    in_seconds(ticks(stat))
+}
+
+fn ticks(stat: &Stat) -> u64 {
+    stat.utime + stat.stime
+}
+
+fn in_seconds(ticks: u64) -> f64 {
+    float(ticks) / float(ticks_per_second())
 }
 
 /// The CPU's time by thread: a shard is one, so one that uses a whole core is at its end.
-fn thread_cpu(process: &Process, shards: usize) -> Option<MetricFamily> {
-    let mut control = 0.0;
-    let mut by_shard = vec![0.0; shards];
-    for task in process.tasks().ok()?.flatten() {
-        // A thread may have ended since.
-        let Ok(stat) = task.stat() else { continue };
-        let shard = stat
-            .comm
-            .strip_prefix("shard-")
-            .and_then(|n| n.parse().ok());
-        let shard = shard.and_then(|number: usize| by_shard.get_mut(number));
-        // The others look up names and answer scrapes, on behalf of the control runtime.
-        *shard.unwrap_or(&mut control) += seconds(&stat);
+///
+/// Threads of the control runtime come and go, and what one used is gone with it. So everything
+/// else is what the process has used and the shards have not.
+#[derive(Debug)]
+pub(super) struct ThreadCpu {
+    shards: Box<[Told]>,
+    control: Told,
+}
+
+/// The most ticks that were told of a thread: a counter never falls, though the kernel's numbers
+/// are not all of the same moment.
+#[derive(Debug, Default)]
+struct Told(AtomicU64);
+
+impl Told {
+    fn at_least(&self, ticks: u64) -> u64 {
+        self.0.fetch_max(ticks, Ordering::Relaxed).max(ticks)
     }
-    let shards = by_shard.into_iter().enumerate();
-    let shards = shards.map(|(number, seconds)| (format!("shard-{number}"), seconds));
-    let threads = shards.chain([(CONTROL.to_owned(), control)]);
-    Some(counters(
-        "fanfare_thread_cpu_seconds_total",
-        "CPU time of each shard, and of everything else: Redis, the admin listener.",
-        threads.map(|(thread, seconds)| (vec![label("thread", thread)], seconds)),
-    ))
+}
+
+impl ThreadCpu {
+    pub(super) fn new(shards: usize) -> Self {
+        Self {
+            shards: (0..shards).map(|_| Told::default()).collect(),
+            control: Told::default(),
+        }
+    }
+
+    fn family(&self, process: &Process) -> Option<MetricFamily> {
+        let mut by_shard = vec![0; self.shards.len()];
+        for task in process.tasks().ok()?.flatten() {
+            // A thread may have ended since.
+            let Ok(stat) = task.stat() else { continue };
+            let number = stat.comm.strip_prefix("shard-");
+            let number = number.and_then(|number| number.parse::<usize>().ok());
+            if let Some(shard) = number.and_then(|number| by_shard.get_mut(number)) {
+                *shard += ticks(&stat);
+            }
+        }
+        let told = self.shards.iter().zip(by_shard);
+        let by_shard: Vec<u64> = told.map(|(told, ticks)| told.at_least(ticks)).collect();
+        // Read last, so that it holds all of the shards' time.
+        let all = ticks(&process.stat().ok()?);
+        let others = all.saturating_sub(by_shard.iter().sum());
+        let control = (CONTROL.to_owned(), self.control.at_least(others));
+        let shards = by_shard.into_iter().enumerate();
+        let shards = shards.map(|(number, ticks)| (format!("shard-{number}"), ticks));
+        Some(counters(
+            "fanfare_thread_cpu_seconds_total",
+            "CPU time of each shard, and of everything else together: Redis, the admin listener.",
+            shards.chain([control]).map(|(thread, ticks)| {
+                let labels = vec![label("thread", thread)];
+                (labels, in_seconds(ticks))
+            }),
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn control(threads: &ThreadCpu) -> f64 {
+        let family = threads.family(&Process::myself().unwrap()).unwrap();
+        let metrics = family.get_metric();
+        metrics.last().unwrap().get_counter().get_value()
+    }
+
+    #[test]
+    fn what_a_thread_has_used_stays_when_it_ends() {
+        let threads = ThreadCpu::new(0);
+        let before = control(&threads);
+        let end = Instant::now() + Duration::from_secs(10);
+        // Until the kernel has counted a tenth of a second for it.
+        let told = std::thread::scope(|scope| {
+            let work = scope.spawn(|| {
+                while control(&threads) < before + 0.1 && Instant::now() < end {}
+                control(&threads)
+            });
+            work.join().unwrap()
+        });
+        assert!(told >= before + 0.1, "{before} {told}");
+        assert!(control(&threads) >= told);
+    }
+
+    #[test]
+    fn what_was_told_does_not_fall() {
+        let told = Told::default();
+        assert_eq!([5, 3, 7].map(|ticks| told.at_least(ticks)), [5, 5, 7]);
+    }
 }

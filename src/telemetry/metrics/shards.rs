@@ -145,7 +145,7 @@ impl Shards {
             ),
             counters_by(
                 "fanfare_events_dropped_total",
-                "Events that did not reach a client they were meant for.",
+                "Events that did not reach a client they were meant for; no_audience once for each shard with clients of the channel and none who may have it.",
                 |reason| match reason {
                     DropReason::NoAudience => self.sum(|shard| shard.events_without_audience.get()),
                     DropReason::SlowClient => {

@@ -17,7 +17,7 @@ use prometheus::IntCounter;
 
 use super::Traces;
 use crate::config::TraceConfig;
-use crate::telemetry::occurrences::SpansDropped;
+use crate::telemetry::occurrences::{SpanTooMany, SpansDropped};
 
 /// What the last spans may take to reach the collector when the process stops.
 const LAST_SPANS: Duration = Duration::from_secs(2);
@@ -59,13 +59,15 @@ impl TracePipeline {
             waiting,
             dropped: dropped.clone(),
         };
-        let mut resource = Resource::builder().with_attributes([
-            KeyValue::new("service.version", env!("CARGO_PKG_VERSION")),
-            KeyValue::new("service.instance.id", replica.to_owned()),
-        ]);
-        if !config.names_service {
-            resource = resource.with_service_name("fanfare");
-        }
+        // What is set wins.
+        let ours = [
+            ("service.name", "fanfare"),
+            ("service.version", env!("CARGO_PKG_VERSION")),
+            ("service.instance.id", replica),
+        ];
+        let ours = ours.into_iter().filter(|(name, _)| !config.gives(name));
+        let ours = ours.map(|(name, value)| KeyValue::new(name, value.to_owned()));
+        let resource = Resource::builder().with_attributes(ours);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(processor)
             .with_resource(resource.build())
@@ -106,7 +108,7 @@ impl SpanProcessor for BoundedProcessor {
             self.processor.on_end(span);
         } else {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            self.dropped.inc();
+            SpanTooMany.emit(&self.dropped);
         }
     }
 
