@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{OptionFuture, join_all};
-use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
+use tokio::runtime::{Builder, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
@@ -24,6 +24,7 @@ use crate::hub::{
     ShardStats,
 };
 use crate::supervision::{self, Pulse};
+use crate::tasks::{TaskEnded, Tasks};
 use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
@@ -68,6 +69,9 @@ pub enum AppError {
         /// Why.
         error: io::Error,
     },
+    /// A task of the control runtime ended by itself.
+    #[error("a part of the gateway has failed: {0}")]
+    TaskEnded(#[from] TaskEnded),
 }
 
 /// A gateway whose addresses are bound and that does not serve yet.
@@ -135,7 +139,8 @@ impl App {
             proxied_listeners,
             admin_listener,
         } = self;
-        control.spawn(storms.run());
+        let mut tasks = Tasks::on(control.handle());
+        tasks.spawn("the log's summary", storms.run());
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
@@ -165,7 +170,7 @@ impl App {
         let revocations = Arc::new(Revocations::default());
         let bus = Bus::start(
             &config,
-            control.handle(),
+            &mut tasks,
             inboxes.clone(),
             Arc::clone(&revocations),
             metrics.bus.clone(),
@@ -173,9 +178,9 @@ impl App {
         )?;
         let admission = Admission::new(config.max_connections, config.clients.clone());
         if let Some(tally) = bus.tally {
-            control.spawn(Arc::clone(&admission).share(tally));
+            tasks.spawn("the limits' exchange", Arc::clone(&admission).share(tally));
         }
-        let ring = key_ring(&config.access, &metrics, control.handle())?;
+        let ring = key_ring(&config.access, &metrics, &mut tasks)?;
         let authority = Authority::new(
             config.access.clone(),
             ring.clone(),
@@ -199,6 +204,7 @@ impl App {
             admission,
             is_open: matches!(config.access, Access::Open),
             traces,
+            health: bus.health.clone(),
         };
 
         let mut pulses = Vec::new();
@@ -251,7 +257,8 @@ impl App {
             inboxes.clone(),
             config.max_connections,
         );
-        control.spawn(Arc::clone(&console).run(sampler, bus.peers, bus.heard));
+        let running = Arc::clone(&console).run(sampler, bus.peers, bus.heard);
+        tasks.spawn("the console", running);
         let served = control.block_on(async {
             // Before anybody is told that this process listens.
             let mut signals = Signals::new()?;
@@ -260,7 +267,11 @@ impl App {
             if admin_address.ip().is_loopback() {
                 service = service.layer(axum::middleware::from_fn(only_this_machine));
             }
-            tokio::spawn(async move { axum::serve(listener, service).await });
+            tasks.spawn("the admin listener", async move {
+                if let Err(error) = axum::serve(listener, service).await {
+                    tracing::error!(%error, "the admin listener has failed");
+                }
+            });
             announce(&config, data_address, proxied_address, admin_address);
             supervision::ready();
             tokio::spawn(supervision::watch(pulses));
@@ -268,11 +279,13 @@ impl App {
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
                 Some(failure) = failed.recv() => return Err(failure),
+                ended = tasks.ended() => return Err(ended.into()),
             }
             tokio::select! {
                 () = drain(&config, &inboxes, &admin) => {}
                 name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
                 Some(failure) = failed.recv() => return Err(failure),
+                ended = tasks.ended() => return Err(ended.into()),
             }
             tracing::info!("stopped");
             Ok(())
@@ -297,7 +310,7 @@ fn replica_name(data: SocketAddr) -> String {
 fn key_ring(
     access: &Access,
     metrics: &Metrics,
-    control: &Handle,
+    tasks: &mut Tasks,
 ) -> Result<Option<Arc<KeyRing>>, AppError> {
     let Access::Rules(rules) = access else {
         return Ok(None);
@@ -307,12 +320,12 @@ fn key_ring(
     };
     let fetch = |url: &JwksUrl| {
         let metrics = metrics.auth.clone();
-        Jwks::start(url.url().clone(), tokens.jwks_max_age, metrics, control)
+        Jwks::start(url.url().clone(), tokens.jwks_max_age, metrics, tasks)
     };
     let jwks = tokens.jwks_url.as_ref().map(fetch).transpose()?;
     let rules = tokens.rules.clone();
     let (fixed, files) = (tokens.fixed.clone(), tokens.files.clone());
-    Ok(Some(KeyRing::start(rules, fixed, files, jwks, control)))
+    Ok(Some(KeyRing::start(rules, fixed, files, jwks, tasks)))
 }
 
 fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admin: SocketAddr) {
