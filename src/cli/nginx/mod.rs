@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::bus::POOL_PATIENCE;
 use crate::config::{Config, Fault};
-use crate::http::{HEAD_DEADLINE, MAX_HEAD_BYTES};
+use crate::http::{FETCH_DEADLINE, HEAD_DEADLINE, MAX_HEAD_BYTES, MAX_TOKEN_BYTES};
 use syntax::Directive;
 
 /// Heartbeats that a proxy waits for before it gives a replica up: one may be late, one lost.
@@ -18,6 +19,12 @@ const HEARTBEATS: u32 = 3;
 
 /// What nginx adds to a request's head, at most: the headers that it sets.
 const ADDED_HEAD_BYTES: u64 = 1024;
+
+/// What stands beside a token in its header, at most.
+const BESIDE_TOKEN_BYTES: u64 = 64;
+
+/// The longest that a request takes that is no stream: keys that have to be fetched, then Redis.
+const ANSWER_DEADLINE: Duration = FETCH_DEADLINE.saturating_add(POOL_PATIENCE);
 
 /// What of the nginx configuration in `file` does not fit the gateway's.
 pub(super) fn faults(file: &Path, config: &Config) -> Vec<Fault> {
@@ -118,8 +125,22 @@ impl Check<'_> {
         if allows("POST") {
             self.requests(location, of_events, around);
         }
+        self.version(location, around);
         self.head(location, around);
         self.address(location, around);
+    }
+
+    /// nginx speaks HTTP/1.0 to replicas unless it is told.
+    fn version(&mut self, location: &Directive, around: &Blocks<'_>) {
+        let found = effective(around, "proxy_http_version");
+        if only_word(found) != Some("1.1") {
+            self.fault(
+                found.unwrap_or(location),
+                "proxy_http_version",
+                "is 1.1: in HTTP/1.0 no connection is kept, and the end of a stream looks like a \
+                 connection that broke",
+            );
+        }
     }
 
     /// The pages that are answered by nginx itself have to be those that the gateway answers.
@@ -179,6 +200,18 @@ impl Check<'_> {
             && found.words.iter().any(|word| word == "on")
         {
             self.fault(found, "gzip", "is off for streams: it holds events back");
+        }
+        let silence = time(effective(around, "proxy_read_timeout"), "60s");
+        let found = effective(around, "proxy_next_upstream_timeout");
+        let all = time(found, "0");
+        // Zero is no bound.
+        if all.is_none() || all.is_some_and(|all| !all.is_zero()) && all <= silence {
+            self.fault(
+                found.unwrap_or(location),
+                "proxy_next_upstream_timeout",
+                "is longer than proxy_read_timeout: when a replica that hangs is given up, the next \
+                 is to be tried",
+            );
         }
         let asks_for_503 = header(around, "Fanfare-Busy").is_some_and(|value| value == "503");
         let next = effective(around, "proxy_next_upstream");
@@ -248,8 +281,20 @@ impl Check<'_> {
                 "is without non_idempotent where POST is allowed: an event would be published twice",
             );
         }
+        let found = effective(around, "proxy_read_timeout");
+        if time(found, "60s").is_none_or(|waits| waits <= ANSWER_DEADLINE) {
+            self.fault(
+                found.unwrap_or(location),
+                "proxy_read_timeout",
+                format!(
+                    "is longer than {ANSWER_DEADLINE:?} where POST is allowed, in which the gateway \
+                     answers"
+                ),
+            );
+        }
         let found = effective(around, "client_max_body_size");
-        let most = size(found.and_then(|found| found.words.first()), "1m");
+        let most = found.map_or(Some("1m"), |found| only_word(Some(found)));
+        let most = most.and_then(size);
         let wanted = self.config.max_event_bytes as u64;
         // Zero is no bound.
         if publishes && most.is_none_or(|most| most != 0 && most < wanted) {
@@ -261,22 +306,40 @@ impl Check<'_> {
         }
     }
 
-    /// What nginx takes of a head, the gateway has to take too.
+    /// What nginx takes of a head, the gateway has to take too; and nginx the longest token.
     fn head(&mut self, location: &Directive, around: &Blocks<'_>) {
         let found = effective(around, "large_client_header_buffers");
-        let word = |number: usize| found.and_then(|found| found.words.get(number));
-        let buffers = word(0).map_or(Some(4), |word| word.parse::<u64>().ok());
-        let most = size(word(1), "8k").zip(buffers);
-        let fits = most.is_some_and(|(bytes, buffers)| {
-            bytes.saturating_mul(buffers) + ADDED_HEAD_BYTES <= MAX_HEAD_BYTES as u64
-        });
+        let large = match found.map(|found| found.words.as_slice()) {
+            None => Some((4, 8 << 10)),
+            Some([buffers, bytes]) => buffers.parse::<u64>().ok().zip(size(bytes)),
+            Some(_) => None,
+        };
+        let first = effective(around, "client_header_buffer_size");
+        let first = first.map_or(Some("1k"), |first| only_word(Some(first)));
+        let most = MAX_HEAD_BYTES as u64 - ADDED_HEAD_BYTES;
+        let fits = large
+            .zip(first.and_then(size))
+            .is_some_and(|((buffers, bytes), first)| {
+                bytes.saturating_mul(buffers).saturating_add(first) <= most
+            });
         if !fits {
             self.fault(
                 found.unwrap_or(location),
                 "large_client_header_buffers",
                 format!(
-                    "are together at most {} bytes: the gateway takes heads of {MAX_HEAD_BYTES}",
-                    MAX_HEAD_BYTES as u64 - ADDED_HEAD_BYTES
+                    "are, together with client_header_buffer_size, at most {most} bytes: the gateway \
+                     takes heads of {MAX_HEAD_BYTES}"
+                ),
+            );
+        }
+        let least = MAX_TOKEN_BYTES as u64 + BESIDE_TOKEN_BYTES;
+        if large.is_none_or(|(_, bytes)| bytes < least) {
+            self.fault(
+                found.unwrap_or(location),
+                "large_client_header_buffers",
+                format!(
+                    "have at least {least} bytes each: a token has up to {MAX_TOKEN_BYTES}, and its \
+                     header has to fit into one"
                 ),
             );
         }
@@ -329,11 +392,17 @@ fn header<'a>(around: &Blocks<'a>, name: &str) -> Option<&'a str> {
     set.words.get(1).map(String::as_str)
 }
 
+/// The word of a directive that has one. More are what a missing `;` makes of the next line.
+fn only_word(found: Option<&Directive>) -> Option<&str> {
+    match found?.words.as_slice() {
+        [word] => Some(word),
+        _ => None,
+    }
+}
+
 /// A time as nginx writes it: `45s`, `1m30s`, `500ms`, `45`.
 fn time(found: Option<&Directive>, default: &str) -> Option<Duration> {
-    let text = found.map_or(default, |found| {
-        found.words.first().map_or("", String::as_str)
-    });
+    let text = found.map_or(Some(default), |found| only_word(Some(found)))?;
     if let Ok(seconds) = text.parse() {
         return Some(Duration::from_secs(seconds));
     }
@@ -341,8 +410,8 @@ fn time(found: Option<&Directive>, default: &str) -> Option<Duration> {
 }
 
 /// A size as nginx writes it: `16k`, `1m`, `1g`, `4096`.
-fn size(word: Option<&String>, default: &str) -> Option<u64> {
-    let text = word.map_or(default, String::as_str).to_ascii_lowercase();
+fn size(word: &str) -> Option<u64> {
+    let text = word.to_ascii_lowercase();
     let (digits, unit) = match text.strip_suffix(['k', 'm', 'g']) {
         Some(digits) if text.ends_with('k') => (digits, 1 << 10),
         Some(digits) if text.ends_with('m') => (digits, 1 << 20),
