@@ -27,7 +27,8 @@ pub(super) use tickets::EmbeddedTickets;
 /// Published events that may wait: publishers beyond it wait for their answer.
 const PUBLISH_QUEUE: usize = 64;
 
-/// How long a publisher waits for a place in the queue, and then for an answer.
+/// How long a publisher waits for a place in the queue, and then for an answer. nginx/nginx.conf waits
+/// longer.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How often the position moves although nothing is published, and what has expired is forgotten:
