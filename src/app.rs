@@ -362,7 +362,8 @@ fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admi
 }
 
 /// Stops in named phases: not ready, so that the balancer looks elsewhere; then no new streams,
-/// and the open ones are closed, spread over the drain period; then the end.
+/// and the open ones are closed, spread over the drain period; then, when requests under way are
+/// answered, the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
     admin.metrics.draining.set(1);
     supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE);
@@ -378,11 +379,19 @@ async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &
     let told = join_all(inboxes.iter().map(|inbox| inbox.send(drain())));
     // A shard whose queue is full until the deadline is cut off with its streams.
     let _ = timeout_at(deadline, told).await;
+    // What has just been answered still has to be written: quiet is what is so twice.
+    let mut is_quiet = false;
     let mut look = interval(Duration::from_millis(50));
     let mut progress = interval_at(Instant::now() + DRAIN_PROGRESS, DRAIN_PROGRESS);
-    while admin.metrics.connections() > 0 && Instant::now() < deadline {
+    while Instant::now() < deadline {
         tokio::select! {
-            _ = look.tick() => {}
+            _ = look.tick() => {
+                let was_quiet = is_quiet;
+                is_quiet = admin.metrics.connections() == 0 && admin.metrics.requests() == 0;
+                if was_quiet && is_quiet {
+                    break;
+                }
+            }
             _ = progress.tick() => {
                 let left = deadline.duration_since(Instant::now());
                 tracing::info!(streams = admin.metrics.connections(), deadline = ?left, "draining");

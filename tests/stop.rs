@@ -6,6 +6,7 @@ mod support;
 use std::time::Duration;
 
 use support::{Gateway, Raw, eventually, within};
+use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 #[tokio::test]
@@ -99,6 +100,28 @@ async fn a_draining_replica_keeps_no_connection() {
         head.contains("connection: close")
     })
     .await;
+}
+
+/// Whoever publishes while a replica stops learns what became of the event.
+#[tokio::test]
+async fn a_request_under_way_is_answered_before_the_end() {
+    let mut gateway = Gateway::start(&[("FANFARE_DRAIN_PERIOD", "10s")]).await;
+    let post = "POST /events/a HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\nx";
+    let mut publisher = Raw::send(gateway.data, post).await;
+    eventually("the request has come", async || {
+        gateway.metric("fanfare_requests").await == 1.0
+    })
+    .await;
+    gateway.process.signal("TERM");
+    eventually("the gateway closes streams", async || {
+        gateway.log().concat().contains("closing streams")
+    })
+    .await;
+    publisher.socket.write_all(b"y").await.unwrap();
+    let answer = publisher.rest().await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert!(gateway.process.ended().await);
 }
 
 #[tokio::test]

@@ -231,6 +231,8 @@ impl Edge {
         let draws_ticket = request.uri().path() == "/tickets";
         let has_body = !request.body().is_end_stream();
         let mut router = self.router.clone();
+        // Answered before the process ends: an event that is being published is not to be lost.
+        let in_progress = self.hub.stats().requests.hold();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
         // What is answered here, instead of what the router has answered.
         let cors = cors_headers(response.headers());
@@ -333,6 +335,7 @@ impl Edge {
                 instead(&requester, answer)
             }
             (Ok(stream), Some(handoff)) => {
+                drop(in_progress);
                 handoff.leave(stream);
                 std::future::pending().await
             }

@@ -1,5 +1,6 @@
 //! `POST /events/{channel}`: the body becomes one event, for the clients of all replicas.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use super::requester::trace_parent;
 use super::state::RouterState;
 use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
-use crate::protocol::{ChannelName, Event, EventId, TraceParent};
+use crate::protocol::{ChannelName, Event, EventFault, EventId, TraceParent};
 use crate::telemetry::occurrences::{EventPublished, PublishFailed, PublishRefused};
 use crate::telemetry::{BusMetrics, EventKind};
 
@@ -28,7 +29,7 @@ use crate::telemetry::{BusMetrics, EventKind};
 const READ_ON_FACTOR: usize = 16;
 
 /// A body must have arrived within this time.
-pub(super) const BODY_DEADLINE: Duration = Duration::from_secs(30);
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
 /// When to try again after the bus did not take an event.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -98,9 +99,8 @@ async fn publish_body(
     fields: Fields,
     body: Body,
 ) -> Result<Json<Published>, Problem> {
-    let data = tokio::time::timeout(BODY_DEADLINE, read_body(body, state.max_event_bytes))
-        .await
-        .map_err(|_| body_too_late())??;
+    let limit = state.max_event_bytes;
+    let data = read_body(body, limit, EventFault::TooLarge { limit }).await?;
     let keep = fields.keep();
     let event = fields.apply(data, state.max_event_bytes)?;
     let kind = match keep {
@@ -169,16 +169,23 @@ fn refused(
     }
 }
 
-/// The answer to a body that did not arrive within [`BODY_DEADLINE`].
-pub(super) fn body_too_late() -> Problem {
-    Problem::new(
-        StatusCode::REQUEST_TIMEOUT,
-        "the body did not arrive in time",
-    )
+/// Reads a body of at most `limit` bytes, which has to arrive within [`BODY_DEADLINE`]; `rule` is
+/// what a longer one breaks.
+pub(super) async fn read_body(
+    body: Body,
+    limit: usize,
+    rule: impl fmt::Display,
+) -> Result<Bytes, Problem> {
+    let read = tokio::time::timeout(BODY_DEADLINE, read_frames(body, limit));
+    let Ok(read) = read.await else {
+        let late = "the body did not arrive in time";
+        return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, late));
+    };
+    read?.ok_or_else(|| Problem::new(StatusCode::PAYLOAD_TOO_LARGE, rule.to_string()))
 }
 
-/// Reads a body of at most `limit` bytes.
-async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
+/// `None`: there are more than `limit` bytes.
+async fn read_frames(mut body: Body, limit: usize) -> Result<Option<Bytes>, Problem> {
     let mut data = BytesMut::new();
     let mut total = 0_usize;
     while let Some(frame) = body.frame().await {
@@ -193,13 +200,7 @@ async fn read_body(mut body: Body, limit: usize) -> Result<Bytes, Problem> {
             break;
         }
     }
-    if total > limit {
-        return Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            format!("event data has at most {limit} bytes (FANFARE_MAX_EVENT_BYTES)"),
-        ));
-    }
-    Ok(data.freeze())
+    Ok((total <= limit).then(|| data.freeze()))
 }
 
 /// The fields of the query and the headers.

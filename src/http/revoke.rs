@@ -4,21 +4,24 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
-use axum::extract::{FromRequest, State};
-use http::{HeaderMap, StatusCode};
+use axum::body::Body;
+use axum::extract::State;
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::auth::Refusal;
 use super::error::Problem;
-use super::publish::{BODY_DEADLINE, body_too_late};
+use super::publish::read_body;
 use super::state::RouterState;
 use crate::bus::PublishError;
 use crate::protocol::{
-    MAX_REVOCATION_TIME, MAX_REVOKED_BYTES, REVOCATION_TIME, Revocation, Revoked,
+    MAX_REVOCATION_TIME, MAX_REVOKED_BYTES, REVOCATION_TIME, Revocation, Revoked, UniqueObject,
 };
 
 /// Room for the longest subject with every byte escaped, six for one, and the rest.
-pub(super) const MAX_BODY_BYTES: usize = 8 * MAX_REVOKED_BYTES;
+const MAX_BODY_BYTES: usize = 8 * MAX_REVOKED_BYTES;
 
 /// When to try again after the bus did not take it.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -42,16 +45,14 @@ pub(super) struct KeptOut {
 pub(super) async fn revoke(
     State(state): State<Arc<RouterState>>,
     headers: HeaderMap,
-    request: axum::extract::Request,
+    body: Body,
 ) -> Result<Json<KeptOut>, Refusal> {
     let caller = state.authority.caller(&headers, None).await?;
     state.authority.check_admin(&caller)?;
     // Not before: whoever may not revoke is not waited for.
-    let read = tokio::time::timeout(BODY_DEADLINE, Json::<Request>::from_request(request, &()));
-    let Json(request) = read
-        .await
-        .map_err(|_| body_too_late())?
-        .map_err(|rejection| Problem::new(rejection.status(), rejection.body_text()))?;
+    let rule = format!("a revocation has at most {MAX_BODY_BYTES} bytes");
+    let body = read_body(body, MAX_BODY_BYTES, rule).await?;
+    let request = Request::parse(&headers, &body)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let revocation = request.read(now.unwrap_or_default().as_secs())?;
     let exp = revocation.until_ms / 1000;
@@ -80,6 +81,28 @@ fn refused(error: PublishError) -> Problem {
 }
 
 impl Request {
+    fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, Problem> {
+        // A form of a foreign page cannot say so (Fetch, "CORS-safelisted request-header").
+        let is_json = |value: &HeaderValue| {
+            let essence = value.to_str().ok().and_then(|text| text.split(';').next());
+            essence.is_some_and(|text| text.trim().eq_ignore_ascii_case("application/json"))
+        };
+        if !headers.get(CONTENT_TYPE).is_some_and(is_json) {
+            return Err(Problem::new(
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "a revocation has content-type: application/json",
+            ));
+        }
+        serde_json::from_slice(body)
+            .and_then(|UniqueObject(members)| serde_json::from_value(Value::Object(members)))
+            .map_err(|error| {
+                let rule = format!(
+                    "the body is a JSON object with sub or jti, and perhaps exp or ttl: {error}"
+                );
+                Problem::new(StatusCode::BAD_REQUEST, rule)
+            })
+    }
+
     fn read(self, now_seconds: u64) -> Result<Revocation, Problem> {
         let revoked = match (self.sub, self.jti) {
             (Some(subject), None) => Revoked::Subject(bounded("sub", subject)?.into()),
@@ -125,7 +148,9 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Option<(String, u64)> {
-        let request: Request = serde_json::from_str(body).ok()?;
+        let json = HeaderValue::from_static("Application/json; charset=utf-8");
+        let headers = HeaderMap::from_iter([(CONTENT_TYPE, json)]);
+        let request = Request::parse(&headers, body.as_bytes()).ok()?;
         let revocation = request.read(1000).ok()?;
         Some((revocation.revoked.to_string(), revocation.until_ms))
     }
@@ -147,6 +172,11 @@ mod tests {
             r#"{"sub":"a","jti":"b"}"#,
             r#"{"sub":1}"#,
             r#"{"subject":"a"}"#,
+            r#"{"sub":"a","sub":"b"}"#,
+            r#"["a",null,null,60]"#,
+            "[]",
+            "",
+            "sub=a",
             r#"{"sub":"a","exp":1000}"#,
             r#"{"sub":"a","exp":18446744073709551615}"#,
             r#"{"sub":"a","ttl":0}"#,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, OriginalUri};
+use axum::extract::OriginalUri;
 use axum::routing::{get, post};
 use http::{Method, StatusCode};
 
@@ -21,10 +21,7 @@ pub fn router(state: RouterState) -> Router {
             get(subscribe::by_path).merge(post(publish::publish)),
         )
         .route("/tickets", post(auth::draw))
-        .route(
-            "/revocations",
-            post(revoke::revoke).layer(DefaultBodyLimit::max(revoke::MAX_BODY_BYTES)),
-        );
+        .route("/revocations", post(revoke::revoke));
     if demo {
         router = router.route("/", get(demo::page));
     }

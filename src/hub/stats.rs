@@ -149,6 +149,24 @@ impl Gauge {
     }
 }
 
+impl Gauge {
+    /// Raises it by one for as long as what is returned lives.
+    pub fn hold(&self) -> Held<'_> {
+        self.add(1);
+        Held(self)
+    }
+}
+
+/// One of what a [`Gauge`] counts.
+#[derive(Debug)]
+pub struct Held<'a>(&'a Gauge);
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.sub(1);
+    }
+}
+
 /// The upper bounds of [`Latencies`], in microseconds: each about half as much again as the one
 /// before, with 250 ms, the objective of `docs/operations.md`, among them.
 pub const LATENCY_BOUNDS_US: [u64; 26] = [
@@ -225,6 +243,8 @@ impl<const N: usize> Counts<N> {
 pub struct ShardStats {
     /// Open streams.
     pub connections: Gauge,
+    /// Requests that are being answered, streams that are being opened among them.
+    pub requests: Gauge,
     /// Channels the shard holds interest in, lingering ones included.
     pub channels: Gauge,
     /// Channels of open streams, counted once a stream.

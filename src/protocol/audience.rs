@@ -6,7 +6,9 @@
 use std::fmt;
 
 use memchr::memmem;
-use serde_json::{Map, Number, Value};
+use serde_json::{Number, Value};
+
+use super::json::{UniqueObject, is_repetition};
 
 /// The longest `to`, in bytes: as much as a token in a header can claim.
 pub const MAX_AUDIENCE_BYTES: usize = 16 * 1024;
@@ -20,6 +22,9 @@ pub enum AudienceFault {
     /// It is something else, or nests deeper than 127 levels.
     #[error("is a JSON object")]
     NotAnObject,
+    /// An object in it names a member twice: readers could each take another for it.
+    #[error("names no member twice")]
+    Repeated,
     /// It is longer than [`MAX_AUDIENCE_BYTES`].
     #[error("has at most {MAX_AUDIENCE_BYTES} bytes")]
     TooLarge,
@@ -51,13 +56,19 @@ impl Audience {
     /// Reads `to`; the empty object restricts nothing and is `None`.
     ///
     /// # Errors
-    /// When it is no JSON object, too large, or holds a number that cannot be compared.
+    /// When it is no JSON object, too large, names a member twice, or holds a number that cannot be
+    /// compared.
     pub fn parse(to: &str) -> Result<Option<Self>, AudienceFault> {
         if to.len() > MAX_AUDIENCE_BYTES {
             return Err(AudienceFault::TooLarge);
         }
-        let members: Map<String, Value> =
-            serde_json::from_str(to).map_err(|_| AudienceFault::NotAnObject)?;
+        let UniqueObject(members) = serde_json::from_str(to).map_err(|error| {
+            if is_repetition(&error) {
+                AudienceFault::Repeated
+            } else {
+                AudienceFault::NotAnObject
+            }
+        })?;
         if members.is_empty() {
             return Ok(None);
         }
@@ -249,7 +260,7 @@ mod tests {
     use super::*;
     use proptest::collection::{btree_map, vec};
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::{Map, json};
 
     fn claims(value: &Value) -> Claims {
         Claims::new(value.as_object().unwrap())
@@ -345,6 +356,15 @@ mod tests {
         for text in ["", "[]", "1", "{", "{}{}", "{\"a\":NaN}", &deep(128)] {
             let fault = Audience::parse(text);
             assert_eq!(fault, Err(AudienceFault::NotAnObject), "{text}");
+        }
+        for text in [
+            r#"{"sub":"a","sub":"b"}"#,
+            r#"{"sub":"a","\u0073ub":"a"}"#,
+            r#"{"org":{"id":1,"id":2}}"#,
+            r#"{"org":[{"id":1,"id":2}]}"#,
+        ] {
+            let fault = Audience::parse(text);
+            assert_eq!(fault, Err(AudienceFault::Repeated), "{text}");
         }
     }
 

@@ -12,6 +12,7 @@ mod event;
 mod frame;
 mod history;
 mod id;
+mod json;
 mod pattern;
 mod retry;
 mod revocation;
@@ -31,6 +32,7 @@ pub use history::{
     Evidence, GapReason, HistoryPage, Issued, KeptEvent, Link, Linked, Retention, judge,
 };
 pub use id::{EventId, InvalidEventId};
+pub use json::{UniqueObject, is_repetition};
 pub use pattern::{ChannelPattern, InvalidPattern};
 pub use retry::RetryRange;
 pub use revocation::{

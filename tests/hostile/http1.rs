@@ -200,6 +200,8 @@ fn smuggling() -> Vec<(&'static str, Vec<u8>, Expected)> {
             request(get, "nonsense\r\n"),
             Status(400, ""),
         ),
+        ("one letter", request(get, "X: y\r\n"), Stream),
+        ("no value", request(get, "X:\r\n"), Stream),
         (
             "space before the first header",
             b"GET /events/a HTTP/1.1\r\n host: localhost\r\n\r\n".to_vec(),

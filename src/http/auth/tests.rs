@@ -272,6 +272,29 @@ fn what_is_no_token_is_malformed() {
     }
 }
 
+/// Who signs could mean the other one.
+#[test]
+fn a_claim_stands_once() {
+    let (private, keys) = secret();
+    let exp = now() + 600;
+    for claims in [
+        format!(r#"{{"exp":{exp},"exp":{exp}}}"#),
+        format!(r#"{{"exp":{exp},"sub":"a","sub":"b"}}"#),
+        format!(r#"{{"exp":{exp},"role":"a","r\u006fle":"a"}}"#),
+        format!(r#"{{"exp":{exp},"fanfare":{{}},"fanfare":{{"admin":true}}}}"#),
+        format!(r#"{{"exp":{exp},"fanfare":{{"subscribe":[],"subscribe":["*"]}}}}"#),
+    ] {
+        let header = json!({ "alg": "HS256" });
+        let token = sign(&header, &claims, &private, Algorithm::HS256);
+        let rule = "names a claim, or a member of one, twice";
+        assert_eq!(
+            fault(&token, &keys),
+            TokenFault::Claim(rule.into()),
+            "{claims}"
+        );
+    }
+}
+
 #[test]
 fn a_signature_is_all_of_it() {
     let (private, keys) = secret();

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 
 use super::grants::Grants;
 use super::keys::Key;
+use crate::protocol::{UniqueObject, is_repetition};
 
 /// The longest token, in bytes. Heads have twice as much, and cookies a quarter; nginx/nginx.conf takes
 /// headers that hold it.
@@ -217,10 +218,11 @@ pub(super) fn verify<'a>(
         .filter(may_be)
         .filter(|key| key.algorithms().contains(&header.alg))
     {
-        match decode::<Map<String, Value>>(token, key.decoding_key(), &validation) {
+        match decode::<UniqueObject>(token, key.decoding_key(), &validation) {
             Ok(decoded) => {
-                check_audience(&decoded.claims, rules)?;
-                return VerifiedClaims::read(decoded.claims);
+                let UniqueObject(claims) = decoded.claims;
+                check_audience(&claims, rules)?;
+                return VerifiedClaims::read(claims);
             }
             Err(error) => match error.into_kind() {
                 ErrorKind::InvalidSignature => fault = TokenFault::Signature,
@@ -282,6 +284,9 @@ fn claims_fault(kind: ErrorKind) -> TokenFault {
             TokenFault::Claim(format!("has a claim {name} that cannot be read"))
         }
         ErrorKind::InvalidAlgorithm => TokenFault::Algorithm,
+        ErrorKind::Json(error) if is_repetition(&error) => {
+            TokenFault::Claim("names a claim, or a member of one, twice".into())
+        }
         _ => TokenFault::Malformed,
     }
 }

@@ -119,6 +119,11 @@ impl Metrics {
         self.shards.sum(|shard| shard.connections.get())
     }
 
+    /// Requests that are being answered.
+    pub fn requests(&self) -> u64 {
+        self.shards.sum(|shard| shard.requests.get())
+    }
+
     /// How long kept events took from their publication to their writes.
     pub fn delivery(&self) -> LatencyTotal {
         self.shards.latencies(|shard| &shard.delivery)

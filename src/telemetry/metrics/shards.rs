@@ -15,10 +15,15 @@ use crate::protocol::GapReason;
 type Read = fn(&ShardStats) -> u64;
 
 /// Numbers that go up and down.
-const GAUGES: [(&str, &str, Read); 3] = [
+const GAUGES: [(&str, &str, Read); 4] = [
     ("fanfare_connections", "Open streams.", |shard| {
         shard.connections.get()
     }),
+    (
+        "fanfare_requests",
+        "Requests that are being answered; open streams are not among them.",
+        |shard| shard.requests.get(),
+    ),
     (
         "fanfare_channels",
         "Channels with interest, counted once a shard.",
