@@ -23,7 +23,7 @@ use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,
     ShardStats,
 };
-use crate::supervision::{self, Pulse};
+use crate::supervision::{self, Hanging, Patience, Pulse};
 use crate::tasks::{TaskEnded, Tasks};
 use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
 
@@ -207,6 +207,7 @@ impl App {
             health: bus.health.clone(),
         };
 
+        let patience = Patience::here();
         let mut pulses = Vec::new();
         let mut proxied_listeners = proxied_listeners.into_iter();
         let (failure, mut failed) = mpsc::channel(1);
@@ -228,7 +229,7 @@ impl App {
                 settings: config.hub_settings(),
                 revocations: Arc::clone(&revocations),
                 stats,
-                pulse,
+                pulse: (pulse, patience),
             };
             let failure = failure.clone();
             std::thread::Builder::new()
@@ -244,8 +245,10 @@ impl App {
                 })?;
         }
 
+        let hanging = Hanging::default();
         let admin = Arc::new(AdminState {
             metrics,
+            hanging: hanging.clone(),
             bus: bus.health,
             keys: ring,
         });
@@ -274,7 +277,8 @@ impl App {
             });
             announce(&config, data_address, proxied_address, admin_address);
             supervision::ready();
-            tokio::spawn(supervision::watch(pulses));
+            let watching = supervision::watch(pulses, patience, hanging);
+            tasks.spawn("the watch over threads", watching);
 
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -301,9 +305,9 @@ impl App {
 
 /// What operators call this replica: the machine and the port that clients connect to.
 fn replica_name(data: SocketAddr) -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
-    let host = host.map_or_else(|_| data.ip().to_string(), |name| name.trim().to_owned());
-    format!("{host}:{}", data.port())
+    // Not from /proc/sys, which a service manager may hide.
+    let system = rustix::system::uname();
+    format!("{}:{}", system.nodename().to_string_lossy(), data.port())
 }
 
 /// The keys that tokens are verified with, where there are to be tokens.
@@ -438,7 +442,7 @@ struct Shard {
     settings: crate::hub::HubSettings,
     revocations: Arc<Revocations>,
     stats: Arc<ShardStats>,
-    pulse: Pulse,
+    pulse: (Pulse, Patience),
 }
 
 impl Shard {
@@ -463,7 +467,8 @@ impl Shard {
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = tokio::task::spawn_local(interest);
             let sweep_task = tokio::task::spawn_local(hub.sweep());
-            tokio::task::spawn_local(self.pulse.beat());
+            let (pulse, patience) = self.pulse;
+            tokio::task::spawn_local(pulse.beat(patience));
             tokio::select! {
                 accepted = accepting(listener, false) => accepted?,
                 Some(accepted) = proxied => accepted?,
@@ -473,5 +478,17 @@ impl Shard {
             }
             Err(io::Error::other("one of its tasks has ended"))
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_is_called_after_its_machine_and_port() {
+        let machine = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap();
+        let name = replica_name("127.0.0.1:8080".parse().unwrap());
+        assert_eq!(name, format!("{}:8080", machine.trim()));
     }
 }

@@ -18,7 +18,7 @@
 //!   [`labels`]: what metrics are split by.
 //! - [`fuzzing`]: what must hold for any bytes from outside.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
-//!   [`tasks`]: what must not end before it; [`supervision`]: what the service manager is told of it.
+//!   [`tasks`]: what must not end before it; [`supervision`]: whether its threads turn.
 //!
 //! What holds everywhere:
 //!

@@ -9,6 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::capacity::CapacityArgs;
 use crate::compare::CompareArgs;
+use crate::compare::redis_costs::RedisCostsArgs;
 use crate::measure::gateway::Gateways;
 use crate::measure::process::ServerProcesses;
 use crate::publisher::Wire;
@@ -91,6 +92,8 @@ pub(crate) enum Command {
     /// What a number of connections takes: replicas, cores, memory, Redis. Computed from measured
     /// figures
     Capacity(CapacityArgs),
+    /// What an event costs Redis for each subscriber, as `capacity` counts it
+    RedisCosts(RedisCostsArgs),
     /// Holds connections for the commands above
     #[command(hide = true)]
     ClientProcess,
@@ -199,7 +202,9 @@ impl Command {
             Self::Churn { options, .. } => (options, options.plan("churn")?),
             Self::Slow { options, .. } => (options, options.plan("slow")?),
             Self::Resume { options, .. } => (options, options.plan("resume")?),
-            Self::Compare(_) | Self::Capacity(_) | Self::ClientProcess => return Ok(None),
+            Self::Compare(_) | Self::Capacity(_) | Self::RedisCosts(_) | Self::ClientProcess => {
+                return Ok(None);
+            }
         };
         let channels = if matches!(self, Self::Channels(_)) {
             plan.clients

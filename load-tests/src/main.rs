@@ -5,7 +5,7 @@
 //!                              │   ▲                                   │
 //!              publisher ◄─────┘   └──────────────reports──────────────┘
 //!              (on schedule)       measure (/proc) ──► report (table, JSON, HTML)
-//! capacity: computes what a number of connections takes
+//! capacity: computes what a number of connections takes; redis-costs measures some of what it counts with
 //! compare: starts Redis and each server in turn on pinned cores and runs plans against them
 //! ```
 //!
@@ -64,6 +64,7 @@ fn carry_out(command: &Command) -> Result<bool> {
         Command::ClientProcess => worker::run().map(|()| true),
         Command::Capacity(arguments) => capacity::run(arguments),
         Command::Compare(arguments) => compare::run(arguments),
+        Command::RedisCosts(arguments) => compare::redis_costs::run(arguments),
         scenario => {
             let Some((options, plan)) = scenario.plan()? else {
                 return Ok(true);

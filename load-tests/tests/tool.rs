@@ -263,3 +263,22 @@ fn what_only_fanfare_can_do_needs_fanfare() {
         "{output:?}"
     );
 }
+
+#[test]
+fn what_an_event_costs_redis_is_measured_with_and_without_shared_writes() {
+    // Both on one core: a machine may have no other.
+    let output = tool(
+        "redis-costs --subscribers 3 --rates 200 --bursts 1,20 --duration 300ms --server-core 0 --load-core 0",
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    let pushes_a_write = text
+        .lines()
+        .filter(|line| line.starts_with("| 200 "))
+        .map(|line| line.trim_end_matches('|').rsplit('|').next().unwrap())
+        .map(|cell| cell.trim().parse::<f64>().unwrap())
+        .collect::<Vec<_>>();
+    assert_eq!(pushes_a_write.len(), 2, "{text}");
+    assert!(pushes_a_write[0] < 1.5, "{text}");
+    assert!(pushes_a_write[1] > 5.0, "{text}");
+}

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::bus::BusHealth;
 use crate::http::auth::KeyRing;
+use crate::supervision::Hanging;
 use crate::telemetry::Metrics;
 
 pub use console::{Console, Sampler};
@@ -25,6 +26,8 @@ pub use console::{Console, Sampler};
 pub struct AdminState {
     /// Everything that is counted.
     pub metrics: Metrics,
+    /// Whether shards hang.
+    pub hanging: Hanging,
     /// Whether events arrive.
     pub bus: watch::Receiver<BusHealth>,
     /// The keys that tokens are verified with.
@@ -68,11 +71,22 @@ pub fn router(state: Arc<AdminState>, console: Arc<Console>) -> Router {
         .route("/console/feed", get(console::console_feed))
         .with_state(console);
     Router::new()
-        .route("/livez", get(async || "alive\n"))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(state)
         .merge(console)
+}
+
+/// Red where only a new start helps: whoever asks it kills the process. Redis has no part in it.
+async fn livez(State(state): State<Arc<AdminState>>) -> Response {
+    match state.hanging.shards() {
+        0 => "alive\n".into_response(),
+        shards => {
+            let reason = format!("shards that hang: {shards}\n");
+            (StatusCode::SERVICE_UNAVAILABLE, reason).into_response()
+        }
+    }
 }
 
 async fn readyz(State(state): State<Arc<AdminState>>) -> Response {

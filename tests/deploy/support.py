@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import yaml
@@ -51,6 +52,12 @@ def line_with(process, stream, text):
         late.cancel()
 
 
+def until(condition):
+    end = time.monotonic() + DEADLINE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, "not within the deadline"
+
+
 def address_in(line, name):
     """Of a line of the gateway's log."""
     plain = re.sub(r"\x1b\[[\d;]*m", "", line)
@@ -59,6 +66,10 @@ def address_in(line, name):
 
 def load(path):
     return yaml.safe_load((ROOT / path).read_text())
+
+
+def load_all(path):
+    return list(yaml.safe_load_all((ROOT / path).read_text()))
 
 
 def environment_file(path):

@@ -1,9 +1,12 @@
 """k8s/: what kustomize makes of it is valid, restricted, and of one piece with the program."""
 
+import ctypes
+import os
 import re
 import subprocess
 import tempfile
 import unittest
+from contextlib import contextmanager
 from pathlib import Path
 
 import kubernetes_validate
@@ -23,12 +26,15 @@ from support import (
     port,
     quantity,
     run,
+    until,
 )
 
 # The oldest that has the preStop sleep switched on, and the newest that the schemas know.
 VERSIONS = ["1.30", "1.37"]
 # Definitions of these come with their operators, not with Kubernetes: they are checked by hand below.
 CUSTOM = {"ServiceMonitor", "PrometheusRule", "ScaledObject", "HTTPRoute"}
+# That the standard, and every kubelet, takes (Kubernetes 1.30).
+SAFE_SYSCTLS = {"net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies", "net.ipv4.ip_unprivileged_port_start"}
 # Made by the operator of the cluster, as overlays/prod/kustomization.yaml says.
 SECRETS = {"fanfare", "fanfare-tls"}
 
@@ -70,6 +76,27 @@ def ports(spec):
     return {one["name"]: one["containerPort"] for c in spec["containers"] for one in c["ports"]}
 
 
+@contextmanager
+def stopped_thread(thread):
+    """One thread of a child stands still (ptrace(2))."""
+    seize, interrupt, detach, any_thread = 0x4206, 0x4207, 17, 0x40000000
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    ptrace.restype = ctypes.c_long
+
+    def ask(request):
+        if ptrace(request, thread, None, None) != 0:
+            raise OSError(ctypes.get_errno(), "ptrace")
+
+    ask(seize)
+    ask(interrupt)
+    os.waitpid(thread, any_thread)
+    try:
+        yield
+    finally:
+        ask(detach)
+
+
 class Every:
     """What holds in every build; `resources` is made once a class."""
 
@@ -104,7 +131,7 @@ class Every:
             for volume in spec.get("volumes", []):
                 self.assertLessEqual(set(volume) - {"name"}, volumes, name)
             whole = spec["securityContext"]
-            self.assertNotIn("sysctls", whole)
+            self.assertLessEqual({one["name"] for one in whole.get("sysctls", [])}, SAFE_SYSCTLS, name)
             for container in spec["containers"] + spec.get("initContainers", []):
                 own = container["securityContext"]
                 both = {**whole, **own}
@@ -204,6 +231,40 @@ class Every:
                 self.assertIn(str(Path(value).parent), mounts)
         return spec, container, effective(given)
 
+    def test_names_can_be_looked_up_wherever_the_name_server_is(self):
+        """With NodeLocal DNSCache it is in the node's network, which no selector finds."""
+        asking = [
+            policy["spec"].get("egress")
+            for policy in of(self.resources, "NetworkPolicy")
+            if "Egress" in policy["spec"]["policyTypes"]
+        ]
+        for rules in filter(None, asking):
+            anywhere = [one for rule in rules if "to" not in rule for one in rule["ports"]]
+            for protocol in ("UDP", "TCP"):
+                self.assertIn({"port": 53, "protocol": protocol}, anywhere)
+
+    def test_pods_are_replaced_one_after_the_other(self):
+        """A pod that leaves counts no more; only minReadySeconds keeps the next waiting."""
+        for deployment in of(self.resources, "Deployment"):
+            spec = deployment["spec"]
+            if "minReadySeconds" not in spec:
+                self.assertEqual(spec["replicas"], 1, deployment["metadata"]["name"])
+                continue
+            self.assertEqual(spec["strategy"]["rollingUpdate"], {"maxUnavailable": 0, "maxSurge": 1})
+            pod = spec["template"]["spec"]
+            if deployment["metadata"]["name"] == "fanfare":
+                _, container, settings = self.gateway(self.resources)
+                leaves = container["lifecycle"]["preStop"]["sleep"]["seconds"] + drain_seconds(settings)
+            else:
+                # nginx ends when its streams do, and is killed then.
+                leaves = pod["terminationGracePeriodSeconds"]
+            self.assertGreaterEqual(spec["minReadySeconds"], leaves)
+            self.assertGreater(spec.get("progressDeadlineSeconds", 600), 2 * spec["minReadySeconds"])
+
+    def test_who_is_not_ready_gets_no_streams(self):
+        for service in of(self.resources, "Service"):
+            self.assertFalse(service["spec"].get("publishNotReadyAddresses", False))
+
     def test_the_gateway_starts_with_what_it_is_given(self):
         resources = self.resources
         spec, container, settings = self.gateway(resources)
@@ -271,16 +332,33 @@ class Pieces(unittest.TestCase):
             run("promtool", "check", "rules", groups.name)
 
     def test_custom_resources_name_what_is_there(self):
-        monitor = named(Prod.resources, "ServiceMonitor", "fanfare")["spec"]
-        services = [
-            one
-            for one in of(Prod.resources, "Service")
-            if monitor["selector"]["matchLabels"].items() <= one["metadata"]["labels"].items()
-        ]
-        (service,) = services
-        self.assertEqual(service["metadata"]["labels"][monitor["jobLabel"]], "fanfare")
-        (endpoint,) = monitor["endpoints"]
-        self.assertIn(endpoint["port"], [one["name"] for one in service["spec"]["ports"]])
+        for name in ("fanfare", "nginx"):
+            monitor = named(Prod.resources, "ServiceMonitor", name)
+            spec = monitor["spec"]
+            (service,) = [
+                one
+                for one in of(Prod.resources, "Service")
+                if spec["selector"]["matchLabels"].items() <= one["metadata"]["labels"].items()
+            ]
+            self.assertEqual(service["metadata"]["labels"][spec["jobLabel"]], name)
+            (endpoint,) = spec["endpoints"]
+            (port,) = [one for one in service["spec"]["ports"] if one["name"] == endpoint["port"]]
+            # And what is asked may be reached from where Prometheus is.
+            pod = service["spec"]["selector"]["app.kubernetes.io/name"]
+            policy = named(Prod.resources, "NetworkPolicy", pod)["spec"]
+            (rule,) = [
+                rule
+                for rule in policy["ingress"]
+                for source in rule.get("from", [])
+                if source.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
+                == "monitoring"
+            ]
+            self.assertEqual(rule["ports"], [{"port": port["targetPort"]}])
+            # What kube-prometheus-stack looks for.
+            self.assertIn("release", monitor["metadata"]["labels"])
+        self.assertIn("release", named(Prod.resources, "PrometheusRule", "fanfare")["metadata"]["labels"])
+        for file in ("k8s/components/monitoring/kustomization.yaml", "docs/deploy.md"):
+            self.assertIn("release: kube-prometheus-stack", (ROOT / file).read_text())
 
         resources = GatewayApi.resources
         for rule in named(resources, "HTTPRoute", "fanfare")["spec"]["rules"]:
@@ -289,6 +367,92 @@ class Pieces(unittest.TestCase):
                 self.assertIn(backend["port"], [one["port"] for one in target["spec"]["ports"]])
             # A stream has no end.
             self.assertEqual(rule["timeouts"], {"request": "0s", "backendRequest": "0s"})
+
+    def test_nginx_listens_where_its_pods_say(self):
+        (spec,) = selected(Prod.resources, {"app.kubernetes.io/name": "nginx"})
+        site = ROOT / "k8s/components/nginx/site"
+        for file, name in [("public.conf", "https"), ("inside.conf", "inside")]:
+            listens = re.findall(r"^listen (?:\[::\]:)?(\d+)", (site / file).read_text(), re.M)
+            # IPv4, and IPv6.
+            self.assertEqual(listens, 2 * [str(ports(spec)[name])], file)
+        # Who gets there is said by the NetworkPolicy alone.
+        self.assertNotRegex((site / "inside.conf").read_text(), r"(?m)^\s*(allow|deny) ")
+
+    def test_the_ingress_is_set_as_nginx_is(self):
+        (ingress,) = of(IngressAndKeda.resources, "Ingress")
+        annotations = {
+            name.rpartition("/")[2]: value for name, value in ingress["metadata"]["annotations"].items()
+        }
+        # Where nginx.conf says nothing, nginx' default; and what stands there for this place alone.
+        other = {"proxy-request-buffering": "on", "load-balance": "ewma", "ssl-redirect": "true"}
+        other["proxy-next-upstream"] = "error timeout"
+        text = (ROOT / "nginx/nginx.conf").read_text()
+        for name, value in annotations.items():
+            if name in other:
+                self.assertEqual(value, other[name], name)
+                continue
+            directive = {"proxy-body-size": "client_max_body_size"}.get(name, name.replace("-", "_"))
+            # Among others: tickets and publishing have values of their own.
+            values = re.findall(rf"^ +{directive} (.*);$", text, re.M)
+            self.assertIn(f"{value}s" if name.endswith("-timeout") else value, values, name)
+        for name, value in [("read", 45), ("send", 45), ("connect", 1)]:
+            self.assertEqual(annotations[f"proxy-{name}-timeout"], str(value))
+
+    def test_the_guide_to_larger_replicas_begins_with_what_is_shipped(self):
+        guide = (ROOT / "docs/scaling.md").read_text().split("## The replica")[1].split("\n## ")[0]
+        rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in guide.splitlines() if "|" in line]
+        told = {row[0]: row[2:] for row in rows[2:]}
+        spec, container, settings = Prod().gateway(Prod.resources)
+        scaler = named(Prod.resources, "HorizontalPodAutoscaler", "fanfare")["spec"]
+        resources = container["resources"]
+        shipped = {
+            "`FANFARE_SHARDS`": settings["FANFARE_SHARDS"],
+            "`FANFARE_MAX_CONNECTIONS`": f"{int(settings['FANFARE_MAX_CONNECTIONS']):,}",
+            "`cpu` requested": resources["requests"]["cpu"],
+            "`memory` requested, limit": f"{resources['requests']['memory']}, {resources['limits']['memory']}",
+            "streams a replica that are aimed at": scaler["metrics"][0]["pods"]["target"]["averageValue"],
+            "replicas at most": str(scaler["maxReplicas"]),
+        }
+        self.assertEqual({name: told[name][0] for name in shipped}, shipped)
+        # And what it leads to fits together as what is shipped does.
+        larger = {name: values[1] for name, values in told.items()}
+        most = larger["`FANFARE_MAX_CONNECTIONS`"].replace(",", "")
+        limit = quantity(larger["`memory` requested, limit"].split(", ")[1])
+        self.assertGreater(limit, 1.5 * memory_bytes({"FANFARE_MAX_CONNECTIONS": most}))
+        self.assertEqual(quantity(larger["streams a replica that are aimed at"]), 0.6 * int(most))
+
+    def test_keda_is_new_enough_for_what_it_is_told(self):
+        fallback = named(IngressAndKeda.resources, "ScaledObject", "fanfare")["spec"]["fallback"]
+        if "behavior" in fallback:
+            for file in ("k8s/components/autoscaling-keda/kustomization.yaml", "docs/deploy.md"):
+                self.assertIn("KEDA 2.17", (ROOT / file).read_text(), file)
+
+    def test_a_replica_whose_shard_hangs_is_killed(self):
+        """One thread is stopped, as a debugger does it; the others go on. The liveness probe says so."""
+        (spec,) = selected(Prod.resources, {"app.kubernetes.io/component": "gateway"})
+        path = spec["containers"][0]["livenessProbe"]["httpGet"]["path"]
+        # A service manager that waits for a second, so that the test does not take half a minute.
+        variables = {
+            "FANFARE_LISTEN": "127.0.0.1:0",
+            "FANFARE_ADMIN_LISTEN": "127.0.0.1:0",
+            "FANFARE_SHARDS": "2",
+            "WATCHDOG_USEC": "1000000",
+        }
+        gateway = subprocess.Popen([FANFARE], env=variables, stderr=subprocess.PIPE, text=True)
+        try:
+            admin = address_in(line_with(gateway, gateway.stderr, "listening"), "admin")
+            status = lambda: run("curl", "-so/dev/null", "-w%{http_code}", f"http://{admin}{path}")
+            tasks = Path(f"/proc/{gateway.pid}/task")
+            shard = lambda: [one for one in tasks.iterdir() if Path(one, "comm").read_text() == "shard-1\n"]
+            # A thread names itself, a moment after it was started.
+            until(shard)
+            self.assertEqual(status(), "200")
+            with stopped_thread(int(shard()[0].name)):
+                until(lambda: status() == "503")
+            until(lambda: status() == "200")
+        finally:
+            gateway.kill()
+            gateway.communicate()
 
     def test_every_path_that_is_asked_is_there(self):
         everything = Prod.resources + IngressAndKeda.resources + GatewayApi.resources

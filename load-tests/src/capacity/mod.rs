@@ -13,6 +13,10 @@ use crate::report::plots::{Line, logarithmic};
 use crate::report::table::markdown;
 use model::{Demand, GIB, MEASURED, Plan, plan};
 
+/// A replica as `k8s/` ships it.
+const SHARDS: u32 = 1;
+const CONNECTIONS_A_REPLICA: u32 = 12_000;
+
 #[derive(Debug, Args)]
 pub(crate) struct CapacityArgs {
     /// Open streams; several for a table
@@ -32,14 +36,18 @@ pub(crate) struct CapacityArgs {
     #[arg(long, default_value_t = 100)]
     bytes: u32,
     /// Threads of a replica that own connections (`FANFARE_SHARDS`), a core each
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = SHARDS)]
     shards: u32,
-    /// Streams of one replica at the most (`FANFARE_MAX_CONNECTIONS`)
-    #[arg(long, default_value_t = 50_000)]
+    /// Streams of one replica in the ordinary hour: what the autoscaler aims at, well below
+    /// `FANFARE_MAX_CONNECTIONS`
+    #[arg(long, default_value_t = CONNECTIONS_A_REPLICA)]
     connections_a_replica: u32,
     /// Gbit/s of a machine's link
     #[arg(long, default_value_t = 10.0)]
     link: f64,
+    /// Clients have limits over all replicas (`FANFARE_MAX_CONNECTIONS_PER_IP`, `_PER_SUBJECT`)
+    #[arg(long)]
+    client_limits: bool,
     /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
@@ -104,6 +112,7 @@ impl CapacityArgs {
             shards: f64::from(self.shards),
             connections_a_replica: f64::from(self.connections_a_replica),
             link_bits_per_second: self.link * 1e9,
+            client_limits: self.client_limits,
         })
     }
 }
@@ -118,7 +127,7 @@ fn table(plans: &[Plan]) -> String {
         "nginx, GiB",
         "to clients, Gbit/s",
         "from Redis, Gbit/s",
-        "Redis cores busy",
+        "Redis, cores: alone / together",
         "primaries",
         "all connect again",
     ]);
@@ -132,7 +141,10 @@ fn table(plans: &[Plan]) -> String {
             format!("{:.1}", plan.nginx_memory_bytes / GIB),
             format!("{:.2}", plan.client_bits_per_second / 1e9),
             format!("{:.3}", plan.redis_bits_per_second / 1e9),
-            format!("{:.2}", plan.redis_cores),
+            format!(
+                "{:.2} / {:.2}",
+                plan.redis_alone_cores, plan.redis_together_cores
+            ),
             grouped(plan.redis_primaries),
             format!("{:.1} s", plan.reconnect_seconds),
         ]);
@@ -179,21 +191,21 @@ fn draw(folder: &Path, demand: &Demand) -> Result<()> {
         line("GiB, replicas", *demand, |plan| plan.memory_bytes / GIB),
         line("GiB, nginx", *demand, |plan| plan.nginx_memory_bytes / GIB),
     ];
-    let redis = [100.0, 1_000.0, 10_000.0].map(|events_per_second| {
+    let redis = [1_000.0, 10_000.0].map(|events_per_second| {
         let demand = Demand {
             events_per_second,
             ..*demand
         };
-        let name = format!("{} events/s", grouped(events_per_second));
-        line(&name, demand, |plan| plan.redis_cores)
+        let name = |how| format!("{} events/s, {how}", grouped(events_per_second));
+        [
+            line(&name("each alone"), demand, |plan| plan.redis_alone_cores),
+            line(&name("together"), demand, |plan| plan.redis_together_cores),
+        ]
     });
+    let redis = redis.into_iter().flatten().collect::<Vec<_>>();
     for (name, lines, y) in [
         ("scaling-replicas.svg", &takes[..], "how many"),
-        (
-            "scaling-redis.svg",
-            &redis[..],
-            "cores busy in Redis, one a primary",
-        ),
+        ("scaling-redis.svg", &redis[..], "cores of Redis"),
     ] {
         let file = folder.join(name);
         fs::write(&file, logarithmic(lines, "connections", y)?)
@@ -215,21 +227,43 @@ mod tests {
     #[test]
     fn the_documented_tables_are_the_models() {
         let documented = include_str!("../../../docs/scaling.md");
-        for (events, received) in [(1_000.0, 0.1), (10_000.0, 1.0)] {
-            let arguments = CapacityArgs {
-                connections: vec![100_000, 1_000_000, 10_000_000, 100_000_000],
-                events,
-                received,
-                bytes: 100,
-                shards: 4,
-                connections_a_replica: 50_000,
-                link: 10.0,
-                json: false,
-                plots: None,
-            };
-            let printed = table(&arguments.plans().unwrap());
-            assert!(documented.contains(&printed), "{printed}");
+        for options in [
+            "",
+            "--shards 4 --connections-a-replica 48000",
+            "--shards 4 --connections-a-replica 48000 --events 10000 --received 1",
+        ] {
+            let command = format!("fanfare-load capacity {options}");
+            let command = command.trim_end();
+            assert!(documented.contains(&format!("`{command}`")), "{command}");
+            let printed = table(&arguments(command).plans().unwrap());
+            assert!(documented.contains(&printed), "{command}\n{printed}");
         }
+    }
+
+    fn arguments(command: &str) -> CapacityArgs {
+        #[derive(clap::Parser)]
+        struct Tool {
+            #[command(subcommand)]
+            command: Only,
+        }
+        #[derive(clap::Subcommand)]
+        enum Only {
+            Capacity(CapacityArgs),
+        }
+        let tool = <Tool as clap::Parser>::parse_from(command.split_whitespace());
+        let Only::Capacity(arguments) = tool.command;
+        arguments
+    }
+
+    /// A plan without options is one for what `k8s/` ships.
+    #[test]
+    fn the_replica_is_the_one_that_is_shipped() {
+        let settings = include_str!("../../../k8s/base/fanfare.env");
+        let autoscaler =
+            include_str!("../../../k8s/components/autoscaling-hpa/horizontalpodautoscaler.yaml");
+        assert!(settings.contains(&format!("FANFARE_SHARDS={SHARDS}\n")));
+        let target = CONNECTIONS_A_REPLICA / 1_000;
+        assert!(autoscaler.contains(&format!("averageValue: {target}k\n")));
     }
 
     #[test]

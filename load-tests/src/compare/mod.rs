@@ -7,6 +7,7 @@
 mod kept_publish;
 mod noise;
 mod pinning;
+pub(crate) mod redis_costs;
 mod rows;
 mod servers;
 mod summary;
@@ -73,6 +74,15 @@ pub(crate) struct CompareArgs {
 /// Removes the comparison's files with it.
 struct Folder(PathBuf);
 
+impl Folder {
+    fn new(name: &str) -> Result<Self> {
+        let name = format!("fanfare-{name}-{}", std::process::id());
+        let folder = Self(std::env::temp_dir().join(name));
+        fs::create_dir_all(&folder.0)?;
+        Ok(folder)
+    }
+}
+
 impl Drop for Folder {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.0);
@@ -85,9 +95,7 @@ pub(crate) fn run(arguments: &CompareArgs) -> Result<bool> {
         arguments.runs > 0 && arguments.shrink > 0,
         "--runs and --shrink begin at 1"
     );
-    let folder =
-        Folder(std::env::temp_dir().join(format!("fanfare-compare-{}", std::process::id())));
-    fs::create_dir_all(&folder.0)?;
+    let folder = Folder::new("compare")?;
     let programs = std::env::current_exe()?
         .parent()
         .context("this program's folder")?

@@ -148,24 +148,7 @@ impl Bench {
 
     /// A Redis of its own, on `cores`.
     pub(crate) fn start_redis(&self, cores: &[usize]) -> Result<Running> {
-        let address = free_address()?;
-        let mut command = Command::new("redis-server");
-        command
-            .args([
-                "--bind",
-                "127.0.0.1",
-                "--port",
-                &address.port().to_string(),
-                "--save",
-                "",
-                "--appendonly",
-                "no",
-            ])
-            // A subscriber that is behind is the measurement, not a reason to cut it off.
-            .args(["--client-output-buffer-limit", "pubsub 0 0 0"])
-            .current_dir(&self.folder);
-        Running::start(command, address, cores)
-            .context("redis-server (apt-get install redis-server)")
+        start_redis(&self.folder, cores)
     }
 
     /// Loads Fanfare's function library into `redis`.
@@ -247,6 +230,27 @@ impl Bench {
         command.arg("-p").arg(&self.folder).arg("-c").arg(&filled);
         Ok(command)
     }
+}
+
+/// A Redis of its own, on `cores`, with its files in `folder`.
+pub(super) fn start_redis(folder: &Path, cores: &[usize]) -> Result<Running> {
+    let address = free_address()?;
+    let mut command = Command::new("redis-server");
+    command
+        .args([
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            &address.port().to_string(),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ])
+        // A subscriber that is behind is the measurement, not a reason to cut it off.
+        .args(["--client-output-buffer-limit", "pubsub 0 0 0"])
+        .current_dir(folder);
+    Running::start(command, address, cores).context("redis-server (apt-get install redis-server)")
 }
 
 /// How `kind` is published to for `row`.
