@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{OptionFuture, join_all};
-use tokio::runtime::{Builder, Handle, LocalOptions, Runtime};
+use tokio::runtime::{Builder, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
@@ -25,6 +25,7 @@ use crate::hub::{
     ShardStats,
 };
 use crate::supervision::{self, Hanging, Patience, Pulse};
+use crate::tasks::{TaskEnded, Tasks};
 use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
@@ -69,6 +70,9 @@ pub enum AppError {
         /// Why.
         error: io::Error,
     },
+    /// A task of the control runtime ended by itself.
+    #[error("a part of the gateway has failed: {0}")]
+    TaskEnded(#[from] TaskEnded),
 }
 
 /// A gateway whose addresses are bound and that does not serve yet.
@@ -134,7 +138,8 @@ impl App {
             proxied_listeners,
             admin_listener,
         } = self;
-        control.spawn(Arc::clone(&storms).run());
+        let mut tasks = Tasks::on(control.handle());
+        tasks.spawn("the log's summary", Arc::clone(&storms).run());
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
@@ -164,7 +169,7 @@ impl App {
         let revocations = Arc::new(Revocations::default());
         let bus = Bus::start(
             &config,
-            control.handle(),
+            &mut tasks,
             inboxes.clone(),
             Arc::clone(&revocations),
             metrics.bus.clone(),
@@ -172,9 +177,9 @@ impl App {
         )?;
         let admission = Admission::new(config.max_connections, config.clients.clone());
         if let Some(tally) = bus.tally {
-            control.spawn(Arc::clone(&admission).share(tally));
+            tasks.spawn("the limits' exchange", Arc::clone(&admission).share(tally));
         }
-        let ring = key_ring(&config.access, &metrics, control.handle())?;
+        let ring = key_ring(&config.access, &metrics, &mut tasks)?;
         let authority = Authority::new(
             config.access.clone(),
             ring.clone(),
@@ -198,6 +203,7 @@ impl App {
             admission,
             is_open: matches!(config.access, Access::Open),
             traces,
+            health: bus.health.clone(),
         };
 
         let patience = Patience::here();
@@ -270,19 +276,26 @@ impl App {
             if admin_address.ip().is_loopback() {
                 service = service.layer(axum::middleware::from_fn(only_this_machine));
             }
-            tokio::spawn(async move { axum::serve(listener, service).await });
+            tasks.spawn("the admin listener", async move {
+                if let Err(error) = axum::serve(listener, service).await {
+                    tracing::error!(%error, "the admin listener has failed");
+                }
+            });
             announce(&config, data_address, proxied_address, admin_address);
             supervision::ready();
-            tokio::spawn(supervision::watch(pulses, patience, hanging));
+            let watching = supervision::watch(pulses, patience, hanging);
+            tasks.spawn("the watch over threads", watching);
 
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
                 Some(failure) = failed.recv() => return Err(failure),
+                ended = tasks.ended() => return Err(ended.into()),
             }
             tokio::select! {
                 () = drain(&config, &inboxes, &admin) => {}
                 name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
                 Some(failure) = failed.recv() => return Err(failure),
+                ended = tasks.ended() => return Err(ended.into()),
             }
             tracing::info!("stopped");
             Ok(())
@@ -308,7 +321,7 @@ fn replica_name(data: SocketAddr) -> String {
 fn key_ring(
     access: &Access,
     metrics: &Metrics,
-    control: &Handle,
+    tasks: &mut Tasks,
 ) -> Result<Option<Arc<KeyRing>>, AppError> {
     let Access::Rules(rules) = access else {
         return Ok(None);
@@ -318,12 +331,12 @@ fn key_ring(
     };
     let fetch = |url: &JwksUrl| {
         let metrics = metrics.auth.clone();
-        Jwks::start(url.url().clone(), tokens.jwks_max_age, metrics, control)
+        Jwks::start(url.url().clone(), tokens.jwks_max_age, metrics, tasks)
     };
     let jwks = tokens.jwks_url.as_ref().map(fetch).transpose()?;
     let rules = tokens.rules.clone();
     let (fixed, files) = (tokens.fixed.clone(), tokens.files.clone());
-    Ok(Some(KeyRing::start(rules, fixed, files, jwks, control)))
+    Ok(Some(KeyRing::start(rules, fixed, files, jwks, tasks)))
 }
 
 fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admin: SocketAddr) {

@@ -18,7 +18,7 @@
 //!   [`labels`]: what metrics are split by.
 //! - [`fuzzing`]: what must hold for any bytes from outside.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
-//!   [`supervision`]: whether its threads turn.
+//!   [`tasks`]: what must not end before it; [`supervision`]: whether its threads turn.
 //!
 //! What holds everywhere:
 //!
@@ -29,8 +29,8 @@
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
 //! - `protocol` imports nothing of this crate, `hub` only `protocol`; `bus` and `http` know the
-//!   hub and not each other, but for the [`bus::Publisher`], the [`bus::TicketStore`] and the
-//!   [`bus::Tally`].
+//!   hub and not each other, but for the [`bus::Publisher`], the [`bus::TicketStore`], the
+//!   [`bus::Tally`] and the [`bus::BusHealth`].
 //!
 //! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
 //! it better), and a protocol beside Server-Sent Events.
@@ -48,4 +48,5 @@ pub mod hub;
 pub mod labels;
 pub mod protocol;
 mod supervision;
+pub mod tasks;
 pub mod telemetry;

@@ -26,10 +26,10 @@ use std::time::Duration;
 use browser::Browser;
 use nginx::{FILES, Nginx, Site, addresses};
 use support::{DEADLINE, Events, Gateway, Raw, Redis, eventually, read_until, within};
-use tokens::{SECRET, granting};
+use tokens::{SECRET, granting, token};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpListener;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 /// Nothing is sent on a stream but what the test publishes.
 const NO_HEARTBEAT: (&str, &str) = ("FANFARE_HEARTBEAT", "1h");
@@ -145,8 +145,29 @@ fn what_does_not_agree_with_the_gateway_is_told() {
         ),
         (
             "large_client_header_buffers",
-            "large_client_header_buffers 4 6k;",
+            "large_client_header_buffers 1 24k;",
             "",
+        ),
+        (
+            "large_client_header_buffers",
+            "large_client_header_buffers 1 24k",
+            "large_client_header_buffers 2 15k",
+        ),
+        (
+            "large_client_header_buffers",
+            "large_client_header_buffers 1 24k",
+            "client_header_buffer_size 16k; large_client_header_buffers 1 24k",
+        ),
+        (
+            "proxy_next_upstream_timeout",
+            "proxy_next_upstream_timeout 100s",
+            "proxy_next_upstream_timeout 45s",
+        ),
+        // Of tickets, revocations, and publishing.
+        (
+            "proxy_read_timeout",
+            "proxy_read_timeout 15s",
+            "proxy_read_timeout 10s",
         ),
     ] {
         let site = Site::of(&[dead()]);
@@ -236,7 +257,7 @@ async fn heartbeats_keep_a_silent_stream_and_a_silent_replica_is_left() {
     let heartbeat = ("FANFARE_HEARTBEAT", "400ms");
     let gateway = Gateway::start(&[heartbeat]).await;
     let site = Site::of(&addresses(&[&gateway]));
-    site.silence("3s");
+    site.silence(Duration::from_secs(3));
     let nginx = site.start().await;
     let mut events = nginx.events("/events/a").await.opened().await;
     // Longer than nginx waits for a silent replica.
@@ -253,6 +274,78 @@ async fn heartbeats_keep_a_silent_stream_and_a_silent_replica_is_left() {
     let held = Held::default();
     assert!(!is_opened(&nginx, &held).await);
     gateway.process.signal("CONT");
+}
+
+/// `least_conn` sends new streams to replicas that hang, since they lose those they had.
+#[tokio::test]
+async fn replicas_that_hang_are_passed_over() {
+    let heartbeat = ("FANFARE_HEARTBEAT", "400ms");
+    let gateways = [
+        Gateway::start(&[heartbeat]).await,
+        Gateway::start(&[heartbeat]).await,
+        Gateway::start(&[heartbeat]).await,
+    ];
+    let site = Site::of(&addresses(&gateways.each_ref()));
+    site.silence(Duration::from_secs(3));
+    let nginx = site.start().await;
+    let held = Held::default();
+    for _ in 0..3 {
+        assert!(is_opened(&nginx, &held).await);
+    }
+    gateways[0].process.signal("STOP");
+    gateways[1].process.signal("STOP");
+    for _ in 0..2 {
+        assert!(is_opened(&nginx, &held).await);
+    }
+    assert_eq!(gateways[2].metric("fanfare_connections").await, 3.0);
+    let tried = nginx.requests().join("\n");
+    assert!(!tried.contains("answered \"504\""), "{tried}");
+    for gateway in &gateways[..2] {
+        gateway.process.signal("CONT");
+    }
+}
+
+/// Those without Redis say so, and the one that has it takes the stream.
+#[tokio::test]
+async fn replicas_without_redis_are_passed_over() {
+    let redis = Redis::start().await;
+    let good = Gateway::behind(&redis, &[]).await;
+    let url = format!("redis://{}", dead());
+    let away = ("FANFARE_REDIS_URL", url.as_str());
+    let others = [
+        Gateway::start_unready(&[away]).await,
+        Gateway::start_unready(&[away]).await,
+    ];
+    let nginx = Nginx::before(&[&others[0], &good, &others[1]]).await;
+    let held = Held::default();
+    let begun = Instant::now();
+    for _ in 0..3 {
+        assert!(is_opened(&nginx, &held).await);
+    }
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert_eq!(good.metric("fanfare_connections").await, 3.0);
+}
+
+/// The longest that the gateway takes, over both protocols.
+#[tokio::test]
+async fn a_long_token_passes() {
+    let gateway = Gateway::start(&[("FANFARE_JWT_SECRET", SECRET)]).await;
+    let nginx = Nginx::before(&[&gateway]).await;
+    let long = token(serde_json::json!({
+        "fanfare": { "subscribe": ["a"] },
+        "more": "x".repeat(12_000),
+    }));
+    assert!((16_000..=16 * 1024).contains(&long.len()), "{}", long.len());
+    for client in [nginx.client(), nginx.client().http1_only()] {
+        let client = client.build().unwrap();
+        let request = client.get(nginx.url("/events/a")).bearer_auth(&long);
+        let answer = within("an answer", request.send()).await.unwrap();
+        assert_eq!(answer.status(), 200, "{:?}", answer.version());
+        let request = client.post(nginx.url("/tickets")).bearer_auth(&long);
+        let answer = within("an answer", request.send()).await.unwrap();
+        assert_eq!(answer.status(), 200, "{:?}", answer.version());
+    }
 }
 
 #[tokio::test]
@@ -521,7 +614,8 @@ async fn a_replica_is_told_who_asks_and_what_was_claimed_is_replaced() {
 #[tokio::test]
 async fn nginx_writes_no_secrets() {
     let gateway = Gateway::start(&[("FANFARE_JWT_SECRET", SECRET)]).await;
-    let nginx = Nginx::before(&[&gateway]).await;
+    // What it logs of one that is dead has the request in it.
+    let nginx = Site::of(&[dead(), gateway.data, dead()]).start().await;
     let good = granting(serde_json::json!({ "subscribe": ["a"] }));
     let client = nginx.client().build().unwrap();
     let drawn = client.post(nginx.url("/tickets")).bearer_auth(&good).send();
@@ -561,7 +655,15 @@ async fn nginx_writes_no_secrets() {
         let answer = within("an answer", request.send()).await.unwrap();
         assert_eq!(answer.status(), status);
     }
-    eventually("all are logged", async || nginx.requests().len() >= 8).await;
+    // Each replica is tried first by one of them.
+    for _ in 0..6 {
+        let spent = client.get(nginx.url(&format!("/events/a?ticket={ticket}")));
+        let answer = within("an answer", spent.send()).await.unwrap();
+        assert_eq!(answer.status(), 401);
+    }
+    eventually("all are logged", async || nginx.requests().len() >= 14).await;
+    let tried = |line: &String| line.contains("401 ") && line.contains("answered \"502, ");
+    assert!(nginx.requests().iter().any(tried), "a dead one was tried");
     let told = nginx.requests().join("\n") + &nginx.log();
     assert!(told.contains("/events/b"), "{told}");
     let signature = good.rsplit('.').next().unwrap();

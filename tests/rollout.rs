@@ -19,6 +19,8 @@ mod client;
 mod nginx;
 #[path = "support/oracle.rs"]
 mod oracle;
+#[path = "support/tokens.rs"]
+mod tokens;
 
 use std::path::Path;
 use std::time::Duration;
@@ -27,7 +29,10 @@ use client::{Addresses, Client, Plan};
 use nginx::{Nginx, Site};
 use oracle::{Journal, Publisher, settle};
 use support::{BINARY, DEADLINE, Gateway, Redis, test_within};
-use tokio::time::Instant;
+use tokens::{SECRET, granting};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
 
 const REPLICAS: usize = 3;
 
@@ -121,6 +126,31 @@ impl Fleet {
         all.iter().enumerate().map(within_a_second).max().unwrap()
     }
 
+    /// Publishes and draws tickets through nginx until it is told to stop, and counts what went well.
+    fn requests(&self) -> (watch::Sender<bool>, JoinHandle<usize>) {
+        let (stop, stopped) = watch::channel(false);
+        let token = granting(serde_json::json!({ "publish": ["*"] }));
+        let urls = [
+            self.nginx.inside("/events/ordinary"),
+            format!("http://{}/tickets", self.nginx.site.plain),
+        ];
+        let task = tokio::spawn(async move {
+            let client = reqwest::Client::new();
+            let mut done = 0;
+            while !*stopped.borrow() {
+                for url in &urls {
+                    let request = client.post(url).bearer_auth(&token).body("x");
+                    let answer = request.send().await.unwrap();
+                    assert_eq!(answer.status(), 200, "{url}: {:?}", answer.text().await);
+                    done += 1;
+                }
+                sleep(Duration::from_millis(10)).await;
+            }
+            done
+        });
+        (stop, task)
+    }
+
     /// Nothing is missing, and nginx answered nothing but 200.
     async fn settle(&self, journal: &Journal, mut publisher: Publisher) {
         let all: Vec<_> = self.clients.iter().collect();
@@ -144,6 +174,8 @@ async fn replica(binary: &Path, redis: &Redis, drain_period: Duration, address: 
         ("FANFARE_LISTEN", address),
         ("FANFARE_DRAIN_PERIOD", &drain_period),
         ("FANFARE_HISTORY_LENGTH", "100000"),
+        ("FANFARE_JWT_SECRET", SECRET),
+        ("FANFARE_PUBLIC_CHANNELS", "*"),
     ];
     let gateway = Gateway::start_binary(binary, &variables).await;
     gateway.ready().await;
@@ -154,7 +186,10 @@ async fn rolling_restart(clients: usize, drain_period: Duration, pause: Duration
     let mut fleet = Fleet::start(Path::new(BINARY), drain_period, clients).await;
     let journal = Journal::default();
     let load = Publisher::new(&journal, "p", &fleet.redis.url()).load(&["a", "b"], pause);
+    let (stop, requests) = fleet.requests();
     let drains = fleet.roll(Path::new(BINARY)).await;
+    stop.send_replace(true);
+    assert!(requests.await.unwrap() > 100);
     fleet.settle(&journal, load.stop().await).await;
     for (first, last) in drains {
         let took = last - first;

@@ -17,7 +17,6 @@ mod tickets;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
@@ -26,9 +25,11 @@ use crate::labels::labels;
 use crate::protocol::{
     ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame, Revocation,
 };
+use crate::tasks::Tasks;
 use crate::telemetry::{BusMetrics, Traces};
 
 pub use peers::{MAX_PEER_BYTES, PeerSender};
+pub(crate) use redis::POOL_PATIENCE;
 pub use redis::{library, publish_once};
 pub use tally::{Tally, TallyAnswer, TallyReport};
 pub use tickets::{TicketStore, TicketsUnavailable};
@@ -226,7 +227,7 @@ impl Bus {
     /// When the Redis URL cannot be used.
     pub fn start(
         config: &Config,
-        control: &Handle,
+        tasks: &mut Tasks,
         shards: Vec<mpsc::Sender<ShardMessage>>,
         revocations: Arc<Revocations>,
         metrics: BusMetrics,
@@ -242,8 +243,8 @@ impl Bus {
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes())
             .traced_by(traces);
         let services = match &config.bus {
-            BusConfig::Embedded => embedded::start(config, control, routing, inputs, metrics),
-            BusConfig::Redis(url) => redis::start(config, url, control, routing, inputs, metrics)?,
+            BusConfig::Embedded => embedded::start(config, tasks, routing, inputs, metrics),
+            BusConfig::Redis(url) => redis::start(config, url, tasks, routing, inputs, metrics)?,
         };
         Ok(Self {
             interest,

@@ -18,12 +18,13 @@ use super::values::list;
 #[derive(Args, Clone, Debug)]
 pub struct ClientSettings {
     /// Origins whose pages may read and publish here, exactly as browsers send them:
-    /// `https://app.example.com`. Pages of this host itself always may
+    /// `https://app.example.com`. Pages of this host itself always may. nginx/site/origins.conf has
+    /// the same
     #[arg(long, env = "FANFARE_ALLOW_ORIGINS", value_name = "ORIGINS")]
     pub allow_origins: Option<String>,
 
     /// Addresses and networks of the proxies in front, such as 10.0.0.0/8: only they are believed
-    /// when they tell a client's address
+    /// when they tell a client's address, as nginx/nginx.conf and nginx/l4.conf do
     #[arg(long, env = "FANFARE_TRUSTED_PROXIES", value_name = "NETWORKS")]
     pub trusted_proxies: Option<String>,
 
@@ -33,7 +34,7 @@ pub struct ClientSettings {
     pub forwarded_header: Option<String>,
 
     /// Address of a second data listener, for trusted proxies that send the PROXY protocol
-    /// (version 1 or 2). [default: none]
+    /// (version 1 or 2), as nginx/l4.conf does. [default: none]
     #[arg(long, env = "FANFARE_PROXY_PROTOCOL_LISTEN", value_name = "IP:PORT")]
     pub proxy_protocol_listen: Option<String>,
 

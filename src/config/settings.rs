@@ -115,7 +115,8 @@ pub struct Settings {
     )]
     pub max_channels_per_connection: String,
 
-    /// Data of one event at the most; larger ones are refused or dropped
+    /// Data of one event at the most; larger ones are refused or dropped. nginx/nginx.conf takes
+    /// bodies of as much
     #[arg(
         long,
         env = "FANFARE_MAX_EVENT_BYTES",

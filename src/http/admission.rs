@@ -90,9 +90,10 @@ impl Admission {
 
     /// Has the limits of single clients hold for all replicas together, for ever.
     pub async fn share(self: Arc<Self>, tally: Tally) {
-        if !self.streams.is_off() {
-            share(Arc::clone(&self.streams), tally).await;
+        if self.streams.is_off() {
+            return std::future::pending().await;
         }
+        share(Arc::clone(&self.streams), tally).await;
     }
 
     /// Waits for a place for one connection more: at the bound accepting pauses, and the kernel's

@@ -13,6 +13,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::Notify;
 use tokio::time::{Instant, interval_at, timeout, timeout_at};
 
 use super::admission::{OpenStream, Place};
@@ -22,7 +23,7 @@ use super::proxy_protocol::{ProxyHeader, read_header};
 use super::requester::Peer;
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
-use crate::hub::RejectReason;
+use crate::hub::{CloseReason, RejectReason};
 
 /// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -218,7 +219,8 @@ async fn serve_http1(
                 Becomes::Closed
             })
         });
-        cut_off::watching(hyper).await.unwrap_or(Becomes::CutOff)
+        let (becomes, _) = cut_off::watching(hyper).await;
+        becomes.unwrap_or(Becomes::CutOff)
     };
     // What the client has sent behind its request is dropped with hyper's buffer: the answer of a
     // stream says `connection: close`, so nothing after it is answered (RFC 9112, section 9.6).
@@ -243,18 +245,22 @@ enum Becomes {
 }
 
 async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read: Vec<u8>) {
-    let service = service_fn(move |request| {
-        let asked = Asked {
-            peer,
-            head_fault: None,
-            handoff: None,
-        };
-        let answer = Rc::clone(&edge).answer(request, asked);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
+    let service = {
+        let edge = Rc::clone(&edge);
+        service_fn(move |request| {
+            let asked = Asked {
+                peer,
+                head_fault: None,
+                handoff: None,
+            };
+            let answer = Rc::clone(&edge).answer(request, asked);
+            async move { Ok::<_, Infallible>(answer.await) }
+        })
+    };
     let io = TrackedIo::new(socket, already_read, Rc::default());
     let executor = LocalExecutor::default();
     let open = Rc::clone(&executor.open);
+    let sent_away = Rc::clone(&executor.sent_away);
     let connection = http2::Builder::new(executor)
         .timer(TokioTimer::new())
         .keep_alive_interval(HTTP2_PING_INTERVAL)
@@ -272,9 +278,23 @@ async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read
     // Nothing to do between two looks is as long as a request may take to come.
     let mut looks = interval_at(Instant::now() + HEAD_DEADLINE, HEAD_DEADLINE);
     let mut served = 0;
+    // Whoever is to come back elsewhere would not, over this connection.
+    let mut leaves = pin!(async {
+        tokio::select! {
+            () = edge.hub().drains() => {}
+            () = sent_away.notified() => {}
+        }
+    });
+    let mut is_leaving = false;
     loop {
         tokio::select! {
             _ = &mut connection => return,
+            () = &mut leaves, if !is_leaving => {
+                is_leaving = true;
+                // What is open goes on (RFC 9113, section 6.8).
+                connection.as_mut().graceful_shutdown();
+                continue;
+            }
             _ = looks.tick() => {}
         }
         let OpenAnswers { open, begun } = open.get();
@@ -298,11 +318,13 @@ struct OpenAnswers {
 #[derive(Clone, Default)]
 struct LocalExecutor {
     open: Rc<Cell<OpenAnswers>>,
+    /// A stream has ended so that its client comes back to another replica.
+    sent_away: Rc<Notify>,
 }
 
 impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        let count = Rc::clone(&self.open);
+        let (count, sent_away) = (Rc::clone(&self.open), Rc::clone(&self.sent_away));
         let OpenAnswers { open, begun } = count.get();
         count.set(OpenAnswers {
             open: open + 1,
@@ -310,7 +332,10 @@ impl<F: Future<Output = ()> + 'static> hyper::rt::Executor<F> for LocalExecutor 
         });
         tokio::task::spawn_local(async move {
             // A stream that is dropped unfinished is reset (RFC 9113, section 5.4.2).
-            let _ = cut_off::watching(future).await;
+            let (_, ended) = cut_off::watching(future).await;
+            if matches!(ended, Some(CloseReason::Age | CloseReason::Drain)) {
+                sent_away.notify_one();
+            }
             let OpenAnswers { open, begun } = count.get();
             count.set(OpenAnswers {
                 open: open - 1,

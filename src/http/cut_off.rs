@@ -9,18 +9,19 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
 
-use crate::hub::AbortWatch;
+use crate::hub::{AbortWatch, CloseReason};
 
 tokio::task_local! {
     static WATCH: RefCell<Option<AbortWatch>>;
 }
 
-/// Runs `future`, which polls a stream's answer; `None` when the stream is to be cut off.
-pub(super) async fn watching<F: Future>(future: F) -> Option<F::Output> {
+/// Runs `future`, which polls a stream's answer; `None` when the stream is to be cut off. With it,
+/// why the stream was ended, if it was.
+pub(super) async fn watching<F: Future>(future: F) -> (Option<F::Output>, Option<CloseReason>) {
     WATCH
         .scope(RefCell::default(), async {
             let mut future = pin!(future);
-            poll_fn(|context| {
+            let output = poll_fn(|context| {
                 if let Poll::Ready(output) = future.as_mut().poll(context) {
                     return Poll::Ready(Some(output));
                 }
@@ -36,7 +37,9 @@ pub(super) async fn watching<F: Future>(future: F) -> Option<F::Output> {
                     Poll::Pending
                 }
             })
-            .await
+            .await;
+            let ended = WATCH.with(|watch| watch.borrow().as_ref()?.end_reason());
+            (output, ended)
         })
         .await
 }

@@ -11,6 +11,7 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, Request, StatusCode, Version};
+use tokio::sync::watch;
 use tower_service::Service;
 use tracing::Instrument;
 
@@ -25,12 +26,18 @@ use super::requester::{ConnectionId, Peer, Requester};
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
 use super::{host, origin};
+use crate::bus::BusHealth;
 use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
 use crate::protocol::Framing;
 use crate::telemetry::{self, Traces};
 
-/// How long a stream waits for its channels while the bus is away.
+/// How long a stream waits for its channels while the bus is away. nginx/nginx.conf waits longer for an
+/// answer.
 const SUBSCRIBE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same where the bus is known to be away and a proxy can ask another replica: as long as a
+/// connection takes that was merely lost.
+const PATIENCE_BEFORE_THE_NEXT: Duration = Duration::from_secs(1);
 
 /// What the connections of a shard share.
 pub struct Edge {
@@ -39,6 +46,7 @@ pub struct Edge {
     admission: Arc<Admission>,
     is_open: bool,
     traces: Option<Traces>,
+    health: watch::Receiver<BusHealth>,
     shard: usize,
     /// Connections accepted so far.
     accepted: Cell<u64>,
@@ -55,6 +63,8 @@ pub struct EdgeParts {
     pub is_open: bool,
     /// Traces what becomes of streams, if anything does.
     pub traces: Option<Traces>,
+    /// Whether events arrive.
+    pub health: watch::Receiver<BusHealth>,
 }
 
 /// How a request came.
@@ -126,6 +136,7 @@ impl Edge {
             admission,
             is_open,
             traces,
+            health,
         } = parts;
         Rc::new(Self {
             hub,
@@ -133,6 +144,7 @@ impl Edge {
             admission,
             is_open,
             traces,
+            health,
             shard,
             accepted: Cell::new(0),
         })
@@ -230,7 +242,6 @@ impl Edge {
         // Answered before the process ends: an event that is being published is not to be lost.
         let in_progress = self.hub.stats().requests.hold();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
-        drop(in_progress);
         // What is answered here, instead of what the router has answered.
         let cors = cors_headers(response.headers());
         let instead = |asking: &mut Asking<'_>, outcome, mut answer: Response| {
@@ -289,9 +300,14 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
-        let mut opened = self
-            .open(&stream, &head, handoff.is_some(), &asking.requester)
-            .await;
+        let patience = if wants_503 && *self.health.borrow() != BusHealth::Up {
+            PATIENCE_BEFORE_THE_NEXT
+        } else {
+            SUBSCRIBE_PATIENCE
+        };
+        let takeover = handoff.is_some();
+        let opening = self.open(&stream, &head, takeover, &asking.requester, patience);
+        let mut opened = opening.await;
         if let (Ok(_), Some(ticket)) = (&opened, &ticket) {
             // Only now, so that a client that is told to come back can.
             match ticket.spend().await {
@@ -326,6 +342,7 @@ impl Edge {
         asking.end("opened", StatusCode::OK);
         match handoff {
             Some(handoff) => {
+                drop(in_progress);
                 handoff.leave(stream);
                 std::future::pending().await
             }
@@ -374,6 +391,7 @@ impl Edge {
         head: &StreamHead,
         takeover: bool,
         requester: &Requester,
+        patience: Duration,
     ) -> Result<OpenStream, Rejection> {
         if self.hub.is_draining() {
             return Err(NotOpened::Draining.into());
@@ -393,10 +411,7 @@ impl Edge {
                 Vec::new()
             }
         };
-        let subscription = self
-            .hub
-            .subscribe(stream, framing, first, SUBSCRIBE_PATIENCE)
-            .await;
+        let subscription = self.hub.subscribe(stream, framing, first, patience).await;
         Ok(OpenStream::new(subscription?, permit, requester))
     }
 }

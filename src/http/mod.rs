@@ -36,7 +36,7 @@ mod subscribe;
 mod takeover;
 
 pub use admission::Admission;
-pub(crate) use auth::{VerifiedClaims, read_token_header};
+pub(crate) use auth::{FETCH_DEADLINE, MAX_TOKEN_BYTES, VerifiedClaims, read_token_header};
 pub(crate) use connection::{HEAD_DEADLINE, MAX_HEAD_BYTES};
 pub use edge::{Edge, EdgeParts};
 pub use host::only_this_machine;

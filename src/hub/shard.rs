@@ -50,6 +50,8 @@ pub struct Hub {
     /// The bus is to be told of interest.
     interest_changed: Notify,
     draining: Cell<bool>,
+    /// The shard begins to drain.
+    drain_begun: Notify,
     /// How often the bus was lost.
     pub(super) losses: Cell<u64>,
     pub(super) positions: RefCell<Positions>,
@@ -77,6 +79,7 @@ impl Hub {
             activated: Notify::new(),
             interest_changed: Notify::new(),
             draining: Cell::new(false),
+            drain_begun: Notify::new(),
             losses: Cell::new(0),
         })
     }
@@ -99,6 +102,14 @@ impl Hub {
     /// Whether streams are being closed because the replica stops.
     pub fn is_draining(&self) -> bool {
         self.draining.get()
+    }
+
+    /// Waits until the replica stops and streams are being closed.
+    pub async fn drains(&self) {
+        let begun = self.drain_begun.notified();
+        if !self.draining.get() {
+            begun.await;
+        }
     }
 
     /// Opens a stream: waits until each channel is active at the bus and it is known what the
@@ -289,6 +300,7 @@ impl Hub {
             }
             News::Drain(period) => {
                 if !self.draining.replace(true) {
+                    self.drain_begun.notify_waiters();
                     tokio::task::spawn_local(Rc::clone(self).drain(period));
                 }
             }

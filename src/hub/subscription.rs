@@ -175,6 +175,11 @@ impl AbortWatch {
     pub fn poll_aborted(&self, context: &Context<'_>) -> bool {
         self.0.mailbox.borrow_mut().poll_aborted(context)
     }
+
+    /// Why the stream was ended, if it was.
+    pub fn end_reason(&self) -> Option<CloseReason> {
+        self.0.mailbox.borrow().end_reason()
+    }
 }
 
 impl Drop for Subscription {

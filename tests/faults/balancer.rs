@@ -34,7 +34,7 @@ async fn nginx_reloaded_and_killed_and_a_replica_black_holed_cost_no_event() {
             Gateway::behind(&redis, VARIABLES).await,
         ];
         let site = Site::of(&addresses(&[&gateways[0], &gateways[1]]));
-        site.silence("3s");
+        site.silence(Duration::from_secs(3));
         let mut nginx = site.start().await;
         let clients = clients(&nginx).await;
         let journal = Journal::default();

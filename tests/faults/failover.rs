@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep};
+
 use crate::client::Addresses;
 use crate::matrix::Fault;
 use crate::oracle::{Journal, Publisher, settle};
@@ -9,6 +11,9 @@ use crate::proxy::Proxy;
 use crate::sentinel::{NAME, Sentinels};
 use crate::support::{Gateway, Redis, certificate, eventually, free_port, test_within};
 use crate::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, open, probes, refs};
+
+/// How long a primary goes without being confirmed, where that is what matters.
+const LAG_BOUND: Duration = Duration::from_secs(4);
 
 /// What a failover by Sentinels takes with the waits of its own, on a machine that is busy.
 const FAILOVER: Duration = Duration::from_secs(150);
@@ -39,9 +44,9 @@ pub(crate) async fn announced_replica_of(primary: &Redis, proxy: &Proxy) -> Redi
 /// Its primary is killed, then comes back as the replica of its successor, which hands over again.
 #[tokio::test]
 async fn sentinels_are_followed_from_primary_to_primary() {
-    let _fault = Fault::new(
+    let mut fault = Fault::new(
         "forced and planned Sentinel failover, first dial refused",
-        2 * RECOVERY,
+        RECOVERY,
     );
     test_within(FAILOVER, async {
         let mut old = primary().await;
@@ -58,18 +63,20 @@ async fn sentinels_are_followed_from_primary_to_primary() {
             .load(&["a", "b"], PAUSE);
         journal.grows(100).await;
 
-        // Forced. The first to dial the new primary is refused.
-        proxy.refuse_next(2);
+        // Forced. The first two of the gateways' dials to the new primary are refused.
+        proxy.refuse_gateways(2);
         old.kill().await;
         eventually("the loss is noticed", async || {
             !gateways[0].is_ready().await && !gateways[1].is_ready().await
         })
         .await;
         sentinels.name(proxy.port()).await;
+        let over = Instant::now();
         for gateway in &gateways {
             gateway.ready().await;
         }
-        assert_eq!(proxy.to_refuse(), 0, "somebody was refused");
+        fault.recovered(over);
+        assert_eq!(proxy.to_refuse(), 0, "gateways were refused");
         assert_eq!(probes(&new).await, 2);
         journal.grows(100).await;
 
@@ -81,20 +88,64 @@ async fn sentinels_are_followed_from_primary_to_primary() {
         .await;
         assert_eq!(probes(&old).await, 0);
         journal.grows(50).await;
+        // What the first had acknowledged and not yet handed on is lost.
+        let mut publisher = load.stop().await;
+        settle(&journal, &mut publisher, &refs(&clients), &["rewound"]).await;
         clients[3].cut();
 
-        // Planned.
+        // Planned: nobody publishes until the successor is there, so nothing can be lost.
         sentinels.know_a_replica().await;
+        in_step(&new, &old).await;
         let _: String = sentinels.command(0, &["SENTINEL", "FAILOVER", NAME]).await;
         sentinels.name(old.port()).await;
+        let over = Instant::now();
         eventually("both gateways follow", async || probes(&old).await == 2).await;
         for gateway in &gateways {
             gateway.ready().await;
         }
+        fault.recovered(over);
+        let load = publisher.load(&["a", "b"], PAUSE);
         journal.grows(100).await;
         let mut publisher = load.stop().await;
-        settle(&journal, &mut publisher, &refs(&clients), &["rewound"]).await;
+        settle(&journal, &mut publisher, &refs(&clients), &[]).await;
         assert_eq!(clients[0].log().streams, 1, "streams stay open");
+    })
+    .await;
+}
+
+/// The old primary goes on as one: nothing but the Sentinels' word tells.
+#[tokio::test]
+async fn a_primary_that_was_replaced_and_does_not_know_it_is_left_at_once() {
+    let mut fault = Fault::new("a primary replaced that goes on as one", RECOVERY);
+    test_within(FAILOVER, async {
+        let old = primary().await;
+        let proxy = Proxy::to(&old).await;
+        let new = announced_replica_of(&old, &proxy).await;
+        let sentinels = Sentinels::watching(&old, 3).await;
+        sentinels.know_a_replica().await;
+        let gateway = behind(&sentinels, &[]).await;
+        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
+        let journal = Journal::default();
+        let mut publisher = Publisher::over_http(&journal, "p", &Addresses::of(&[&gateway]));
+        publisher.ids("a", 5).await;
+        publisher.ids("b", 5).await;
+        settle(&journal, &mut publisher, &refs(&clients), &[]).await;
+        in_step(&old, &new).await;
+        // Nobody can teach it better.
+        let _: String = old
+            .command(&["ACL", "SETUSER", "default", "-slaveof", "-replicaof"])
+            .await;
+        let _: String = sentinels.command(0, &["SENTINEL", "FAILOVER", NAME]).await;
+        sentinels.name(proxy.port()).await;
+        let over = Instant::now();
+        eventually("the gateway follows", async || probes(&new).await == 1).await;
+        gateway.ready().await;
+        fault.recovered(over);
+        assert_eq!(replication(&old, "role").await, "master");
+        assert_eq!(probes(&old).await, 0);
+        let told = gateway.log().join("\n");
+        assert!(told.contains("Sentinels name another primary"), "{told}");
+        settle(&journal, &mut publisher, &refs(&clients), &[]).await;
     })
     .await;
 }
@@ -103,19 +154,22 @@ async fn sentinels_are_followed_from_primary_to_primary() {
 /// been replaced by the others.
 #[tokio::test]
 async fn a_primary_that_is_not_confirmed_is_left_within_the_bound() {
-    let _fault = Fault::new("too few Sentinels confirm the primary", RECOVERY);
+    let mut fault = Fault::new("too few Sentinels confirm the primary", RECOVERY);
     test_within(FAILOVER, async {
         let redis = primary().await;
         let sentinels = Sentinels::watching(&redis, 3).await;
-        let variables = [("FANFARE_MAX_REPLICATION_LAG", "4s")];
+        let lag_bound = format!("{}s", LAG_BOUND.as_secs());
+        let variables = [("FANFARE_MAX_REPLICATION_LAG", lag_bound.as_str())];
         let gateway = behind(&sentinels, &variables).await;
         let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
         let journal = Journal::default();
         let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
         journal.grows(50).await;
         sentinels.signal(0, "STOP");
-        // Two confirm it.
-        journal.grows(200).await;
+        // Two confirm it, again and again.
+        sleep(3 * LAG_BOUND).await;
+        let losses = gateway.metric("fanfare_redis_losses_total").await;
+        assert_eq!(losses, 0.0, "a primary that is confirmed is kept");
         sentinels.signal(1, "STOP");
         eventually("the primary is left", async || !gateway.is_ready().await).await;
         let told = gateway.log().join("\n");
@@ -133,7 +187,9 @@ async fn a_primary_that_is_not_confirmed_is_left_within_the_bound() {
         // Nor does it publish there.
         assert_eq!(gateway.post("/events/a", "x").await.0, 503);
         sentinels.signal(1, "CONT");
+        let over = Instant::now();
         gateway.ready().await;
+        fault.recovered(over);
         assert_eq!(gateway.metric(series).await, 0.0);
         sentinels.signal(0, "CONT");
         let mut publisher = load.stop().await;
@@ -271,7 +327,7 @@ pub(crate) async fn primary() -> Redis {
 
 #[tokio::test]
 async fn a_planned_failover_costs_no_event() {
-    let _fault = Fault::new("planned failover without Sentinels", RECOVERY);
+    let mut fault = Fault::new("planned failover without Sentinels", RECOVERY);
     test_within(MINUTE, async {
         let old = primary().await;
         let link = Proxy::to(&old).await;
@@ -302,6 +358,7 @@ async fn a_planned_failover_costs_no_event() {
         .await;
         // What is connected stays so: to a primary that is none any more.
         proxy.point(&new);
+        let over = Instant::now();
         journal.grows(200).await;
         clients[3].cut();
         eventually("the gateway leaves the demoted primary", async || {
@@ -316,9 +373,36 @@ async fn a_planned_failover_costs_no_event() {
         })
         .await;
         gateway.ready().await;
+        fault.recovered(over);
         journal.grows(100).await;
         let mut publisher = load.stop().await;
         settle(&journal, &mut publisher, &refs(&clients), &[]).await;
+    })
+    .await;
+}
+
+/// Such a replica says nothing but that (`replica-serve-stale-data no`), and still takes `PUBLISH`.
+#[tokio::test]
+async fn a_replica_that_has_lost_its_primary_is_left() {
+    test_within(MINUTE, async {
+        let redis = primary().await;
+        let gateway = Gateway::behind(&redis, VARIABLES).await;
+        let set = ["CONFIG", "SET", "replica-serve-stale-data", "no"];
+        let _: String = redis.command(&set).await;
+        let dead = free_port().to_string();
+        let _: String = redis.command(&["REPLICAOF", "127.0.0.1", &dead]).await;
+        eventually("it is told", async || {
+            gateway
+                .metric("fanfare_redis_down{cause=\"not_primary\"}")
+                .await
+                == 1.0
+        })
+        .await;
+        assert!(!gateway.is_ready().await);
+        let (_, reasons) = gateway.admin_get("/readyz").await;
+        assert!(reasons.contains("Redis is a replica"), "{reasons}");
+        let _: String = redis.command(&["REPLICAOF", "NO", "ONE"]).await;
+        gateway.ready().await;
     })
     .await;
 }
@@ -337,7 +421,7 @@ async fn in_step_under_load(primary: &Redis, replica: &Redis) {
 /// A tail of events is acknowledged and delivered, and lost with its primary.
 #[tokio::test]
 async fn a_failover_that_loses_its_tail_is_told_to_those_past_it() {
-    let _fault = Fault::new("failover that loses acknowledged events", RECOVERY);
+    let mut fault = Fault::new("failover that loses acknowledged events", RECOVERY);
     test_within(MINUTE, async {
         let mut old = primary().await;
         let link = Proxy::to(&old).await;
@@ -388,7 +472,9 @@ async fn a_failover_that_loses_its_tail_is_told_to_those_past_it() {
         assert_eq!(retained, 6);
         proxy.point(&new);
         proxy.cut();
+        let over = Instant::now();
         gateway.ready().await;
+        fault.recovered(over);
         back_at_once.come_back();
         back_at_once
             .until("a gap", |log| !log.gaps.is_empty())

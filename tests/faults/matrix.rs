@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// A fault that a test makes. When the test ends, it is a row of the table in the file that
-/// `FAULT_TABLE` names.
+/// A fault that a test makes, and says when it is over. When the test ends, it is a row of the table in
+/// the file that `FAULT_TABLE` names.
 pub(crate) struct Fault {
     name: &'static str,
     bound: Duration,
@@ -38,7 +38,7 @@ impl Drop for Fault {
         let result = match (std::thread::panicking(), self.longest) {
             (true, _) => "**failed**".to_owned(),
             (false, Some(took)) => format!("held; as before after {:.1} s", took.as_secs_f64()),
-            (false, None) => "held".to_owned(),
+            (false, None) => panic!("{}: nobody saw that it is over", self.name),
         };
         let row = format!(
             "| {} | {} s | {result} | {:.0} s |\n",

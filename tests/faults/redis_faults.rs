@@ -13,7 +13,7 @@ use crate::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, open, r
 
 #[tokio::test]
 async fn a_subscriber_connection_killed_a_hundred_times_costs_no_event() {
-    let _fault = Fault::new("pub/sub connection killed a hundred times", RECOVERY);
+    let mut fault = Fault::new("pub/sub connection killed a hundred times", RECOVERY);
     test_within(MINUTE, async {
         let redis = Redis::start().await;
         let gateway = Gateway::behind(&redis, VARIABLES).await;
@@ -35,8 +35,11 @@ async fn a_subscriber_connection_killed_a_hundred_times_costs_no_event() {
             // The last three come and go meanwhile.
             clients[3 + round % 3].cut();
         }
+        let over = Instant::now();
         let mut publisher = load.stop().await;
         settle(&journal, &mut publisher, &refs(&clients), &[]).await;
+        gateway.ready().await;
+        fault.recovered(over);
         assert_eq!(clients[0].log().streams, 1, "streams stay open");
         assert!(gateway.metric("fanfare_backfilled_events_total").await > 0.0);
     })
@@ -45,7 +48,7 @@ async fn a_subscriber_connection_killed_a_hundred_times_costs_no_event() {
 
 #[tokio::test]
 async fn a_redis_that_persists_every_event_is_killed_without_a_gap() {
-    let _fault = Fault::new("Redis killed -9 four times, AOF always", RECOVERY);
+    let mut fault = Fault::new("Redis killed -9 four times, AOF always", RECOVERY);
     test_within(MINUTE, async {
         let options = [("--appendonly", "yes"), ("--appendfsync", "always")];
         let mut redis = Redis::start_with(&options).await;
@@ -62,8 +65,10 @@ async fn a_redis_that_persists_every_event_is_killed_without_a_gap() {
             redis.kill().await;
             clients[3].cut();
             redis.restart().await;
+            let over = Instant::now();
             gateway.ready().await;
             journal.grows(50).await;
+            fault.recovered(over);
             away.come_back();
             if round % 2 == 1 {
                 // What comes back finds nothing new to be told of.
@@ -82,7 +87,7 @@ async fn a_redis_that_persists_every_event_is_killed_without_a_gap() {
 
 #[tokio::test]
 async fn a_redis_that_forgets_everything_is_told_to_every_client() {
-    let _fault = Fault::new("Redis killed -9, without its data", RECOVERY);
+    let mut fault = Fault::new("Redis killed -9, without its data", RECOVERY);
     test_within(MINUTE, async {
         let mut redis = Redis::start().await;
         let gateway = Gateway::behind(&redis, VARIABLES).await;
@@ -108,8 +113,10 @@ async fn a_redis_that_forgets_everything_is_told_to_every_client() {
         }
         redis.kill().await;
         redis.restart().await;
+        let over = Instant::now();
         gateway.ready().await;
         other.ready().await;
+        fault.recovered(over);
         // One comes back to an empty Redis, one when there are new events.
         early.come_back();
         early
@@ -227,7 +234,7 @@ async fn an_evicted_history_proves_nothing() {
 /// Neither side closes the connection: only a probe that stays out tells.
 #[tokio::test]
 async fn a_connection_that_falls_silent_costs_no_event() {
-    let _fault = Fault::new("a connection to Redis that falls silent", RECOVERY);
+    let mut fault = Fault::new("a connection to Redis that falls silent", RECOVERY);
     test_within(MINUTE, async {
         let redis = Redis::start().await;
         let proxy = Proxy::to(&redis).await;
@@ -246,9 +253,11 @@ async fn a_connection_that_falls_silent_costs_no_event() {
         proxy.stall(false);
         journal.grows(50).await;
         proxy.point(&redis);
+        let over = Instant::now();
         gateway.ready().await;
         let mut publisher = load.stop().await;
         settle(&journal, &mut publisher, &refs(&clients), &[]).await;
+        fault.recovered(over);
     })
     .await;
 }

@@ -13,7 +13,7 @@ use crate::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, refs};
 
 #[tokio::test]
 async fn clients_go_on_at_another_replica_when_theirs_is_killed() {
-    let _fault = Fault::new("replicas killed -9 under full load", RECOVERY);
+    let mut fault = Fault::new("replicas killed -9 under full load", RECOVERY);
     test_within(MINUTE, async {
         let redis = Redis::start().await;
         let mut gateways = [
@@ -33,6 +33,7 @@ async fn clients_go_on_at_another_replica_when_theirs_is_killed() {
             let gateway = &mut gateways[round % 2];
             gateway.process.signal("KILL");
             gateway.process.ended().await;
+            let over = Instant::now();
             journal.grows(100).await;
             *gateway = Gateway::behind(&redis, VARIABLES).await;
             addresses.replace(round % 2, gateway);
@@ -40,6 +41,10 @@ async fn clients_go_on_at_another_replica_when_theirs_is_killed() {
             for client in &clients[6..] {
                 client.cut();
             }
+            for client in &clients[..6] {
+                client.until("it is back", |log| log.is_open()).await;
+            }
+            fault.recovered(over);
         }
         let [load, others @ ..] = loads;
         for other in others {

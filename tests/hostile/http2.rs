@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 use crate::healthy;
 use crate::support::{Events, Gateway, Raw, eventually, within};
@@ -11,6 +12,7 @@ use crate::support::{Events, Gateway, Raw, eventually, within};
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Frame types (RFC 9113, section 6).
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -22,6 +24,7 @@ const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
 /// Error codes (RFC 9113, section 7).
+const NO_ERROR: u32 = 0;
 const REFUSED_STREAM: u32 = 7;
 const ENHANCE_YOUR_CALM: u32 = 11;
 
@@ -216,4 +219,42 @@ async fn a_stalled_stream_does_not_stall_its_neighbours() {
         .await;
     assert_eq!(neighbour.data().await, "still here");
     drop(stalled);
+}
+
+/// Whoever is sent away comes back over another connection, to another replica: over this one it would
+/// be sent away again.
+#[tokio::test]
+async fn a_connection_is_given_up_when_its_replica_drains() {
+    let gateway = Gateway::start(&[("FANFARE_DRAIN_PERIOD", "1h")]).await;
+    let mut frames = Frames::connect(&gateway).await;
+    let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/events/a"));
+    frames.flood(std::iter::once(request)).await;
+    frames.until(HEADERS).await.expect("a stream");
+    gateway.process.signal("TERM");
+    let (_, payload) = frames.until(GOAWAY).await.expect("a goodbye");
+    assert_eq!(payload[4..8], NO_ERROR.to_be_bytes());
+    gateway.post("/events/a", "still here").await;
+    loop {
+        let (_, payload) = frames.until(DATA).await.expect("the stream goes on");
+        if String::from_utf8_lossy(&payload).contains("data: still here") {
+            break;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_is_given_up_when_one_of_its_streams_is_too_old() {
+    let gateway = Gateway::start(&[
+        ("FANFARE_HEARTBEAT", "200ms"),
+        ("FANFARE_MAX_CONNECTION_AGE", "2s"),
+    ])
+    .await;
+    let mut frames = Frames::connect(&gateway).await;
+    let request = frame(HEADERS, END_STREAM | END_HEADERS, 1, &get("/events/a"));
+    let begun = Instant::now();
+    frames.flood(std::iter::once(request)).await;
+    let (_, payload) = frames.until(GOAWAY).await.expect("a goodbye");
+    assert_eq!(payload[4..8], NO_ERROR.to_be_bytes());
+    // Not because it is idle: that takes ten seconds.
+    assert!(begun.elapsed() < Duration::from_secs(8));
 }

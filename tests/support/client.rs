@@ -195,6 +195,8 @@ pub struct Log {
     pub closed: Vec<Instant>,
     keys: HashSet<String>,
     pub gaps: Vec<Gap>,
+    /// How many of them an oracle has found allowed.
+    pub judged_gaps: usize,
     /// Number of blocks on the current stream.
     blocks: usize,
 }

@@ -12,7 +12,7 @@
     reason = "a test fails loudly"
 )]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -478,14 +478,31 @@ impl Gateway {
 
     /// What the process holds of memory, in bytes.
     pub fn resident_bytes(&self) -> usize {
-        let mut statm = String::new();
-        std::fs::File::open(format!("/proc/{}/statm", self.process.0.id()))
-            .unwrap()
-            .read_to_string(&mut statm)
-            .unwrap();
-        let pages: usize = statm.split(' ').nth(1).unwrap().parse().unwrap();
-        pages * 4096
+        resident_bytes(self.process.0.id()).unwrap()
     }
+}
+
+/// What a process holds of memory, in bytes (`/proc/PID/statm`, proc(5)).
+fn resident_bytes(process: u32) -> std::io::Result<usize> {
+    let statm = std::fs::read_to_string(format!("/proc/{process}/statm"))?;
+    let pages: Option<usize> = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok());
+    Ok(pages.unwrap_or_default() * 4096)
+}
+
+/// What each gateway holds of memory that this process has started.
+pub fn resident_bytes_of_gateways() -> Vec<usize> {
+    let mut found = Vec::new();
+    for task in std::fs::read_dir("/proc/self/task").unwrap().flatten() {
+        // A thread, or a child, may be gone by now.
+        let children = std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        for child in children.split_whitespace() {
+            let name = std::fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
+            if name.trim() == "fanfare" {
+                found.extend(resident_bytes(child.parse().unwrap()));
+            }
+        }
+    }
+    found
 }
 
 type Blocks = Pin<Box<dyn Stream<Item = Result<Sse, sse_stream::Error>> + Send>>;

@@ -107,13 +107,20 @@ impl Site {
         self.write(name, &text.replace(from, to));
     }
 
-    /// With another silence than three heartbeats of the default.
-    pub fn silence(&self, time: &str) {
-        self.edit(
-            "nginx.conf",
-            "proxy_read_timeout 45s",
-            &format!("proxy_read_timeout {time}"),
-        );
+    /// With another silence than three heartbeats of the default, and the time in which replicas are
+    /// tried in proportion.
+    pub fn silence(&self, time: Duration) {
+        let all = time * 100 / 45;
+        for (name, shipped, time) in [
+            ("proxy_read_timeout", "45s", time),
+            ("proxy_next_upstream_timeout", "100s", all),
+        ] {
+            let (from, to) = (
+                format!("{name} {shipped}"),
+                format!("{name} {}ms", time.as_millis()),
+            );
+            self.edit("nginx.conf", &from, &to);
+        }
     }
 
     fn make_certificate(&self) -> Vec<u8> {

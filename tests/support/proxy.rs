@@ -32,7 +32,7 @@ struct Rules {
     stalled: bool,
     /// Raised to close what is open.
     epoch: u64,
-    /// So many of the next connections are closed at once.
+    /// So many of the next connections that begin as a gateway's do are closed at once.
     to_refuse: usize,
     /// What is under way takes so long, in each direction.
     delay: Option<Range<Duration>>,
@@ -114,8 +114,9 @@ impl Proxy {
         });
     }
 
-    /// Closes so many of the next connections at once.
-    pub fn refuse_next(&self, count: usize) {
+    /// Closes so many of the next connections that gateways make, and no others: theirs begin with
+    /// `HELLO`, and those of Sentinels, replicas and tests do not.
+    pub fn refuse_gateways(&self, count: usize) {
         self.rules.send_modify(|rules| rules.to_refuse = count);
     }
 
@@ -142,17 +143,35 @@ fn address_of(redis: &Redis) -> SocketAddr {
 async fn accept(listener: TcpListener, own: watch::Sender<Rules>, rules: watch::Receiver<Rules>) {
     loop {
         if let Ok((socket, _)) = listener.accept().await {
-            let refused = own.send_if_modified(|rules| {
-                let refuses = rules.to_refuse > 0;
-                rules.to_refuse = rules.to_refuse.saturating_sub(1);
-                refuses
+            let (own, rules) = (own.clone(), rules.clone());
+            tokio::spawn(async move {
+                if rules.borrow().to_refuse > 0 && begins_with_hello(&socket).await {
+                    let refused = own.send_if_modified(|rules| {
+                        let refuses = rules.to_refuse > 0;
+                        rules.to_refuse = rules.to_refuse.saturating_sub(1);
+                        refuses
+                    });
+                    if refused {
+                        return;
+                    }
+                }
+                connection(socket, rules).await;
             });
-            if refused {
-                continue;
-            }
-            tokio::spawn(connection(socket, rules.clone()));
         }
     }
+}
+
+/// Whether the first command is `HELLO`, as RESP3 has it.
+async fn begins_with_hello(socket: &TcpStream) -> bool {
+    const LENGTH: usize = "*2\r\n$5\r\nHELLO".len();
+    let mut first = [0; LENGTH];
+    while let Ok(read @ 1..) = socket.peek(&mut first).await {
+        if read == LENGTH {
+            return first.ends_with(b"HELLO");
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+    false
 }
 
 async fn connection(client: TcpStream, mut rules: watch::Receiver<Rules>) {

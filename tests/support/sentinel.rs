@@ -13,8 +13,14 @@
 
 use std::collections::HashMap;
 use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use redis::AsyncConnectionConfig;
 
 use crate::support::{Process, Redis, eventually, eventually_within, free_port, within};
+
+/// How long a Sentinel may take for an answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the Sentinels call the primary.
 pub const NAME: &str = "main";
@@ -131,7 +137,11 @@ impl Sentinels {
     ) -> redis::RedisResult<T> {
         let url = format!("redis://127.0.0.1:{}", self.ports[number]);
         let client = redis::Client::open(url)?;
-        let connecting = client.get_multiplexed_async_connection();
+        // As long as a machine takes that is busy with ten thousand clients.
+        let patience = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(PATIENCE))
+            .set_response_timeout(Some(PATIENCE));
+        let connecting = client.get_multiplexed_async_connection_with_config(&patience);
         let mut connection = within("connecting to a Sentinel", connecting).await?;
         let mut command = redis::cmd(parts[0]);
         command.arg(&parts[1..]);
@@ -148,7 +158,7 @@ impl Sentinels {
     /// Waits until all name the server on this port.
     pub async fn name(&self, port: u16) {
         eventually_within(
-            std::time::Duration::from_secs(40),
+            Duration::from_secs(40),
             "the Sentinels name the new primary",
             async || {
                 for number in 0..self.ports.len() {

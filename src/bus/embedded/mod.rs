@@ -6,7 +6,6 @@ mod tickets;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
@@ -19,6 +18,7 @@ use super::{
 use crate::config::Config;
 use crate::hub::{BusEvent, HistoryRequest, InterestUpdate, MOST_REVOCATIONS, Revocations};
 use crate::protocol::{ChannelName, Event, EventId, Revocation};
+use crate::tasks::Tasks;
 use crate::telemetry::occurrences::EventReceived;
 use crate::telemetry::{BusMetrics, EventKind};
 
@@ -27,7 +27,8 @@ pub(super) use tickets::EmbeddedTickets;
 /// Published events that may wait: publishers beyond it wait for their answer.
 const PUBLISH_QUEUE: usize = 64;
 
-/// How long a publisher waits for a place in the queue, and then for an answer.
+/// How long a publisher waits for a place in the queue, and then for an answer. nginx/nginx.conf waits
+/// longer.
 const PUBLISH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How often the position moves although nothing is published, and what has expired is forgotten:
@@ -127,7 +128,7 @@ async fn answered<T, E: std::fmt::Display>(
 /// Starts the bus.
 pub(super) fn start(
     config: &Config,
-    control: &Handle,
+    tasks: &mut Tasks,
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
@@ -146,7 +147,7 @@ pub(super) fn start(
         routing,
         metrics,
     };
-    control.spawn(bus.run(inputs, published));
+    tasks.spawn("the bus", bus.run(inputs, published));
     Services {
         publisher: Publisher::Embedded(EmbeddedPublisher(publisher)),
         tickets: TicketStore::Embedded(EmbeddedTickets::default()),

@@ -11,6 +11,7 @@ use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::functions::{Refusal, refusal};
 use super::history::HistoryReader;
 use crate::bus::chain::recover;
 use crate::hub::{GapNotice, HistoryRead};
@@ -260,19 +261,32 @@ pub(super) fn state_key(prefix: &str) -> String {
 }
 
 /// The newest id issued; `None` where there is none or it may not be read.
+///
+/// # Errors
+/// When Redis does not tell for now. That says nothing of ids: what was missed is not given up for it.
 pub(super) async fn read_state(
     connection: &mut MultiplexedConnection,
     key: &str,
 ) -> RedisResult<Option<EventId>> {
-    let state: RedisResult<Option<String>> =
-        redis::cmd("GET").arg(key).query_async(connection).await;
+    newest_id(redis::cmd("GET").arg(key).query_async(connection).await)
+}
+
+fn newest_id(state: RedisResult<Option<Vec<u8>>>) -> RedisResult<Option<EventId>> {
     match state {
-        Ok(state) => Ok(state.and_then(|state| state.split(' ').next()?.parse().ok())),
-        Err(error) if is_lost(&error) => Err(error),
-        Err(error) => {
+        Ok(state) => Ok(state.and_then(|state| {
+            let newest = state.split(|byte| *byte == b' ').next()?;
+            std::str::from_utf8(newest).ok()?.parse().ok()
+        })),
+        Err(error)
+            if matches!(
+                refusal(&error),
+                Some(Refusal::Forbidden | Refusal::NotAHistory)
+            ) =>
+        {
             tracing::debug!(%error, "the newest id cannot be read");
             Ok(None)
         }
+        Err(error) => Err(error),
     }
 }
 
@@ -290,4 +304,37 @@ fn spend(left: &AtomicUsize, bytes: usize) -> bool {
 fn cost_bytes(event: &KeptEvent) -> usize {
     let payload_bytes = event.event.as_ref().map_or(0, |event| event.payload_len());
     payload_bytes + size_of::<KeptEvent>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Otherwise everybody would be told of a gap that may not be.
+    #[test]
+    fn a_newest_id_that_is_not_told_is_not_none() {
+        let refused = |text: &str| {
+            let value = redis::parse_redis_value(format!("-{text}\r\n").as_bytes()).unwrap();
+            newest_id(Err(value.extract_error().unwrap_err()))
+        };
+        for text in [
+            "NOPERM No permissions to access a key",
+            "WRONGTYPE Operation against",
+        ] {
+            assert_eq!(refused(text), Ok(None), "{text}");
+        }
+        for text in [
+            "LOADING Redis is loading",
+            "BUSY Redis is busy",
+            "MASTERDOWN Link",
+        ] {
+            assert!(refused(text).is_err(), "{text}");
+        }
+        let late = std::io::Error::from(std::io::ErrorKind::TimedOut);
+        assert!(newest_id(Err(late.into())).is_err());
+        let told = |text: &str| newest_id(Ok(Some(text.into())));
+        assert_eq!(told("5-1 x"), Ok(Some(EventId::new(5, 1))));
+        assert_eq!(told("nonsense"), Ok(None));
+        assert_eq!(newest_id(Ok(None)), Ok(None));
+    }
 }

@@ -8,9 +8,11 @@ use redis::{
     AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, RedisError,
     RedisResult, Value,
 };
+use tokio::runtime::Handle;
 
 use super::sentinel::Sentinels;
 use crate::config::{RedisPlace, RedisUrl};
+use crate::tasks::Tasks;
 
 /// To be connected and greeted. Two seconds: a healthy Redis takes milliseconds, and a stopped
 /// one must not hold up the next attempt.
@@ -59,11 +61,8 @@ pub(super) async fn connect_once(url: &RedisUrl) -> RedisResult<MultiplexedConne
     let (info, is_named) = match url.place() {
         RedisPlace::Server(info) => (info.clone(), false),
         RedisPlace::Sentinels(group) => {
-            let sentinels = Sentinels::start(
-                group,
-                Duration::from_secs(60),
-                &tokio::runtime::Handle::current(),
-            );
+            let mut tasks = Tasks::on(&Handle::current());
+            let sentinels = Sentinels::start(group, Duration::from_secs(60), &mut tasks);
             let found = sentinels.find().await;
             let (info, _) = found.map_err(|fault| refused(fault.to_string()))?;
             (info, true)

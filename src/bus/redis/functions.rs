@@ -5,8 +5,8 @@ use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind};
 /// Why Redis did not run a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
-    /// This Redis is a replica.
-    ReadOnly,
+    /// This Redis is a replica; perhaps one that has lost its primary, and says nothing else any more.
+    Replica,
     /// It does not have the function, or no functions at all.
     Missing,
     /// The user may not call it.
@@ -27,7 +27,9 @@ pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
     }
     let detail = error.detail().unwrap_or_default();
     Some(match (error.kind(), error.code()) {
-        (ErrorKind::Server(ServerErrorKind::ReadOnly), _) => Refusal::ReadOnly,
+        (ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown), _) => {
+            Refusal::Replica
+        }
         (ErrorKind::Server(ServerErrorKind::NoPerm), _) => Refusal::Forbidden,
         (_, Some("WRONGTYPE")) => Refusal::NotAHistory,
         (_, Some("ERR")) => match broken_rule(detail) {
@@ -84,7 +86,8 @@ mod tests {
                 "ERR The user executing the script can't run this command or subcommand script: f",
                 Refusal::Forbidden,
             ),
-            ("READONLY You can't write", Refusal::ReadOnly),
+            ("READONLY You can't write", Refusal::Replica),
+            ("MASTERDOWN Link with MASTER is down", Refusal::Replica),
             ("OOM command not allowed", not_now("OOM")),
             ("NOREPLICAS Not enough good replicas", not_now("NOREPLICAS")),
             ("MISCONF Redis is configured", not_now("MISCONF")),

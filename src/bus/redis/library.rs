@@ -154,7 +154,7 @@ impl From<RedisError> for LibraryError {
                     || text.contains("The user executing the script can't");
                 let hint = if forbidden {
                     " (the Redis user lacks the right)"
-                } else if text.contains("read only replica") {
+                } else if text.contains("read only replica") || error.code() == Some("MASTERDOWN") {
                     " (connected to a replica)"
                 } else if text.contains("unknown command") {
                     " (kept events need Redis 7)"

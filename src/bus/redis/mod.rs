@@ -29,7 +29,6 @@ mod tickets;
 
 use std::sync::Arc;
 
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 use self::control::Control;
@@ -44,9 +43,11 @@ use super::routing::Routing;
 use super::{BusHealth, DownCause, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
+use crate::tasks::Tasks;
 use crate::telemetry::BusMetrics;
 
 pub(super) use peers::RedisPeers;
+pub(crate) use pool::POOL_PATIENCE;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
 pub(super) use tally::RedisTally;
@@ -56,7 +57,7 @@ pub(super) use tickets::RedisTickets;
 pub(super) fn start(
     config: &Config,
     url: &RedisUrl,
-    control: &Handle,
+    tasks: &mut Tasks,
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
@@ -68,7 +69,7 @@ pub(super) fn start(
     metrics.note_up(Some(DownCause::Starting));
     let (hears, heard) = super::peers::queue();
     let pool = CommandPool::default();
-    let locator = Locator::new(url, config.max_replication_lag, control, &pool)?;
+    let locator = Locator::new(url, config.max_replication_lag, tasks, &pool)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);
@@ -99,11 +100,11 @@ pub(super) fn start(
         hears,
     };
     let supervisor = Supervisor::new(locator, pool.clone(), state);
-    control.spawn(supervisor.run());
-    control.spawn(histories.run(inputs.asked));
+    tasks.spawn("the subscription", supervisor.run());
+    tasks.spawn("the reader of histories", histories.run(inputs.asked));
     let sender = RedisPeers::new(pool.clone(), &config.prefix);
     let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
-    let publisher = RedisPublisher::new(pool, &config.prefix, support, control);
+    let publisher = RedisPublisher::new(pool, &config.prefix, support, tasks.control());
     Ok(Services {
         tickets: TicketStore::Redis(RedisTickets::new(publisher.clone(), &config.prefix)),
         publisher: Publisher::Redis(publisher),

@@ -17,8 +17,9 @@ use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_config, conn
 /// publishers a second.
 pub(super) const POOL_SIZE: usize = 8;
 
-/// The longest wait for a connection.
-pub(super) const POOL_PATIENCE: Duration = Duration::from_secs(5);
+/// The longest wait for a connection, and for the answer to a command of a client. nginx/nginx.conf waits
+/// longer for an answer.
+pub(crate) const POOL_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Makes connections, and asks before one is used again whether it still is one. That takes the
 /// right to PING and no other.

@@ -37,7 +37,7 @@ pub(super) async fn send(
         match command.exec_async(&mut connection).await {
             Ok(()) => return Ok(Sent::AsAsked),
             Err(error) => match refusal(&error) {
-                None | Some(Refusal::ReadOnly) => return Err(error),
+                None | Some(Refusal::Replica) => return Err(error),
                 Some(refusal) => sent = Sent::Refused(refusal, error),
             },
         }

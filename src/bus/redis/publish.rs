@@ -111,7 +111,7 @@ impl From<RedisError> for PublishError {
                 code,
                 reason: error.to_string(),
             },
-            Some(Refusal::ReadOnly) | None => Self::Unavailable(error.to_string()),
+            Some(Refusal::Replica) | None => Self::Unavailable(error.to_string()),
         }
     }
 }

@@ -10,12 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{Client, ConnectionInfo, ProtocolVersion, PushInfo, RedisResult};
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::connect::{CONNECT_DEADLINE, connection_config, connection_info};
 use crate::config::SentinelGroup;
+use crate::tasks::Tasks;
 
 /// How often a Sentinel is asked, at the least, and how soon one that did not answer is again.
 const ASK_INTERVAL: Duration = Duration::from_secs(5);
@@ -68,7 +68,7 @@ pub(super) enum Distrust {
 
 impl Sentinels {
     /// Begins to ask them.
-    pub(super) fn start(group: &SentinelGroup, lag_bound: Duration, runtime: &Handle) -> Self {
+    pub(super) fn start(group: &SentinelGroup, lag_bound: Duration, tasks: &mut Tasks) -> Self {
         let (words_sender, words) = watch::channel(vec![Word::default(); group.sentinels.len()]);
         let words_sender = Arc::new(words_sender);
         let (ask, asked) = watch::channel(());
@@ -82,7 +82,7 @@ impl Sentinels {
                 words: Arc::clone(&words_sender),
                 asked: asked.clone(),
             };
-            runtime.spawn(sentinel.run());
+            tasks.spawn("the watch over a Sentinel", sentinel.run());
         }
         Self {
             group: Arc::new(group.clone()),
@@ -174,9 +174,8 @@ impl Confirmation {
     /// When the primary is to be left: it was replaced, or could have been for as long as the
     /// lag bound.
     pub(super) fn check(&mut self, now: Instant) -> Result<(), Distrust> {
-        if self.words.has_changed().unwrap_or(false)
-            && let Some((address, at)) = majority(&self.words.borrow_and_update())
-        {
+        // Whether they are new or not: whoever waits in [`Self::stirs`] has taken note of them.
+        if let Some((address, at)) = majority(&self.words.borrow_and_update()) {
             if *address != self.address {
                 return Err(Distrust::Replaced(address.clone()));
             }
@@ -191,10 +190,8 @@ impl Confirmation {
     /// Waits until it is worth looking again.
     pub(super) async fn stirs(&mut self) {
         tokio::select! {
-            changed = self.words.changed() => if changed.is_err() {
-                // The tasks end last of all.
-                std::future::pending::<()>().await;
-            },
+            // Where nobody asks any more, nobody confirms.
+            Ok(()) = self.words.changed() => {}
             () = sleep_until(self.confirmed_at + self.lag_bound) => {}
         }
     }
@@ -362,5 +359,27 @@ mod tests {
         sender.send_replace(words(now, &agreed));
         let left = confirmation.check(now);
         assert!(matches!(left, Err(Distrust::Replaced((host, _))) if host == "b"));
+    }
+
+    /// As a session does it.
+    #[tokio::test]
+    async fn what_stirs_is_looked_at() {
+        let now = Instant::now();
+        let (sender, mut confirmation) = watched(now, words(now, &[Some(("a", 0)); 3]));
+        for seconds in [40, 80, 120] {
+            sender.send_replace(words(now, &[Some(("a", seconds)); 3]));
+            confirmation.stirs().await;
+            let at = now + Duration::from_secs(seconds + 30);
+            assert!(confirmation.check(at).is_ok(), "after {seconds} s");
+        }
+        sender.send_replace(words(now, &[Some(("b", 121)); 3]));
+        confirmation.stirs().await;
+        let left = confirmation.check(now);
+        assert!(matches!(left, Err(Distrust::Replaced((host, _))) if host == "b"));
+        // Nobody says anything any more: the bound stirs.
+        drop(sender);
+        (confirmation.confirmed_at, confirmation.lag_bound) = (now, Duration::from_millis(1));
+        confirmation.stirs().await;
+        assert!(now.elapsed() >= confirmation.lag_bound);
     }
 }

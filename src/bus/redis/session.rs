@@ -93,7 +93,9 @@ impl SessionEnd {
 fn cause(error: &RedisError) -> DownCause {
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::BusyLoading) => DownCause::Loading,
-        ErrorKind::Server(ServerErrorKind::ReadOnly) => DownCause::NotPrimary,
+        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => {
+            DownCause::NotPrimary
+        }
         ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::AuthenticationFailed => {
             DownCause::Refused
         }
@@ -468,7 +470,7 @@ impl<'a> Session<'a> {
             }
             Ok(Sent::Refused(Refusal::Missing, _)) => keeping.ask_now(),
             Ok(Sent::Refused(_, error)) => keeping.note_refused(Some(error.to_string())),
-            Err(error) if refusal(&error) == Some(Refusal::ReadOnly) => {
+            Err(error) if refusal(&error) == Some(Refusal::Replica) => {
                 return Err(SessionEnd::Replica);
             }
             Err(error) => return Err(SessionEnd::Probe(error)),

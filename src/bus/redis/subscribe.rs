@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{Client, ConnectionInfo, ProtocolVersion, PushInfo, RedisResult};
-use tokio::runtime::Handle;
 use tokio::time::sleep;
 
 use super::connect::{connection_config, connection_info, is_primary};
@@ -19,6 +18,7 @@ use super::sentinel::{Confirmation, NoPrimary, Sentinels};
 use super::session::{Session, SessionEnd, SubscriberState};
 use crate::bus::BusHealth;
 use crate::config::{RedisPlace, RedisUrl};
+use crate::tasks::Tasks;
 use crate::telemetry::occurrences::RedisDown;
 
 /// Between attempts to connect: doubled from the first to the last, each drawn from the upper
@@ -40,7 +40,7 @@ impl Locator {
     pub(super) fn new(
         url: &RedisUrl,
         lag_bound: Duration,
-        control: &Handle,
+        tasks: &mut Tasks,
         pool: &CommandPool,
     ) -> RedisResult<Self> {
         Ok(match url.place() {
@@ -49,7 +49,7 @@ impl Locator {
                 Self::Server(info.clone())
             }
             RedisPlace::Sentinels(group) => {
-                Self::Sentinels(Sentinels::start(group, lag_bound, control))
+                Self::Sentinels(Sentinels::start(group, lag_bound, tasks))
             }
         })
     }

@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::bus::POOL_PATIENCE;
 use crate::config::{Config, Fault};
-use crate::http::{HEAD_DEADLINE, MAX_HEAD_BYTES};
+use crate::http::{FETCH_DEADLINE, HEAD_DEADLINE, MAX_HEAD_BYTES, MAX_TOKEN_BYTES};
 use syntax::Directive;
 
 /// Heartbeats that a proxy waits for before it gives a replica up: one may be late, one lost.
@@ -18,6 +19,12 @@ const HEARTBEATS: u32 = 3;
 
 /// What nginx adds to a request's head, at most: the headers that it sets.
 const ADDED_HEAD_BYTES: u64 = 1024;
+
+/// What stands beside a token in its header, at most.
+const BESIDE_TOKEN_BYTES: u64 = 64;
+
+/// The longest that a request takes that is no stream: keys that have to be fetched, then Redis.
+const ANSWER_DEADLINE: Duration = FETCH_DEADLINE.saturating_add(POOL_PATIENCE);
 
 /// What of the nginx configuration in `file` does not fit the gateway's.
 pub(super) fn faults(file: &Path, config: &Config) -> Vec<Fault> {
@@ -194,6 +201,18 @@ impl Check<'_> {
         {
             self.fault(found, "gzip", "is off for streams: it holds events back");
         }
+        let silence = time(effective(around, "proxy_read_timeout"), "60s");
+        let found = effective(around, "proxy_next_upstream_timeout");
+        let all = time(found, "0");
+        // Zero is no bound.
+        if all.is_none() || all.is_some_and(|all| !all.is_zero()) && all <= silence {
+            self.fault(
+                found.unwrap_or(location),
+                "proxy_next_upstream_timeout",
+                "is longer than proxy_read_timeout: when a replica that hangs is given up, the next \
+                 is to be tried",
+            );
+        }
         let asks_for_503 = header(around, "Fanfare-Busy").is_some_and(|value| value == "503");
         let next = effective(around, "proxy_next_upstream");
         let tries_next = next.is_some_and(|next| next.words.iter().any(|word| word == "http_503"));
@@ -262,6 +281,17 @@ impl Check<'_> {
                 "is without non_idempotent where POST is allowed: an event would be published twice",
             );
         }
+        let found = effective(around, "proxy_read_timeout");
+        if time(found, "60s").is_none_or(|waits| waits <= ANSWER_DEADLINE) {
+            self.fault(
+                found.unwrap_or(location),
+                "proxy_read_timeout",
+                format!(
+                    "is longer than {ANSWER_DEADLINE:?} where POST is allowed, in which the gateway \
+                     answers"
+                ),
+            );
+        }
         let found = effective(around, "client_max_body_size");
         let most = found.map_or(Some("1m"), |found| only_word(Some(found)));
         let most = most.and_then(size);
@@ -276,24 +306,40 @@ impl Check<'_> {
         }
     }
 
-    /// What nginx takes of a head, the gateway has to take too.
+    /// What nginx takes of a head, the gateway has to take too; and nginx the longest token.
     fn head(&mut self, location: &Directive, around: &Blocks<'_>) {
         let found = effective(around, "large_client_header_buffers");
-        let most = match found.map(|found| found.words.as_slice()) {
+        let large = match found.map(|found| found.words.as_slice()) {
             None => Some((4, 8 << 10)),
             Some([buffers, bytes]) => buffers.parse::<u64>().ok().zip(size(bytes)),
             Some(_) => None,
         };
-        let fits = most.is_some_and(|(buffers, bytes)| {
-            bytes.saturating_mul(buffers) + ADDED_HEAD_BYTES <= MAX_HEAD_BYTES as u64
-        });
+        let first = effective(around, "client_header_buffer_size");
+        let first = first.map_or(Some("1k"), |first| only_word(Some(first)));
+        let most = MAX_HEAD_BYTES as u64 - ADDED_HEAD_BYTES;
+        let fits = large
+            .zip(first.and_then(size))
+            .is_some_and(|((buffers, bytes), first)| {
+                bytes.saturating_mul(buffers).saturating_add(first) <= most
+            });
         if !fits {
             self.fault(
                 found.unwrap_or(location),
                 "large_client_header_buffers",
                 format!(
-                    "are together at most {} bytes: the gateway takes heads of {MAX_HEAD_BYTES}",
-                    MAX_HEAD_BYTES as u64 - ADDED_HEAD_BYTES
+                    "are, together with client_header_buffer_size, at most {most} bytes: the gateway \
+                     takes heads of {MAX_HEAD_BYTES}"
+                ),
+            );
+        }
+        let least = MAX_TOKEN_BYTES as u64 + BESIDE_TOKEN_BYTES;
+        if large.is_none_or(|(_, bytes)| bytes < least) {
+            self.fault(
+                found.unwrap_or(location),
+                "large_client_header_buffers",
+                format!(
+                    "have at least {least} bytes each: a token has up to {MAX_TOKEN_BYTES}, and its \
+                     header has to fit into one"
                 ),
             );
         }

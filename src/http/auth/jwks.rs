@@ -10,11 +10,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use futures_util::StreamExt;
 use humantime::format_duration;
-use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::keys::{self, Key};
+use crate::tasks::Tasks;
 use crate::telemetry::AuthMetrics;
 use crate::telemetry::occurrences::{JwksFetched, JwksNotFetched};
 
@@ -29,8 +29,8 @@ const COOLDOWN: Duration = Duration::from_secs(10);
 /// were started together do not ask together.
 const RETRY: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 
-/// For one fetch, all of it.
-const FETCH_DEADLINE: Duration = Duration::from_secs(5);
+/// For one fetch, all of it. nginx/nginx.conf waits longer for an answer.
+pub(crate) const FETCH_DEADLINE: Duration = Duration::from_secs(5);
 
 /// A set of [a few](keys) keys has some kilobytes, with certificates some dozens.
 const MAX_SET_BYTES: usize = 256 * 1024;
@@ -74,7 +74,7 @@ impl Jwks {
         url: reqwest::Url,
         max_age: Duration,
         metrics: AuthMetrics,
-        control: &Handle,
+        tasks: &mut Tasks,
     ) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
             .timeout(FETCH_DEADLINE)
@@ -92,7 +92,7 @@ impl Jwks {
             questions,
             metrics,
         };
-        control.spawn(fetcher.run());
+        tasks.spawn("the JWK set's fetcher", fetcher.run());
         Ok(Self {
             state,
             asked,

@@ -33,8 +33,9 @@ use crate::telemetry::occurrences::TokenRefused;
 
 use self::credentials::{Credential, credential};
 use self::grants::any_matches;
+pub(crate) use self::jwks::FETCH_DEADLINE;
 use self::ring::NotVerified;
-pub(crate) use self::token::{VerifiedClaims, read_header as read_token_header};
+pub(crate) use self::token::{MAX_TOKEN_BYTES, VerifiedClaims, read_header as read_token_header};
 
 pub use self::credentials::CredentialSource;
 pub use self::grants::{Grants, TokenChannels};

@@ -7,12 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::jwks::{Jwks, Refetched};
 use super::keys::{self, Key};
 use super::token::{TokenFault, TokenRules, VerifiedClaims, verify};
+use crate::tasks::Tasks;
 
 /// How often key files are read again. Their content is compared, so it does not matter how they
 /// were changed: written over, renamed, or by Kubernetes behind a symbolic link.
@@ -114,7 +114,7 @@ impl KeyRing {
         fixed: Vec<Key>,
         files: Vec<(KeyFile, Vec<Key>)>,
         jwks: Option<Jwks>,
-        control: &Handle,
+        tasks: &mut Tasks,
     ) -> Arc<Self> {
         let files = files.into_iter().map(|(file, keys)| Watched {
             file,
@@ -128,7 +128,7 @@ impl KeyRing {
             jwks,
         });
         if !ring.files.is_empty() {
-            control.spawn(watch(Arc::clone(&ring)));
+            tasks.spawn("the watch over key files", watch(Arc::clone(&ring)));
         }
         ring
     }

@@ -11,8 +11,9 @@ use super::grants::Grants;
 use super::keys::Key;
 use crate::protocol::{UniqueObject, is_repetition};
 
-/// The longest token, in bytes. Heads have twice as much, and cookies a quarter.
-pub(super) const MAX_TOKEN_BYTES: usize = 16 * 1024;
+/// The longest token, in bytes. Heads have twice as much, and cookies a quarter; nginx/nginx.conf takes
+/// headers that hold it.
+pub(crate) const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// How far the clock of who signs tokens may be from this one's.
 pub(super) const LEEWAY: Duration = crate::protocol::TOKEN_LEEWAY;
