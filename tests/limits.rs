@@ -271,8 +271,8 @@ async fn who_publishes_too_often_gets_429_and_is_told_when_to_try_again() {
     assert_eq!(gateway.metric(refused).await, 1.0);
 }
 
-/// A limit of all replicas holds on each of them two exchanges later, for as long as the streams
-/// are open, and no longer than the lease of a replica that is killed.
+/// A limit of all replicas holds on each of them as soon as it has heard of the streams, for as long
+/// as they are open, and no longer than the lease of a replica that is killed.
 #[tokio::test]
 async fn limits_hold_for_all_replicas_together() {
     let mut redis = Redis::start().await;
@@ -292,6 +292,13 @@ async fn limits_hold_for_all_replicas_together() {
     opened(&two, "192.0.2.2").await;
     drop((first, second));
     opened_in_the_end(&two, "192.0.2.1").await;
+
+    // Nor is there a place where one of each replica makes too many.
+    let _here = opened(&one, "192.0.2.5").await;
+    let _there = opened(&two, "192.0.2.5").await;
+    let last = Gateway::start(&settings).await;
+    refused_in_the_end(&last, "192.0.2.5").await;
+    drop(last);
 
     // A replica that is killed takes its streams along.
     let _third = opened(&one, "192.0.2.3").await;

@@ -1,7 +1,5 @@
 //! What the replicas count together, such as the streams of a client.
 
-use std::collections::HashSet;
-
 use super::redis::RedisTally;
 
 /// What a replica tells the others of its own counts, and asks of theirs.
@@ -13,8 +11,6 @@ pub struct TallyReport {
     pub counts: Vec<(String, usize)>,
     /// What is to be summed up over the others.
     pub asked: Vec<String>,
-    /// Who has all there is, as far as this replica knows: nobody is to give them more.
-    pub full: Vec<String>,
 }
 
 /// What the others count.
@@ -22,8 +18,6 @@ pub struct TallyReport {
 pub struct TallyAnswer {
     /// The sums of what was asked for, in that order.
     pub elsewhere: Vec<usize>,
-    /// Who has all there is, by what any other says.
-    pub full: HashSet<String>,
     /// Nothing was known of this replica: what it told before is lost.
     pub was_unknown: bool,
 }

@@ -115,7 +115,7 @@ impl Admission {
         }
         let client = Client::Address(ClientAddress(peer).group());
         Some(Place {
-            _of_address: self.connections_per_address.hold(client)?,
+            _of_address: self.connections_per_address.hold(client, 0)?,
             ..place
         })
     }
@@ -124,7 +124,7 @@ impl Admission {
     ///
     /// # Errors
     /// When there is none, with what is full.
-    pub(super) fn admit(
+    pub(super) async fn admit(
         self: &Arc<Self>,
         address: ClientAddress,
         session: Option<&Session>,
@@ -135,16 +135,17 @@ impl Admission {
         {
             return Err(Full::Rate);
         }
-        let of_address = self.streams.hold(client).ok_or(Full::Address)?;
         let subject = session.and_then(|session| session.subject.clone());
-        let of_subject = subject
-            .map(|subject| {
-                self.streams
-                    .hold(Client::Subject(subject))
-                    .ok_or(Full::Subject)
-            })
-            .transpose()?
-            .flatten();
+        let of_subject = async {
+            match subject {
+                Some(subject) => self.streams.hold_among_all(Client::Subject(subject)).await,
+                None => Some(None),
+            }
+        };
+        let (of_address, of_subject) =
+            tokio::join!(self.streams.hold_among_all(client), of_subject);
+        let of_address = of_address.ok_or(Full::Address)?;
+        let of_subject = of_subject.ok_or(Full::Subject)?;
         // Counted first, so that two shards cannot both take the last place.
         let permit = Permit {
             admission: Arc::clone(self),

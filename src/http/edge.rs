@@ -398,7 +398,8 @@ impl Edge {
         }
         let permit = self
             .admission
-            .admit(ClientAddress(requester.client), stream.session.as_deref())?;
+            .admit(ClientAddress(requester.client), stream.session.as_deref())
+            .await?;
         let framing = if takeover {
             Framing::Chunked
         } else {

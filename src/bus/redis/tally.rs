@@ -1,10 +1,9 @@
 //! Counts of all replicas, in one hash a replica.
 //!
-//! `<prefix>$counts` has the replicas' names as fields, each with who is full by what it knows;
-//! `<prefix>$counts.<name>` has what one of them counts. A replica refreshes its own at every
-//! exchange; one that does not any more is gone, with what it counted, after [`LEASE`].
+//! `<prefix>$counts` has the replicas' names as fields, `<prefix>$counts.<name>` what one of them
+//! counts. A replica refreshes its own at every exchange; one that does not any more is gone, with
+//! what it counted, after [`LEASE`].
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use redis::{Pipeline, RedisError};
@@ -54,7 +53,7 @@ impl RedisTally {
     async fn run(&self, report: TallyReport) -> Result<TallyAnswer, String> {
         let said = |error: RedisError| error.to_string();
         let mut connection = self.pool.get().await?;
-        let (new_fields, replicas): (usize, HashMap<String, String>) = self
+        let (new_fields, replicas): (usize, Vec<String>) = self
             .telling(&report)
             .query_async(&mut *connection)
             .await
@@ -62,17 +61,13 @@ impl RedisTally {
         let mut answer = TallyAnswer {
             elsewhere: vec![0; report.asked.len()],
             was_unknown: new_fields > 0,
-            ..TallyAnswer::default()
         };
-        let others: Vec<_> = replicas
-            .into_iter()
-            .filter(|(name, _)| *name != self.name)
-            .collect();
-        if others.is_empty() {
+        let others: Vec<_> = replicas.iter().filter(|name| **name != self.name).collect();
+        if report.asked.is_empty() || others.is_empty() {
             return Ok(answer);
         }
         let mut asking = redis::pipe();
-        for (name, _) in &others {
+        for name in &others {
             asking
                 .cmd("HMGET")
                 .arg(self.key(name))
@@ -83,13 +78,10 @@ impl RedisTally {
         let counts: Vec<Vec<Option<String>>> =
             asking.query_async(&mut *connection).await.map_err(said)?;
         let mut gone = Vec::new();
-        for ((name, full), counts) in others.into_iter().zip(counts) {
+        for (name, counts) in others.into_iter().zip(counts) {
             let mut counts = counts.into_iter();
             if counts.next().flatten().is_none() {
                 gone.push(name);
-            } else {
-                let full = serde_json::from_str::<Vec<String>>(&full);
-                answer.full.extend(full.unwrap_or_default());
             }
             for (sum, count) in answer.elsewhere.iter_mut().zip(counts) {
                 let count = count.and_then(|text| text.parse().ok()).unwrap_or(0_usize);
@@ -131,12 +123,11 @@ impl RedisTally {
         }
         let milliseconds = |lease: Duration| i64::try_from(lease.as_millis()).unwrap_or(i64::MAX);
         pipeline.pexpire(&own, milliseconds(LEASE)).ignore();
-        let full = serde_json::to_string(&report.full).unwrap_or_default();
-        pipeline.hset(&self.list, &self.name, full).ignore();
+        pipeline.hset(&self.list, &self.name, 1).ignore();
         pipeline
             .pexpire(&self.list, milliseconds(LIST_LEASE))
             .ignore();
-        pipeline.hgetall(&self.list);
+        pipeline.hkeys(&self.list);
         pipeline
     }
 

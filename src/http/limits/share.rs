@@ -1,23 +1,26 @@
-//! Tells the other replicas what is counted here, and learns what they count.
+//! Tells the other replicas what is counted here, and asks what they count.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use super::Counts;
 use crate::bus::{Tally, TallyReport};
 
-/// How often replicas exchange their counts. A client that reaches its limit on one replica is
-/// refused by all of them after two exchanges at the most.
+/// How often replicas tell each other that they are there.
 const EXCHANGE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Clients of one exchange: at so many, a few hundred kilobytes each way. Where more come and go
-/// in a second, the rest is told with the next exchange.
+/// How long what is to be told and asked is gathered: a crowd that comes costs twenty exchanges a
+/// second, and a stream of a limited client opens so much later.
+const GATHER: Duration = Duration::from_millis(50);
+
+/// Clients of one exchange: at so many, a few hundred kilobytes each way. The rest comes with the
+/// next one.
 const MAX_CLIENTS: usize = 5_000;
 
-/// Exchanges counts for ever. What is held and refused here never waits for it; while it fails,
-/// each replica has its limits for itself.
+/// Exchanges counts for ever. While it fails, each replica has its limits for itself, and no stream
+/// waits for it.
 pub(in crate::http) async fn share(counts: Arc<Counts>, tally: Tally) {
     let mut ticks = interval(EXCHANGE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -25,7 +28,10 @@ pub(in crate::http) async fn share(counts: Arc<Counts>, tally: Tally) {
     let mut anew = true;
     let mut is_told = false;
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = counts.stirred() => sleep(GATHER).await,
+        }
         let report = counts.report(anew, MAX_CLIENTS);
         let told = TallyReport {
             anew,
@@ -34,12 +40,19 @@ pub(in crate::http) async fn share(counts: Arc<Counts>, tally: Tally) {
                 .iter()
                 .map(|(client, here)| (client.to_string(), *here))
                 .collect(),
-            asked: report.asked.iter().map(ToString::to_string).collect(),
-            full: report.full.iter().map(ToString::to_string).collect(),
+            asked: report
+                .asked
+                .iter()
+                .map(|asked| asked.client.to_string())
+                .collect(),
         };
         match tally.exchange(told).await {
             Ok(answer) => {
-                counts.learn(&report.asked, &answer.elsewhere, answer.full);
+                for (asked, elsewhere) in report.asked.into_iter().zip(answer.elsewhere) {
+                    // Whose client has gone meanwhile does not mind.
+                    let _ = asked.reply.send(elsewhere);
+                }
+                counts.be_among_others();
                 if is_told {
                     tracing::info!("limits hold for all replicas together again");
                     is_told = false;
