@@ -10,6 +10,7 @@ use futures_util::future::{OptionFuture, join_all};
 use tokio::runtime::{Builder, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
 
 use crate::admin::{self, AdminState, Console, Sampler};
@@ -156,7 +157,7 @@ impl App {
         let metrics = Metrics::new(stats.clone(), config.max_connections)?;
         let all_stats = stats.clone();
         let replica = replica_name(data_address);
-        let pipeline = config
+        let mut pipeline = config
             .traces
             .as_ref()
             .map(|traces| TracePipeline::start(traces, &replica, &metrics.traces_dropped))
@@ -297,6 +298,10 @@ impl App {
                 Some(failure) = failed.recv() => return Err(failure),
                 ended = tasks.ended() => return Err(ended.into()),
             }
+            if let Some(pipeline) = pipeline.take() {
+                // Shards accept to the end, and this runtime answers what they ask for.
+                let _ = spawn_blocking(|| pipeline.shutdown()).await;
+            }
             tracing::info!("stopped");
             Ok(())
         });
@@ -409,9 +414,9 @@ async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &
             }
         }
     }
-    let left = admin.metrics.connections();
-    if left > 0 {
-        tracing::warn!(streams = left, "streams are cut off at the deadline");
+    let (streams, requests) = (admin.metrics.connections(), admin.metrics.requests());
+    if streams > 0 || requests > 0 {
+        tracing::warn!(streams, requests, "cut off at the deadline");
     }
 }
 

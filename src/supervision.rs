@@ -25,7 +25,9 @@ pub(crate) struct Patience(Duration);
 impl Patience {
     /// The service manager's, where one watches, so that both say the same.
     pub(crate) fn here() -> Self {
-        Self(sd_notify::watchdog_enabled().unwrap_or(PATIENCE))
+        let watchdog = sd_notify::watchdog_enabled();
+        // Zero, which systemd does not say, is no time to look in.
+        Self(watchdog.filter(|time| !time.is_zero()).unwrap_or(PATIENCE))
     }
 
     fn between_looks(self) -> Duration {

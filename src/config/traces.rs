@@ -194,7 +194,8 @@ impl TraceConfig {
 
 /// The pairs of `name=value,…`, as the library reads them; without a name where one is none.
 fn pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
-    text.split_terminator(',').map(|pair| {
+    let pairs = text.split(',').filter(|pair| !pair.trim().is_empty());
+    pairs.map(|pair| {
         let (name, value) = pair.split_once('=').unwrap_or_default();
         (name.trim(), value.trim())
     })
@@ -202,8 +203,7 @@ fn pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
 
 fn is_header((name, value): (&str, &str)) -> bool {
     let value = percent_encoding::percent_decode_str(value).decode_utf8();
-    let is_value =
-        value.is_ok_and(|value| !value.is_empty() && HeaderValue::from_str(&value).is_ok());
+    let is_value = value.is_ok_and(|value| HeaderValue::from_str(&value).is_ok());
     is_value && HeaderName::try_from(name).is_ok()
 }
 

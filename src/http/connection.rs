@@ -278,10 +278,12 @@ async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read
     // Nothing to do between two looks is as long as a request may take to come.
     let mut looks = interval_at(Instant::now() + HEAD_DEADLINE, HEAD_DEADLINE);
     let mut served = 0;
-    // Whoever is to come back elsewhere would not, over this connection.
+    // Whoever is to come back elsewhere would not, over this connection. One that is made during the
+    // drain is told with its answer when to come back, instead of being sent away before it asks.
+    let was_draining = edge.hub().is_draining();
     let mut leaves = pin!(async {
         tokio::select! {
-            () = edge.hub().drains() => {}
+            () = edge.hub().drains(), if !was_draining => {}
             () = sent_away.notified() => {}
         }
     });

@@ -31,7 +31,7 @@ pub(super) struct Costs {
     /// when Redis has no time to spare or events are published together.
     pub(super) push_together_seconds: f64,
     /// Redis' processor time, where clients have limits (`src/bus/redis/tally.rs`): one replica asks it of
-    /// another, once a second.
+    /// another, when a stream opens.
     pub(super) exchange_seconds: f64,
     /// The same for each client that it asks for: whoever has opened a stream.
     pub(super) asked_client_seconds: f64,
@@ -46,6 +46,9 @@ pub(super) struct Costs {
     /// `FANFARE_HEARTBEAT`.
     pub(super) heartbeat_seconds: f64,
 }
+
+/// Exchanges of one replica, where clients have limits: `GATHER` of `src/http/limits/share.rs`.
+const MOST_EXCHANGES_PER_SECOND: f64 = 20.0;
 
 pub(super) const MEASURED: Costs = Costs {
     process_bytes: 1.08 * 1024.0,
@@ -183,10 +186,11 @@ pub(super) fn plan(costs: &Costs, demand: &Demand) -> Plan {
     let replicas = (replicas.ceil() + 1.0).max(3.0);
 
     let redis_bits = event_bits * replicas;
-    // Each replica asks once a second for what each other counts of those that have come to it.
+    // Each replica asks for what each other counts of those that come to it, at most so often.
     let exchanging = if demand.client_limits {
         let opened = connections / costs.stream_seconds;
-        let of_each_other = replicas * costs.exchange_seconds + opened * costs.asked_client_seconds;
+        let asking = opened.min(replicas * MOST_EXCHANGES_PER_SECOND);
+        let of_each_other = asking * costs.exchange_seconds + opened * costs.asked_client_seconds;
         (replicas - 1.0) * of_each_other
     } else {
         0.0
