@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, LocalOptions, Runtime};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
-use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
+use tokio::time::{Instant, interval, interval_at, sleep, timeout, timeout_at};
 
 use crate::admin::{self, AdminState, Console, Sampler};
 use crate::bus::Bus;
@@ -27,7 +27,7 @@ use crate::hub::{
 };
 use crate::supervision::{self, Hanging, Patience, Pulse};
 use crate::tasks::{TaskEnded, Tasks};
-use crate::telemetry::{Metrics, Storms, TraceError, TracePipeline};
+use crate::telemetry::{LAST_SPANS, Metrics, Storms, TraceError, TracePipeline};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -292,24 +292,27 @@ impl App {
                 Some(failure) = failed.recv() => return Err(failure),
                 ended = tasks.ended() => return Err(ended.into()),
             }
+            // Shards accept to the end, and this runtime answers what they ask for: so the last spans
+            // are sent while it does.
+            let leave = async {
+                drain(&config, &inboxes, &admin).await;
+                if let Some(pipeline) = pipeline.take() {
+                    let _ = timeout(LAST_SPANS, spawn_blocking(|| pipeline.shutdown())).await;
+                }
+            };
             tokio::select! {
-                () = drain(&config, &inboxes, &admin) => {}
+                () = leave => {}
                 name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
                 Some(failure) = failed.recv() => return Err(failure),
                 ended = tasks.ended() => return Err(ended.into()),
-            }
-            if let Some(pipeline) = pipeline.take() {
-                // Shards accept to the end, and this runtime answers what they ask for.
-                let _ = spawn_blocking(|| pipeline.shutdown()).await;
             }
             tracing::info!("stopped");
             Ok(())
         });
         // A name that is still being looked up must not hold up the end.
         control.shutdown_background();
-        if let Some(pipeline) = pipeline {
-            pipeline.shutdown();
-        }
+        // Dropped, it would wait for the collector.
+        std::mem::forget(pipeline);
         storms.finish();
         served
     }
@@ -382,7 +385,8 @@ fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admi
 /// answered, the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
     admin.metrics.draining.set(1);
-    supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE);
+    let last_spans = config.traces.as_ref().map_or(Duration::ZERO, |_| LAST_SPANS);
+    supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE + last_spans);
     tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
     sleep(config.drain_delay).await;
     tracing::info!(

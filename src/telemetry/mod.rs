@@ -11,4 +11,4 @@ pub(crate) use metrics::{ProcessUsage, process_usage};
 pub use auth::{AuthMetrics, JwksOutcome};
 pub use log::{LogFormat, Storms, start_log};
 pub use metrics::{BusMetrics, DropReason, EventKind, Metrics, PublishOutcome};
-pub use trace::{Admission, PublishSpan, TraceError, TracePipeline, Traces};
+pub use trace::{Admission, LAST_SPANS, PublishSpan, TraceError, TracePipeline, Traces};

@@ -20,7 +20,7 @@ use crate::config::TraceConfig;
 use crate::telemetry::occurrences::{SpanTooMany, SpansDropped};
 
 /// What the last spans may take to reach the collector when the process stops.
-const LAST_SPANS: Duration = Duration::from_secs(2);
+pub const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Spans cannot be sent.
 #[derive(Debug, thiserror::Error)]
