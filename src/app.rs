@@ -385,7 +385,10 @@ fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admi
 /// answered, the end.
 async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &AdminState) {
     admin.metrics.draining.set(1);
-    let last_spans = config.traces.as_ref().map_or(Duration::ZERO, |_| LAST_SPANS);
+    let last_spans = config
+        .traces
+        .as_ref()
+        .map_or(Duration::ZERO, |_| LAST_SPANS);
     supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE + last_spans);
     tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
     sleep(config.drain_delay).await;
