@@ -10,7 +10,9 @@ async fn health_is_served_on_the_admin_listener_alone() {
     assert_eq!(gateway.admin_get("/livez").await, (200, "alive\n".into()));
     let ready = r#"{"ready":true,"reasons":[]}"#;
     assert_eq!(gateway.admin_get("/readyz").await, (200, ready.into()));
-    assert_eq!(gateway.admin_get("/").await.0, 404);
+    // Whoever types the address alone means the console.
+    let console = gateway.admin_get("/console").await;
+    assert_eq!((console.0, gateway.admin_get("/").await), (200, console));
     // The data listener serves none of it.
     assert_eq!(gateway.get("/metrics").await.0, 404);
     assert_eq!(gateway.get("/readyz").await.0, 404);

@@ -185,6 +185,65 @@ async fn publish_keeps_and_prints_the_id() {
     }
 }
 
+/// Whoever names a gateway means it, whatever Redis the environment of the shell has.
+#[tokio::test]
+async fn publish_goes_where_its_arguments_say() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a").await.opened().await;
+    let dead = "http://127.0.0.1:1";
+    let of_shell = [
+        ("FANFARE_REDIS_URL", redis.url()),
+        ("FANFARE_URL", dead.to_owned()),
+    ];
+    let publish = async |data: &str, arguments: &[&str]| {
+        let all = [&["publish", "a", data], arguments].concat();
+        command(
+            all.into_iter().map(str::to_owned).collect(),
+            of_shell.to_vec(),
+        )
+        .await
+    };
+    let output = publish("nowhere", &["--url", dead]).await;
+    assert!(!output.status.success());
+    let told = stderr(&output);
+    assert!(told.starts_with("fanfare: http://127.0.0.1:1: "), "{told}");
+    assert!(told.contains("refused"), "{told}");
+    let both = ["--url", &gateway.url(""), "--redis-url", &redis.url()];
+    let output = publish("nowhere", &both).await;
+    assert!(!output.status.success());
+    assert!(stderr(&output).contains("exclude"), "{}", stderr(&output));
+    // The events that did get through are all that there are.
+    for (data, arguments) in [("one", &both[..2]), ("two", &both[2..]), ("three", &[])] {
+        let output = publish(data, arguments).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        assert_eq!(events.data().await, data);
+    }
+}
+
+#[tokio::test]
+async fn publish_hands_the_trace_on_both_ways() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let over_redis = ("FANFARE_REDIS_URL", redis.url());
+    let over_http = ("FANFARE_URL", gateway.url(""));
+    for (span, way) in [
+        ("0000000000000001", over_redis),
+        ("0000000000000002", over_http),
+    ] {
+        let parent = format!("00-0af7651916cd43dd8448eb211c80319c-{span}-01");
+        let arguments = ["publish", "a", "x", "--traceparent", &parent];
+        let output = command(arguments.map(str::to_owned).to_vec(), vec![way]).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        let newest: Vec<(String, Vec<Vec<u8>>)> = redis
+            .command(&["XREVRANGE", "sse:a", "+", "-", "COUNT", "1"])
+            .await;
+        let frame = newest[0].1.concat();
+        let frame = String::from_utf8_lossy(&frame);
+        assert!(frame.contains(&parent), "{frame}");
+    }
+}
+
 /// What the examples read is known to every command.
 #[tokio::test]
 async fn the_variable_of_the_gateway_is_known() {
@@ -244,7 +303,7 @@ async fn publish_tells_why_it_was_refused() {
         vec!["publish", "a", "x", "--redis-url", "redis://127.0.0.1:1"],
         vec!["publish", "a", "x", "--live", "--key", "k"],
         vec!["publish", "a", "x", "--history", "0"],
-        vec!["publish", "a", "x", "--to", "5"],
+        vec!["publish", "a", "x", "--traceparent", "01"],
         vec!["tail", "a b"],
         vec!["tail", "a", "--history", "some"],
         vec!["tail", "a", "--history", "1", "--after", "1-0"],
@@ -253,6 +312,30 @@ async fn publish_tells_why_it_was_refused() {
         assert!(!output.status.success(), "{arguments:?}");
         assert!(!stderr(&output).is_empty(), "{arguments:?}");
     }
+}
+
+#[test]
+fn publish_names_the_argument_that_is_wrong() {
+    for (argument, value, rule) in [
+        ("--to", "{bad", "--to is a JSON object"),
+        (
+            "--retry",
+            "2d",
+            "--retry is a duration such as 5s, at most a day",
+        ),
+    ] {
+        let output = fanfare(&["publish", "a", "x", argument, value], &[]);
+        assert!(!output.status.success(), "{argument}");
+        assert_eq!(stderr(&output), format!("fanfare: {rule}\n"));
+    }
+}
+
+#[test]
+fn an_empty_file_is_told_by_its_variable() {
+    let output = fanfare(&["check"], &[("FANFARE_REDIS_URL_FILE", "/dev/null")]);
+    assert!(!output.status.success());
+    let told = stderr(&output);
+    assert!(told.contains("FANFARE_REDIS_URL_FILE is empty"), "{told}");
 }
 
 #[test]
@@ -429,15 +512,17 @@ async fn health_asks_the_gateway_of_this_machine() {
     gateway.process.ended().await;
     let gone = health(admin, &["--live"]).await;
     assert!(!gone.status.success());
-    assert!(
-        stderr(&gone).contains("does not answer"),
-        "{}",
-        stderr(&gone)
-    );
+    for told in ["does not answer", "refused"] {
+        assert!(stderr(&gone).contains(told), "{}", stderr(&gone));
+    }
 }
 
 #[test]
 fn packagers_get_completions_and_manual_pages_of_every_command() {
+    let help = String::from_utf8(fanfare(&["--help"], &[]).stdout).unwrap();
+    for command in ["completions", "man"] {
+        assert!(help.contains(&format!("\n  {command} ")), "{help}");
+    }
     for shell in ["bash", "zsh", "fish"] {
         let output = fanfare(&["completions", shell], &[]);
         assert!(output.status.success(), "{}", stderr(&output));

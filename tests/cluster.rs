@@ -69,7 +69,7 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         commands.map(str::to_owned).collect()
     };
     let end = Instant::now() + Duration::from_secs(60);
-    while commands().len() < 3 {
+    while commands().len() < 4 {
         let exited = cluster.0.try_wait().unwrap();
         assert!(exited.is_none(), "it has ended: {:?}", said.lock().unwrap());
         assert!(
@@ -79,7 +79,11 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    let [stream, publish, stop] = commands().try_into().unwrap();
+    let [stream, publish, stop, stop_redis] = commands().try_into().unwrap();
+    let console = format!("http://127.0.0.1:{}/console", port(7));
+    assert!(said.lock().unwrap().concat().contains(&console));
+    let page = reqwest::get(&console).await.unwrap();
+    assert!(page.status().is_success());
 
     let (_reader, received) = shell(&stream);
     let has = |text: &str| received.lock().unwrap().iter().any(|line| line == text);
@@ -107,6 +111,26 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         said.iter().any(|line| line.ends_with("is started again"))
     })
     .await;
+    // Redis may go away: the stream stays open, and has the next event.
+    let (mut stopped, _) = shell(&stop_redis);
+    assert!(stopped.ended().await);
+    eventually("Redis is started again", async || {
+        let said = said.lock().unwrap();
+        let told = "redis has ended and is started again";
+        said.iter().any(|line| line == told)
+    })
+    .await;
+    eventually("an event is published again", async || {
+        let (mut publisher, answer) = shell(&publish);
+        assert!(publisher.ended().await);
+        answer.lock().unwrap().concat().starts_with("{\"id\":\"")
+    })
+    .await;
+    eventually("the event arrives", async || {
+        let received = received.lock().unwrap();
+        received.iter().any(|line| line == "data: hello")
+    })
+    .await;
     // So are all of them when they end together.
     let cluster_pid = cluster.0.id().to_string();
     let found = Command::new("pgrep")
@@ -124,7 +148,7 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         let said = said.lock().unwrap();
         let again = said
             .iter()
-            .filter(|line| line.ends_with("is started again"));
+            .filter(|line| line.starts_with("replica-") && line.ends_with("is started again"));
         again.count() == 4
     })
     .await;

@@ -294,7 +294,11 @@ async fn rules_are_healthy(prometheus: &Prometheus) {
         let severity = rule["labels"]["severity"].as_str().unwrap();
         assert!(["critical", "warning"].contains(&severity), "{rule}");
         let anchor = format!("docs/operations.md#{}", name.to_lowercase());
-        assert_eq!(rule["annotations"]["runbook"], anchor.as_str(), "{rule}");
+        assert_eq!(
+            rule["annotations"]["runbook_url"],
+            anchor.as_str(),
+            "{rule}"
+        );
         let heading = format!("\n### {name}\n");
         assert!(operations.contains(&heading), "no runbook for {name}");
     }

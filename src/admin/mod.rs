@@ -6,7 +6,7 @@ mod console;
 use std::sync::Arc;
 
 use axum::extract::State;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use http::StatusCode;
@@ -67,6 +67,7 @@ impl AdminState {
 /// The routes of the admin listener.
 pub fn router(state: Arc<AdminState>, console: Arc<Console>) -> Router {
     let console = Router::new()
+        .route("/", get(async || Redirect::to("/console")))
         .route("/console", get(console::console_page))
         .route("/console/feed", get(console::console_feed))
         .with_state(console);

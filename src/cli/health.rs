@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Failure, client, runtime};
+use super::{Failure, cause, client, runtime};
 
 /// Below the time that health checks are usually given.
 const TIMEOUT: Duration = Duration::from_secs(2);
@@ -32,7 +32,10 @@ impl Health {
         let path = if self.live { "livez" } else { "readyz" };
         let url = format!("http://{}/{path}", reachable(self.admin_listen));
         let answer = runtime()?.block_on(ask(&url));
-        let (status, text) = answer.map_err(|error| format!("{url} does not answer: {error}"))?;
+        let (status, text) = answer.map_err(|error| {
+            let cause = cause(&error.without_url());
+            format!("{url} does not answer: {cause}")
+        })?;
         if !status.is_success() {
             return Err(format!("{status}: {text}").into());
         }

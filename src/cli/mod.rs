@@ -35,7 +35,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Publish one event, through Redis when FANFARE_REDIS_URL is set, else over HTTP
+    /// Publish one event, through Redis when FANFARE_REDIS_URL or --redis-url is given, else over HTTP
     Publish(publish::Publish),
     /// Print the events of channels as they arrive, one line each
     Tail(tail::Tail),
@@ -48,10 +48,8 @@ enum Command {
     /// status tells
     Health(health::Health),
     /// Print a completion script for a shell
-    #[command(hide = true)]
     Completions(pages::Completions),
     /// Write the manual pages
-    #[command(hide = true)]
     Man(pages::ManPages),
 }
 
@@ -87,9 +85,10 @@ fn run() -> Result<(), Failure> {
     if !exposed.is_empty() {
         return Err(Faults(exposed).into());
     }
+    let arguments = matches.subcommand().map_or(&matches, |(_, own)| own);
     match cli.command {
         None => serve(&cli.settings),
-        Some(Command::Publish(command)) => command.run(),
+        Some(Command::Publish(command)) => command.run(arguments),
         Some(Command::Tail(command)) => command.run(),
         Some(Command::Check(command)) => check(&command),
         Some(Command::Functions(command)) => command.run(),
@@ -136,6 +135,25 @@ fn configuration(settings: &Settings) -> Result<Config, Faults> {
             faults.extend(more);
             Err(Faults(faults))
         }
+    }
+}
+
+/// A path of a gateway.
+fn gateway_url(gateway: &str, path: &str) -> Result<reqwest::Url, Failure> {
+    let url = format!("{}{path}", gateway.trim_end_matches('/'));
+    reqwest::Url::parse(&url).map_err(|fault| format!("{gateway} is no URL: {fault}").into())
+}
+
+/// What an error says, and what is behind it: `error sending request` alone helps nobody.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(source) = innermost.source() {
+        innermost = source;
+    }
+    if std::ptr::eq(innermost, error) {
+        error.to_string()
+    } else {
+        format!("{error}: {innermost}")
     }
 }
 

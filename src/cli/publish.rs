@@ -4,16 +4,17 @@ use std::io::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
-use clap::Args;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::token::Token;
-use super::{Failure, client, runtime};
+use super::{Failure, cause, client, gateway_url, runtime};
 use crate::bus::{KeepOptions, publish_once};
 use crate::config::{RedisUrl, secret};
-use crate::protocol::{ChannelName, Event, EventId};
+use crate::protocol::{ChannelName, Event, EventId, TraceParent};
 
 /// The limit that a gateway has unless told otherwise; Redis would take more, gateways drop it.
 const MAX_EVENT_BYTES: usize = 1 << 20;
@@ -27,7 +28,7 @@ pub(super) struct Publish {
     /// The event's name
     #[arg(long)]
     event: Option<String>,
-    /// The reconnection time clients should use from now on, such as 5s
+    /// The reconnection time clients should use from now on, such as 5s; at most a day
     #[arg(long, value_parser = humantime::parse_duration)]
     retry: Option<Duration>,
     /// Only sessions whose claims hold every member of this JSON object get it
@@ -42,6 +43,9 @@ pub(super) struct Publish {
     /// Publish a live event, which is not kept and has no id
     #[arg(long, conflicts_with_all = ["history", "key"])]
     live: bool,
+    /// The W3C trace context that the event belongs to. Clients do not get it
+    #[arg(long, value_name = "TRACEPARENT")]
+    traceparent: Option<TraceParent>,
     /// Publish through this Redis
     #[arg(
         long,
@@ -53,7 +57,8 @@ pub(super) struct Publish {
     /// What stands before the channel's name in Redis
     #[arg(long, env = "FANFARE_PREFIX", default_value = "sse:")]
     prefix: String,
-    /// Publish over HTTP to this gateway, when no Redis is named
+    /// Publish over HTTP to this gateway. As an argument it wins over FANFARE_REDIS_URL; as a
+    /// variable it counts when no Redis is named
     #[arg(long, env = "FANFARE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     #[command(flatten)]
@@ -61,16 +66,26 @@ pub(super) struct Publish {
 }
 
 impl Publish {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let mut event = Event::new(Bytes::from(self.data), MAX_EVENT_BYTES)?;
+    /// `arguments`: what this was read from.
+    pub(super) fn run(mut self, arguments: &ArgMatches) -> Result<(), Failure> {
+        let is_argument = |id| arguments.value_source(id) == Some(ValueSource::CommandLine);
+        match (is_argument("url"), is_argument("redis_url")) {
+            (true, true) => return Err("--url and --redis-url exclude each other".into()),
+            // Whoever names a gateway does not mean the Redis of the environment.
+            (true, false) => self.redis_url = None,
+            (false, _) => {}
+        }
+        let event = Event::new(Bytes::from(self.data), MAX_EVENT_BYTES)?;
+        let mut event = event.with_trace_parent(self.traceparent);
         if let Some(name) = &self.event {
             event = event.with_name(name)?;
         }
         if let Some(retry) = self.retry {
-            event = event.with_retry(retry)?;
+            let rule = "--retry is a duration such as 5s, at most a day";
+            event = event.with_retry(retry).map_err(|_| rule)?;
         }
         if let Some(to) = &self.to {
-            event = event.with_to(to)?;
+            event = event.with_to(to).map_err(|rule| format!("--to {rule}"))?;
         }
         let keep = (!self.live).then_some(KeepOptions {
             history: self.history,
@@ -116,7 +131,8 @@ async fn post(
     event: &Event,
     keep: Option<&KeepOptions>,
 ) -> Result<Option<EventId>, Failure> {
-    let mut url = reqwest::Url::parse(&format!("{}/events/{channel}", url.trim_end_matches('/')))?;
+    let mut url = gateway_url(url, &format!("/events/{channel}"))?;
+    let gateway = url.origin().ascii_serialization();
     let retry = event.retry().map(|retry| retry.as_millis().to_string());
     let history = keep.and_then(|keep| keep.history);
     let history = history.map(|length| length.to_string());
@@ -139,9 +155,13 @@ async fn post(
     if let Some(authorization) = authorization {
         request = request.header(AUTHORIZATION, authorization);
     }
-    let response = request.send().await?;
+    if let Some(parent) = event.trace_parent() {
+        request = request.header("traceparent", parent.to_string());
+    }
+    let lost = |error: reqwest::Error| format!("{gateway}: {}", cause(&error.without_url()));
+    let response = request.send().await.map_err(lost)?;
     let status = response.status();
-    let answer = response.text().await?;
+    let answer = response.text().await.map_err(lost)?;
     if !status.is_success() {
         return Err(format!("{status}: {answer}").into());
     }

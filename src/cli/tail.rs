@@ -9,7 +9,7 @@ use serde_json::Value;
 use sse_stream::{Sse, SseByteStream};
 
 use super::token::Token;
-use super::{Failure, client, runtime};
+use super::{Failure, cause, client, gateway_url, runtime};
 use crate::protocol::{ChannelName, Cursor};
 
 /// A stream that is silent for so long is dead: heartbeats come more often.
@@ -46,7 +46,7 @@ impl Tail {
 
     /// Reads until enough has come, reconnecting as a browser does.
     async fn follow(self) -> Result<(), Failure> {
-        let mut url = events_url(&self.url)?;
+        let mut url = gateway_url(&self.url, "/events")?;
         let gateway = url.origin().ascii_serialization();
         for channel in &self.channels {
             url.query_pairs_mut().append_pair("channel", channel);
@@ -81,25 +81,6 @@ impl Tail {
             reader.resumes = true;
         }
         Ok(())
-    }
-}
-
-/// Where a gateway's streams are.
-fn events_url(gateway: &str) -> Result<reqwest::Url, Failure> {
-    let url = format!("{}/events", gateway.trim_end_matches('/'));
-    reqwest::Url::parse(&url).map_err(|fault| format!("{gateway} is no URL: {fault}").into())
-}
-
-/// What an error says, and what is behind it: `error sending request` alone helps nobody.
-fn cause(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    if std::ptr::eq(innermost, error) {
-        error.to_string()
-    } else {
-        format!("{error}: {innermost}")
     }
 }
 

@@ -471,16 +471,26 @@ impl Settings {
     }
 
     fn read_bus(&self, open: bool, reader: &mut Reader) -> BusConfig {
+        let named = if self.redis_url_file.is_some() {
+            "REDIS_URL_FILE"
+        } else {
+            "REDIS_URL"
+        };
         let url = match (&self.redis_url, &self.redis_url_file) {
             (Some(_), Some(_)) => {
-                reader.fault("REDIS_URL_FILE", "and FANFARE_REDIS_URL exclude each other");
+                reader.fault(named, "and FANFARE_REDIS_URL exclude each other");
                 return BusConfig::Embedded;
             }
             (Some(url), None) => Some(url.expose_secret().to_owned()),
             (None, Some(file)) => match std::fs::read_to_string(file) {
+                Ok(url) if url.trim().is_empty() => {
+                    let rule = format!("is empty: {file} has to hold the Redis URL");
+                    reader.fault(named, rule);
+                    return BusConfig::Embedded;
+                }
                 Ok(url) => Some(url.trim_end().to_owned()),
                 Err(error) => {
-                    reader.fault("REDIS_URL_FILE", format!("cannot be read: {error}"));
+                    reader.fault(named, format!("cannot be read: {error}"));
                     return BusConfig::Embedded;
                 }
             },
@@ -491,7 +501,7 @@ impl Settings {
             Some(url) => match RedisUrl::parse(url) {
                 Ok(url) => BusConfig::Redis(url),
                 Err(rule) => {
-                    reader.fault("REDIS_URL", rule);
+                    reader.fault(named, rule);
                     BusConfig::Embedded
                 }
             },
@@ -737,6 +747,11 @@ mod tests {
             faults(&["--redis-url=memory:", "--redis-url-file=/dev/null"]),
             ["FANFARE_REDIS_URL_FILE"]
         );
+        // Where the text stands that is wrong.
+        for file in ["/dev/null", "/proc/version"] {
+            let flag = format!("--redis-url-file={file}");
+            assert_eq!(faults(&[&flag]), ["FANFARE_REDIS_URL_FILE"]);
+        }
         assert_eq!(
             faults(&["--history-ttl=30s", "--max-replication-lag=30s"]),
             ["FANFARE_HISTORY_TTL"]

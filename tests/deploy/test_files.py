@@ -34,8 +34,8 @@ from support import (
     until,
 )
 
-# Of compose.yaml and the Dockerfile themselves: filled in before the program sees anything.
-NO_SETTINGS = {"FANFARE_VERSION", "FANFARE_REVISION", "FANFARE_BUILD_REVISION"}
+# Of the build alone: the program never sees it.
+NO_SETTINGS = {"FANFARE_BUILD_REVISION"}
 # Of Grafana: [security] admin_password and so on in its conf/defaults.ini. It says nothing of one that it does
 # not know.
 GRAFANA = {
@@ -171,7 +171,14 @@ class Release(unittest.TestCase):
         # kustomize refuses files that are not there.
         for overlay in ("dev", "prod"):
             self.assertTrue(kustomize(self.release / "k8s/overlays" / overlay))
-        self.assertTrue((self.release / "lib/systemd/fanfare.service").exists())
+        # What the installation takes from the folder of a release, which it has entered.
+        plain = (self.release / "docs/deploy.md").read_text().split("\n## A plain machine\n")[1].split("\n## ")[0]
+        commands = "".join(re.findall(r"```console\n(.*?)```", plain, re.S))
+        taken = set(re.findall(r"(?<= )(?:bin|share|lib|deploy|nginx)/\S*", commands))
+        self.assertGreater(len(taken), 8)
+        for name in taken:
+            self.assertTrue(list(self.release.glob(name)), name)
+        self.assertIn(f"cd {self.release.name}\n", commands)
         # They build from source.
         for file in ("deploy/compose.yaml", "deploy/Dockerfile"):
             self.assertFalse((self.release / file).exists())
@@ -203,16 +210,30 @@ class Compose(unittest.TestCase):
             self.assertIn("healthcheck", self.services[name])
 
     def test_the_version_is_the_programs(self):
-        default = f"${{FANFARE_VERSION:-{program_version()}}}"
+        default = f"${{IMAGE_VERSION:-{program_version()}}}"
         for gateway in self.gateways.values():
             self.assertEqual(gateway["image"], f"fanfare:{default}")
             # As a build argument too, for the image's label.
             self.assertEqual(gateway["build"]["args"]["VERSION"], default)
+        # A variable that compose reads is in the shell where fanfare is run, which refuses names that it
+        # does not know.
+        text = (ROOT / "deploy/compose.yaml").read_text()
+        self.assertEqual(re.findall(r"\$\{(FANFARE_\w+)", text), [])
+
+    def test_only_nginx_is_reached_from_other_machines(self):
+        told = (ROOT / "docs/deploy.md").read_text()
+        for name, service in self.services.items():
+            for published in service.get("ports", []):
+                self.assertTrue(name == "nginx" or published.startswith("127.0.0.1:"), name)
+        for number, gateway in enumerate(self.gateways.values(), 1):
+            self.assertEqual(gateway["ports"], [f"127.0.0.1:908{number}:9080"])
+        self.assertIn("http://localhost:9081/console", told)
 
     def test_containers_have_the_kernel_settings_of_the_guide(self):
-        guide = (ROOT / "docs/operations.md").read_text()
-        told = dict(re.findall(r"^(net\.\S+) = (.*)$", guide, re.M))
+        kernel = lambda file: dict(re.findall(r"^(net\.\S+) = (.*)$", (ROOT / file).read_text(), re.M))
+        told = kernel("docs/operations.md")
         self.assertEqual(len(told), 4)
+        self.assertEqual(kernel("deploy/sysctl.d/90-fanfare.conf"), told)
         queues = {"net.core.somaxconn", "net.ipv4.tcp_max_syn_backlog"}
         given = lambda service: {name: str(value) for name, value in service["sysctls"].items()}
         self.assertEqual(given(self.services["nginx"]), told)
@@ -310,17 +331,46 @@ class Compose(unittest.TestCase):
 
     def test_redis_starts_with_its_configuration(self):
         with tempfile.TemporaryDirectory() as folder:
-            command = ["redis-server", ROOT / "deploy/redis.conf", "--port", "0"]
+            program, _, *more = self.services["redis"]["command"]
+            command = [program, ROOT / "deploy/redis.conf", *more, "--port", "0"]
             command += ["--unixsocket", f"{folder}/socket", "--dir", folder]
             redis = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
             try:
                 line_with(redis, redis.stdout, "ready to accept connections")
-                told = run("redis-cli", "-s", f"{folder}/socket", "CONFIG", "GET", "maxmemory*")
+                ask = ["redis-cli", "-s", f"{folder}/socket", "CONFIG", "GET"]
+                told = run(*ask, "maxmemory*")
                 self.assertIn("noeviction", told)
+                # The other containers reach it: its own address is not loopback.
+                self.assertEqual(run(*ask, "bind"), "bind\n* -::*\n")
+                self.assertEqual(run(*ask, "protected-mode"), "protected-mode\nno\n")
                 limit = self.services["redis"]["deploy"]["resources"]["limits"]["memory"]
                 most = int(re.search(r"^maxmemory\n(\d+)", told, re.M).group(1))
                 # A rewrite of the log and the buffers need the rest.
                 self.assertLessEqual(most, 0.8 * quantity(limit))
+            finally:
+                redis.kill()
+                redis.communicate()
+
+
+class Redis(unittest.TestCase):
+    def test_its_file_opens_it_to_nobody_outside_of_the_machine(self):
+        """As docs/deploy.md has it: behind what the machine's own configuration says."""
+        with tempfile.TemporaryDirectory() as folder:
+            own = Path(folder, "redis.conf")
+            own.write_text(f"bind 0.0.0.0\nprotected-mode no\nsave 60 1\ninclude {ROOT}/deploy/redis.conf\n")
+            command = ["redis-server", own, "--port", "0", "--unixsocket", f"{folder}/socket", "--dir", folder]
+            redis = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            try:
+                line_with(redis, redis.stdout, "ready to accept connections")
+                for name, value in [
+                    ("bind", "127.0.0.1 -::1"),
+                    ("protected-mode", "yes"),
+                    ("appendonly", "yes"),
+                    ("save", ""),
+                    ("maxmemory-policy", "noeviction"),
+                ]:
+                    told = run("redis-cli", "-s", f"{folder}/socket", "CONFIG", "GET", name)
+                    self.assertEqual(told, f"{name}\n{value}\n")
             finally:
                 redis.kill()
                 redis.communicate()
