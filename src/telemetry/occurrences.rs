@@ -321,13 +321,18 @@ impl SpanTooMany {
 /// Spans did not reach the collector of traces.
 pub(crate) struct SpansDropped<'a> {
     pub(crate) spans: usize,
+    pub(crate) collector: &'a str,
     pub(crate) error: &'a dyn Display,
 }
 
 impl SpansDropped<'_> {
     pub(crate) fn emit(self, dropped: &IntCounter) {
-        let Self { spans, error } = self;
+        let Self {
+            spans,
+            collector,
+            error,
+        } = self;
         dropped.inc_by(spans as u64);
-        tracing::warn!(%error, spans, "spans did not reach the collector");
+        tracing::warn!(%error, collector, spans, "spans did not reach the collector");
     }
 }

@@ -9,6 +9,7 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter as OtlpExporter};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter,
     SpanProcessor,
@@ -45,6 +46,7 @@ impl TracePipeline {
         let waiting = Arc::new(AtomicUsize::new(0));
         let exporter = CountingExporter {
             exporter: OtlpExporter::builder().with_http().build()?,
+            collector: config.collector.clone(),
             waiting: Arc::clone(&waiting),
             dropped: dropped.clone(),
         };
@@ -59,15 +61,20 @@ impl TracePipeline {
             waiting,
             dropped: dropped.clone(),
         };
-        // What is set wins.
         let ours = [
             ("service.name", "fanfare"),
             ("service.version", env!("CARGO_PKG_VERSION")),
             ("service.instance.id", replica),
         ];
-        let ours = ours.into_iter().filter(|(name, _)| !config.gives(name));
         let ours = ours.map(|(name, value)| KeyValue::new(name, value.to_owned()));
-        let resource = Resource::builder().with_attributes(ours);
+        let given = config.resource.iter();
+        let given = given.map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+        // Not the library's own reading of the variables, which decodes nothing.
+        let resource = Resource::builder_empty()
+            .with_detector(Box::new(TelemetryResourceDetector))
+            .with_attributes(ours)
+            // What is set wins.
+            .with_attributes(given);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(processor)
             .with_resource(resource.build())
@@ -129,6 +136,8 @@ impl SpanProcessor for BoundedProcessor {
 #[derive(Debug)]
 struct CountingExporter {
     exporter: OtlpExporter,
+    /// Its host and port.
+    collector: String,
     waiting: Arc<AtomicUsize>,
     dropped: IntCounter,
 }
@@ -139,7 +148,12 @@ impl SpanExporter for CountingExporter {
         let result = self.exporter.export(batch).await;
         self.waiting.fetch_sub(spans, Ordering::Relaxed);
         if let Err(error) = &result {
-            SpansDropped { spans, error }.emit(&self.dropped);
+            SpansDropped {
+                spans,
+                collector: &self.collector,
+                error,
+            }
+            .emit(&self.dropped);
         }
         result
     }
