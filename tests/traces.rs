@@ -525,6 +525,19 @@ async fn a_collector_that_is_away_costs_a_counter() {
     })
     .await;
     assert!(gateway.is_ready().await);
+    let collector = url.trim_start_matches("http://");
+    is_told(&gateway, &["Connection refused", collector]).await;
+}
+
+/// Waits until the log says that spans did not reach the collector, and all of this with it.
+async fn is_told(gateway: &Gateway, parts: &[&str]) {
+    eventually(&format!("{parts:?} is in the log"), async || {
+        gateway.log().iter().any(|line| {
+            line.contains("spans did not reach the collector")
+                && parts.iter().all(|part| line.contains(part))
+        })
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -542,6 +555,7 @@ async fn a_collector_that_hangs_holds_up_nothing() {
         stream.data().await;
     }
     assert!(gateway.metric("fanfare_traces_dropped_total").await > 0.0);
+    is_told(&gateway, &["timed out"]).await;
     drop(stream);
     stop(gateway).await;
 }

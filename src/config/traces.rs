@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use reqwest::Url;
@@ -14,6 +15,9 @@ const QUEUE_SPANS: NonZeroUsize = match NonZeroUsize::new(2048) {
     Some(spans) => spans,
     None => NonZeroUsize::MIN,
 };
+
+/// As the specification says (`OTEL_EXPORTER_OTLP_TIMEOUT`).
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A span takes about a kilobyte.
 const MOST_QUEUE_SPANS: usize = 1 << 20;
@@ -69,6 +73,8 @@ pub struct TraceConfig {
     pub collector: String,
     /// Spans that may wait for it.
     pub queue_spans: NonZeroUsize,
+    /// What a request to it may take.
+    pub timeout: Duration,
     /// Attributes of the resource that are set; of those with the same name the last one counts.
     pub resource: Vec<(String, String)>,
 }
@@ -219,6 +225,11 @@ impl TraceConfig {
                 "is a list of attributes, percent-encoded UTF-8: name=value,name=value",
             );
         }
+        let timeout = of_traces_first(
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+            "OTEL_EXPORTER_OTLP_TIMEOUT",
+        );
+        let timeout = timeout.and_then(|(_, text)| text.parse().ok());
         let mut resource = attributes.unwrap_or_default();
         // It takes precedence (OpenTelemetry specification, "General SDK Configuration").
         resource
@@ -226,6 +237,7 @@ impl TraceConfig {
         Some(Self {
             collector: collector?,
             queue_spans,
+            timeout: timeout.map_or(TIMEOUT, Duration::from_millis),
             resource,
         })
     }
@@ -389,5 +401,13 @@ mod tests {
         assert_eq!(of("service.version"), Some("7"));
         assert_eq!(of("a,b"), Some("ä= b"));
         assert_eq!(of("service.instance.id"), None);
+        assert_eq!(config.timeout, TIMEOUT);
+        let own = [
+            ENDPOINT,
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1500"),
+        ];
+        let timeout = read(&own).0.unwrap().timeout;
+        assert_eq!(timeout, Duration::from_millis(1500));
     }
 }

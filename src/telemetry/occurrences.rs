@@ -323,6 +323,8 @@ pub(crate) struct SpansDropped<'a> {
     pub(crate) spans: usize,
     pub(crate) collector: &'a str,
     pub(crate) error: &'a dyn Display,
+    /// Why there was no answer; empty where there was one.
+    pub(crate) cause: &'a str,
 }
 
 impl SpansDropped<'_> {
@@ -331,8 +333,9 @@ impl SpansDropped<'_> {
             spans,
             collector,
             error,
+            cause,
         } = self;
         dropped.inc_by(spans as u64);
-        tracing::warn!(%error, collector, spans, "spans did not reach the collector");
+        tracing::warn!(%error, cause, collector, spans, "spans did not reach the collector");
     }
 }
