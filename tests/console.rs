@@ -183,18 +183,25 @@ async fn the_page_shows_the_fleet_live() {
     drop(two);
     eventually("it is gone", async || {
         let shown = rows(&browser, "fleet").await;
-        tile(&browser, 1).await == "1 of 1" && shown[1][1].starts_with("silent for")
+        tile(&browser, 1).await == "1 of 2" && shown[1][1].starts_with("silent for")
     })
     .await;
     browser.shows("#tiles .tile:nth-child(2) .value", "5").await;
+    let script = "return document.querySelector('#tiles .tile').dataset.state";
+    assert_eq!(browser.run(script).await, "bad");
+    let note = browser.text("#tiles .tile:nth-child(2) .note").await;
+    assert!(note.ends_with(", without 1 silent"), "{note}");
+    let state = browser.text("#live").await;
+    assert!(state.ends_with("; 1 silent"), "{state}");
+    assert_eq!(rows(&browser, "fleet").await[1][2], "–");
     // Another joins, and one says that it is about to stop.
     let three = Gateway::behind(&redis, &[("FANFARE_DRAIN_DELAY", "60s")]).await;
     browser
-        .shows("#tiles .tile:nth-child(1) .value", "2 of 2")
+        .shows("#tiles .tile:nth-child(1) .value", "2 of 3")
         .await;
     three.process.signal("TERM");
     browser
-        .shows("#tiles .tile:nth-child(1) .value", "1 of 2")
+        .shows("#tiles .tile:nth-child(1) .value", "1 of 3")
         .await;
     let shown = rows(&browser, "fleet").await;
     let row = shown
@@ -360,6 +367,54 @@ async fn a_page_says_when_it_hears_nothing() {
     browser.close().await;
 }
 
+/// While Redis is away nothing is known of other replicas: they are not said to be gone, and the sums
+/// are not the fleet's.
+#[tokio::test]
+async fn while_redis_is_away_only_this_replica_is_seen() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::to(&redis).await;
+    let url = proxy.url();
+    let one = Gateway::start(&[("FANFARE_REDIS_URL", &url)]).await;
+    let two = Gateway::start(&[("FANFARE_REDIS_URL", &url)]).await;
+    let _streams = [open(&one, "a", 1).await, open(&two, "a", 2).await];
+    let browser = Browser::start().await;
+    browser.goto(&console_of(&one)).await;
+    let value = "#tiles .tile:nth-child(1) .value";
+    browser.shows(value, "2 of 2").await;
+    let mut feed = feed(&one).await;
+    proxy.stall(true);
+    let mut blames_nobody = async |what: &str, holds: &dyn Fn(&Value) -> bool| {
+        once(&mut feed, what, |now| {
+            let replicas = now["replicas"].as_array().unwrap();
+            assert!(
+                replicas.iter().all(|one| one["presence"] != "silent"),
+                "{now}"
+            );
+            holds(now)
+        })
+        .await
+    };
+    let away = blames_nobody("the other is not heard", &|now| {
+        now["point"]["partial"] == true && now["point"]["ready"] == 0
+    })
+    .await;
+    assert_eq!(away["point"]["connections"], 1);
+    browser.shows(value, "0 of ?").await;
+    assert_eq!(rows(&browser, "fleet").await[1][1], "not seen");
+    let state = browser.text("#live").await;
+    assert!(state.contains("; only this replica is seen"), "{state}");
+    let legend = browser.text("#charts section:nth-child(1) .legend").await;
+    assert!(legend.ends_with('–'), "{legend}");
+    proxy.stall(false);
+    blames_nobody("both are back", &|now| {
+        now["point"]["partial"] == false && now["point"]["connections"] == 3
+    })
+    .await;
+    browser.shows(value, "2 of 2").await;
+    assert_eq!(browser.complaints().await, Vec::<String>::new());
+    browser.close().await;
+}
+
 /// What Redis does not take must not hold up what is shown.
 #[tokio::test]
 async fn while_redis_says_nothing_the_console_goes_on() {
@@ -399,12 +454,29 @@ async fn one_replica_alone_has_a_console_for_a_few_pages() {
         feeds.push(feed(&gateway).await);
     }
     assert_eq!(gateway.admin_get("/console/feed").await.0, 503);
+    // A page says so, pretends to know nothing, and tries again.
+    let browser = Browser::start().await;
+    browser.goto(&console_of(&gateway)).await;
+    browser
+        .shows(
+            "#live",
+            "32 consoles are open on this replica, and there may be no more; trying again",
+        )
+        .await;
+    assert_eq!(browser.text("#no-channels").await, "");
     let shown = now(&mut feeds[0]).await;
     assert_eq!(shown["point"]["connections"], 1);
     assert_eq!(shown["replicas"][0]["bus_lag"], Value::Null);
     // Who comes later is shown what was before.
     now(&mut feeds[0]).await;
     drop(feeds.split_off(1));
+    eventually("the page gets its turn", async || {
+        browser.text("#live").await.starts_with("live, ")
+    })
+    .await;
+    let empty = browser.text("#no-channels").await;
+    assert_eq!(empty, "Nothing has been published lately.");
+    browser.close().await;
     eventually("a page more fits", async || {
         let url = format!("{}/feed", console_of(&gateway));
         reqwest::get(url).await.unwrap().status() == 200
@@ -448,7 +520,9 @@ async fn the_page_is_light_or_dark_and_fits_a_narrow_window() {
     eventually("the charts are drawn anew", async || {
         let script = "return [...document.querySelectorAll('.chart')].every((box) =>
             box.querySelector('svg').getBoundingClientRect().right <= innerWidth)
-            && document.documentElement.scrollWidth <= innerWidth";
+            && document.documentElement.scrollWidth <= innerWidth
+            && [...document.querySelectorAll('td')].every((cell) =>
+                cell.getBoundingClientRect().right <= innerWidth && cell.dataset.label)";
         browser.run(script).await == true
     })
     .await;

@@ -315,7 +315,7 @@ async fn what_is_refused_is_traced_too() {
     let mut variables = sending_to(&url);
     variables.push(("FANFARE_MAX_CONNECTIONS", "1"));
     let gateway = Gateway::start(&variables).await;
-    let _open = gateway.events("/events/a").await.opened().await;
+    let open = gateway.events("/events/a").await.opened().await;
     assert_eq!(gateway.get("/events/b").await.0, 200);
     assert_eq!(gateway.get("/events/a?history=x").await.0, 400);
     assert_eq!(gateway.post("/events/a?event=$gap", "x").await.0, 400);
@@ -329,6 +329,12 @@ async fn what_is_refused_is_traced_too() {
     let published = collector.spans("publish", 1).await;
     assert!(published[0].is_error);
     assert_eq!(published[0].attributes["http.response.status_code"], "400");
+    // What may not be published, or cannot be read, is none.
+    assert_eq!(gateway.post("/events/a?unknown=1", "x").await.0, 400);
+    assert_eq!(gateway.post("/events/$a", "x").await.0, 400);
+    drop(open);
+    stop(gateway).await;
+    assert_eq!(collector.seen("publish").len(), 1);
 }
 
 /// Whatever becomes of a request for a stream, there is one span of it.
@@ -407,21 +413,49 @@ async fn who_shows_no_token_does_not_decide_what_is_recorded() {
     assert_eq!(admissions[0].trace, TRACE);
 }
 
+/// Who has shown a token, and asks for what it may not have, is known all the same.
+#[tokio::test]
+async fn a_token_holder_s_refusal_is_part_of_the_trace_it_names() {
+    let (collector, url) = Collector::start().await;
+    let mut variables = sending_to(&url);
+    variables.push(("FANFARE_JWT_SECRET", SECRET));
+    let gateway = Gateway::start(&variables).await;
+    let request = reqwest::Client::new()
+        .get(gateway.url("/events/news?channel=forbidden"))
+        .header("traceparent", traceparent("01"))
+        .bearer_auth(granting(json!({ "subscribe": ["news"] })));
+    let answer = within("the gateway answers", request.send()).await.unwrap();
+    assert_eq!(answer.status(), 403);
+    let admission = collector.spans("admission", 1).await.remove(0);
+    assert_eq!((&*admission.trace, &*admission.parent), (TRACE, SPAN));
+    for (name, value) in [
+        ("user.id", "alice"),
+        ("fanfare.channels", "2"),
+        ("fanfare.outcome", "refused"),
+        ("http.response.status_code", "403"),
+    ] {
+        assert_eq!(admission.attributes[name], value);
+    }
+}
+
 #[tokio::test]
 async fn what_is_set_of_the_resource_wins() {
     let (collector, url) = Collector::start().await;
     let mut variables = sending_to(&url);
     variables.push((
         "OTEL_RESOURCE_ATTRIBUTES",
-        "service.instance.id=pod-7,service.version=2026-01,other.service.name=x",
+        "service.instance.id=pod-7,service.version=2026-01,service.name=x,team=caf%C3%A9%2Cbar",
     ));
+    variables.push(("OTEL_SERVICE_NAME", "gateway-eu"));
     let gateway = Gateway::start(&variables).await;
     drop(gateway.events("/events/a").await.opened().await);
     let admission = collector.spans("admission", 1).await.remove(0);
     for (name, value) in [
         ("service.instance.id", "pod-7"),
         ("service.version", "2026-01"),
-        ("service.name", "fanfare"),
+        ("service.name", "gateway-eu"),
+        ("team", "café,bar"),
+        ("telemetry.sdk.language", "rust"),
     ] {
         assert_eq!(admission.resource[name], value);
     }
@@ -491,6 +525,19 @@ async fn a_collector_that_is_away_costs_a_counter() {
     })
     .await;
     assert!(gateway.is_ready().await);
+    let collector = url.trim_start_matches("http://");
+    is_told(&gateway, &["Connection refused", collector]).await;
+}
+
+/// Waits until the log says that spans did not reach the collector, and all of this with it.
+async fn is_told(gateway: &Gateway, parts: &[&str]) {
+    eventually(&format!("{parts:?} is in the log"), async || {
+        gateway.log().iter().any(|line| {
+            line.contains("spans did not reach the collector")
+                && parts.iter().all(|part| line.contains(part))
+        })
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -508,6 +555,7 @@ async fn a_collector_that_hangs_holds_up_nothing() {
         stream.data().await;
     }
     assert!(gateway.metric("fanfare_traces_dropped_total").await > 0.0);
+    is_told(&gateway, &["timed out"]).await;
     drop(stream);
     stop(gateway).await;
 }

@@ -3,6 +3,7 @@
 
 use std::num::NonZeroUsize;
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use reqwest::Url;
@@ -15,6 +16,9 @@ const QUEUE_SPANS: NonZeroUsize = match NonZeroUsize::new(2048) {
     None => NonZeroUsize::MIN,
 };
 
+/// As the specification says (`OTEL_EXPORTER_OTLP_TIMEOUT`).
+const TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A span takes about a kilobyte.
 const MOST_QUEUE_SPANS: usize = 1 << 20;
 
@@ -25,6 +29,19 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_always_on",
     "parentbased_always_off",
     "parentbased_traceidratio",
+];
+
+/// How a trace is handed on here; baggage is nobody's business here.
+const PROPAGATORS: [&str; 2] = ["tracecontext", "baggage"];
+
+/// Files that would be read by nobody.
+const CERTIFICATES: [&str; 6] = [
+    "OTEL_EXPORTER_OTLP_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE",
+    "OTEL_EXPORTER_OTLP_CLIENT_KEY",
+    "OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY",
 ];
 
 /// An hour is more than anybody waits.
@@ -56,16 +73,13 @@ pub struct TraceConfig {
     pub collector: String,
     /// Spans that may wait for it.
     pub queue_spans: NonZeroUsize,
-    /// Attributes of the resource that are set.
-    resource: Vec<String>,
+    /// What a request to it may take.
+    pub timeout: Duration,
+    /// Attributes of the resource that are set; of those with the same name the last one counts.
+    pub resource: Vec<(String, String)>,
 }
 
 impl TraceConfig {
-    /// Whether an attribute of the resource is set: then it is not ours to say.
-    pub fn gives(&self, attribute: &str) -> bool {
-        self.resource.iter().any(|given| given == attribute)
-    }
-
     /// Reads the variables. `None`: traces are off, as they are unless a collector is named.
     /// A variable that is empty counts as unset.
     pub(super) fn read(
@@ -100,6 +114,35 @@ impl TraceConfig {
         });
         if collector.is_none() {
             fault(name, "is the http or https URL of a collector");
+        }
+        let is_anonymous = |url: Url| url.username().is_empty() && url.password().is_none();
+        if !Url::parse(&endpoint).is_ok_and(is_anonymous) && collector.is_some() {
+            fault(
+                name,
+                "has no user and password, which are not sent: OTEL_EXPORTER_OTLP_HEADERS takes them",
+            );
+        }
+        let disabled = variable("OTEL_SDK_DISABLED");
+        if disabled.is_some_and(|value| !value.eq_ignore_ascii_case("false")) {
+            fault("OTEL_SDK_DISABLED", "is true or false");
+        }
+        if let Some(propagators) = variable("OTEL_PROPAGATORS") {
+            let mut names = propagators.split(',').map(str::trim);
+            let has_trace_context = names.clone().any(|name| name == "tracecontext");
+            if !has_trace_context || !names.all(|name| PROPAGATORS.contains(&name)) {
+                fault(
+                    "OTEL_PROPAGATORS",
+                    "is tracecontext, or tracecontext,baggage: there is no other here",
+                );
+            }
+        }
+        for name in CERTIFICATES {
+            if variable(name).is_some() {
+                fault(
+                    name,
+                    "is not known here: a collector's certificate is one that the machine trusts",
+                );
+            }
         }
         if variable("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter != "otlp") {
             fault("OTEL_TRACES_EXPORTER", "is otlp or none");
@@ -175,19 +218,27 @@ impl TraceConfig {
             }
         }
         let attributes = variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-        let attributes: Vec<_> = pairs(&attributes).collect();
-        if !attributes.iter().all(|(name, _)| !name.is_empty()) {
+        let attributes: Option<Vec<_>> = pairs(&attributes).map(attribute).collect();
+        if attributes.is_none() {
             fault(
                 "OTEL_RESOURCE_ATTRIBUTES",
-                "is a list of attributes: name=value,name=value",
+                "is a list of attributes, percent-encoded UTF-8: name=value,name=value",
             );
         }
-        let own_name = variable("OTEL_SERVICE_NAME").map(|_| "service.name");
-        let resource = attributes.iter().map(|(name, _)| *name).chain(own_name);
+        let timeout = of_traces_first(
+            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+            "OTEL_EXPORTER_OTLP_TIMEOUT",
+        );
+        let timeout = timeout.and_then(|(_, text)| text.parse().ok());
+        let mut resource = attributes.unwrap_or_default();
+        // It takes precedence (OpenTelemetry specification, "General SDK Configuration").
+        resource
+            .extend(variable("OTEL_SERVICE_NAME").map(|name| ("service.name".to_owned(), name)));
         Some(Self {
             collector: collector?,
             queue_spans,
-            resource: resource.map(str::to_owned).collect(),
+            timeout: timeout.map_or(TIMEOUT, Duration::from_millis),
+            resource,
         })
     }
 }
@@ -199,6 +250,17 @@ fn pairs(text: &str) -> impl Iterator<Item = (&str, &str)> {
         let (name, value) = pair.split_once('=').unwrap_or_default();
         (name.trim(), value.trim())
     })
+}
+
+/// An attribute of the resource, decoded (OpenTelemetry specification, "Resource SDK": as W3C
+/// Baggage). `None`: it has no name, or is no text.
+fn attribute((name, value): (&str, &str)) -> Option<(String, String)> {
+    let decode = |text| {
+        let text = percent_encoding::percent_decode_str(text).decode_utf8();
+        text.ok().map(std::borrow::Cow::into_owned)
+    };
+    let name = decode(name).filter(|name| !name.is_empty())?;
+    Some((name, decode(value)?))
 }
 
 fn is_header((name, value): (&str, &str)) -> bool {
@@ -224,7 +286,7 @@ mod tests {
         )
     }
 
-    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:secret@c:4318");
+    const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318");
 
     #[test]
     fn traces_are_off_unless_a_collector_is_named() {
@@ -289,8 +351,25 @@ mod tests {
                 "OTEL_RESOURCE_ATTRIBUTES",
             ]
         );
-        let (_, faults) = read(&[ENDPOINT, ("OTEL_TRACES_SAMPLER", "sometimes")]);
-        assert_eq!(faults, ["OTEL_TRACES_SAMPLER"]);
+        for (name, value) in [
+            ("OTEL_TRACES_SAMPLER", "sometimes"),
+            ("OTEL_SDK_DISABLED", "yes"),
+            ("OTEL_PROPAGATORS", "b3"),
+            ("OTEL_PROPAGATORS", "tracecontext,b3"),
+            ("OTEL_PROPAGATORS", "none"),
+            ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/nope.pem"),
+            ("OTEL_EXPORTER_OTLP_TRACES_CLIENT_KEY", "/nope.pem"),
+            (
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                "http://user:secret@c:4318",
+            ),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://user@c:4318"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "team=%ff"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "=a"),
+        ] {
+            let (_, faults) = read(&[ENDPOINT, (name, value)]);
+            assert_eq!(faults, [name], "{value}");
+        }
     }
 
     #[test]
@@ -306,14 +385,29 @@ mod tests {
             ),
             (
                 "OTEL_RESOURCE_ATTRIBUTES",
-                "my.service.name=a, service.version = 7",
+                "service.name=a, service.version = 7,a%2Cb=%C3%A4%3D%20b",
             ),
+            ("OTEL_PROPAGATORS", "baggage, tracecontext"),
+            ("OTEL_SDK_DISABLED", "False"),
+            ("OTEL_SERVICE_NAME", "b"),
         ]);
         assert_eq!(faults, Vec::<String>::new());
         let config = config.unwrap();
-        assert!(config.gives("service.version"));
-        assert!(!config.gives("service.name") && !config.gives("service.instance.id"));
-        let named = read(&[ENDPOINT, ("OTEL_SERVICE_NAME", "x")]).0.unwrap();
-        assert!(named.gives("service.name"));
+        let of = |name: &str| {
+            let given = config.resource.iter().rfind(|(other, _)| other == name);
+            given.map(|(_, value)| value.as_str())
+        };
+        assert_eq!(of("service.name"), Some("b"));
+        assert_eq!(of("service.version"), Some("7"));
+        assert_eq!(of("a,b"), Some("ä= b"));
+        assert_eq!(of("service.instance.id"), None);
+        assert_eq!(config.timeout, TIMEOUT);
+        let own = [
+            ENDPOINT,
+            ("OTEL_EXPORTER_OTLP_TIMEOUT", "1"),
+            ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "1500"),
+        ];
+        let timeout = read(&own).0.unwrap().timeout;
+        assert_eq!(timeout, Duration::from_millis(1500));
     }
 }

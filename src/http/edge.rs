@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::admission::{Admission, Full, OpenStream};
 use super::answer::{BUSY_HEADER, busy, cors_headers, retry_and_close};
-use super::auth::{HeldTicket, NotSpent, Undecided, wrong_ticket};
+use super::auth::{Asker, HeldTicket, NotSpent, Undecided, wrong_ticket};
 use super::client_address::ClientAddress;
 use super::cut_off;
 use super::error::Problem;
@@ -267,6 +267,12 @@ impl Edge {
                 } else {
                     RefuseReason::PublishRate
                 });
+            }
+            if let Some(asker) = response.extensions_mut().remove::<Asker>() {
+                asking.channels = asker.channels;
+                if let Some(session) = &asker.session {
+                    asking.requester.is(session);
+                }
             }
             asking.end(REFUSED, response.status());
             asking.requester.mark(&mut response);

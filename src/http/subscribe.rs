@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::answer::stream_headers;
-use super::auth::{Caller, Refusal};
+use super::auth::{Asker, Caller, Refusal};
 use super::error::Problem;
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};
@@ -50,23 +50,28 @@ async fn stream_head(
         cursor_style,
         ticket,
     } = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
+    let caller = state.authority.caller(headers, ticket.as_deref()).await?;
+    let asker = Asker {
+        session: caller.session.clone(),
+        channels: channels.names.len(),
+    };
+    let refused = |problem| Refusal::Of(problem, asker.clone());
+    for channel in &channels.names {
+        let checked = state.authority.check_read(&caller, channel);
+        checked.map_err(refused)?;
+    }
     let Caller {
         session,
         grants,
         ticket,
         ..
-    } = {
-        let caller = state.authority.caller(headers, ticket.as_deref()).await?;
-        for channel in &channels.names {
-            state.authority.check_read(&caller, channel)?;
-        }
-        caller
-    };
+    } = caller;
     for channel in grants.join {
-        channels.add(channel)?;
+        channels.add(channel).map_err(refused)?;
     }
     if channels.names.is_empty() {
-        return Err(Problem::field("channel", "name at least one: /events?channel=orders").into());
+        let rule = "name at least one: /events?channel=orders";
+        return Err(refused(Problem::field("channel", rule)));
     }
     // What the browser itself sends wins over what the page began with.
     if let Some(cursor) = headers.get("last-event-id") {

@@ -169,10 +169,10 @@ impl Drop for Held<'_> {
 
 /// The upper bounds of [`Latencies`], in microseconds: each about half as much again as the one
 /// before, with 250 ms, the objective of `docs/operations.md`, among them.
-pub const LATENCY_BOUNDS_US: [u64; 26] = [
+pub const LATENCY_BOUNDS_US: [u64; 28] = [
     100, 250, 500, 1_000, 1_500, 2_500, 3_500, 5_000, 7_500, 10_000, 15_000, 25_000, 35_000,
     50_000, 75_000, 100_000, 150_000, 250_000, 350_000, 500_000, 750_000, 1_000_000, 2_500_000,
-    5_000_000, 10_000_000, 30_000_000,
+    5_000_000, 10_000_000, 15_000_000, 20_000_000, 30_000_000,
 ];
 
 /// How long something took, each time. One writer, like [`Counter`].

@@ -321,13 +321,21 @@ impl SpanTooMany {
 /// Spans did not reach the collector of traces.
 pub(crate) struct SpansDropped<'a> {
     pub(crate) spans: usize,
+    pub(crate) collector: &'a str,
     pub(crate) error: &'a dyn Display,
+    /// Why there was no answer; empty where there was one.
+    pub(crate) cause: &'a str,
 }
 
 impl SpansDropped<'_> {
     pub(crate) fn emit(self, dropped: &IntCounter) {
-        let Self { spans, error } = self;
+        let Self {
+            spans,
+            collector,
+            error,
+            cause,
+        } = self;
         dropped.inc_by(spans as u64);
-        tracing::warn!(%error, spans, "spans did not reach the collector");
+        tracing::warn!(%error, cause, collector, spans, "spans did not reach the collector");
     }
 }

@@ -130,7 +130,7 @@ pub struct Admission<'a> {
     pub client: IpAddr,
     /// Whom the client proved to be.
     pub subject: Option<&'a str>,
-    /// How many channels it asked for; 0 where that was not understood.
+    /// How many channels it asked for; 0 where that was not understood, or it was refused before.
     pub channels: usize,
     /// `opened`, or why not.
     pub outcome: &'static str,

@@ -10,8 +10,8 @@ use futures_util::stream::{self, StreamExt};
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
 
-use super::Console;
 use super::page::{PAGE, POLICY};
+use super::{Console, MOST_PAGES};
 
 /// `GET /console`: the page.
 pub(in crate::admin) async fn console_page() -> Response {
@@ -31,7 +31,7 @@ pub(in crate::admin) async fn console_feed(State(console): State<Arc<Console>>) 
     let Some((past, watch)) = console.watch() else {
         return (
             StatusCode::SERVICE_UNAVAILABLE,
-            "too many consoles are open\n",
+            format!("{MOST_PAGES} consoles are open on this replica, and there may be no more\n"),
         )
             .into_response();
     };

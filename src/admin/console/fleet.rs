@@ -1,12 +1,12 @@
 //! What is known of all replicas: their reports, and what follows from two of them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::TICK;
-use super::latency::Latency;
+use super::latency::{self, Latency};
 use super::report::{Channel, Report};
 
 /// How much of the past a page is shown.
@@ -19,8 +19,21 @@ const _: () = assert!(TICK.as_secs() * POINTS as u64 == PAST.as_secs());
 /// A replica that is silent for so long is gone: it would have reported three times.
 const GONE_AFTER: Duration = TICK.saturating_mul(3);
 
-/// So long it is still shown.
-const SHOWN_AFTER: Duration = Duration::from_secs(60);
+/// This replica hears nothing of others when its own report has not come back for so long, which
+/// is one that was lost. Their last may be older by a tick than its own, and they must not be found
+/// silent before.
+const DEAF_AFTER: Duration = Duration::from_secs(3);
+const _: () = assert!(TICK.as_secs() < 3 && 3 + TICK.as_secs() < GONE_AFTER.as_secs());
+
+/// A replica that has said that it stops is still shown for so long; others as long as the past.
+const STOPPED_SHOWN: Duration = Duration::from_secs(60);
+
+/// Rates are of at least so long. What a replica that was held up makes good in the few
+/// milliseconds between two reports is no rate.
+const LEAST_SPAN_MS: u64 = 1000;
+
+/// What `/readyz` says of a replica that is about to end.
+const STOPPING: &str = "stopping";
 
 /// Replicas that are shown at the most. One takes some ten kilobytes.
 const MOST_REPLICAS: usize = 256;
@@ -35,14 +48,40 @@ pub(super) struct Fleet {
     points: VecDeque<Point>,
     /// The last look.
     looked: Option<Instant>,
+    hearing: Hearing,
     /// Replicas there was no room for since the last look.
     unseen: HashMap<String, Instant>,
+}
+
+/// Whether what is said on the bus is heard here, by the way of our own reports through it.
+#[derive(Clone, Copy, Debug, Default)]
+struct Hearing {
+    /// The last of our own that came back.
+    echo: Option<Instant>,
+    /// Since when they come back.
+    since: Option<Instant>,
+}
+
+/// What is known of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Presence {
+    /// It reports.
+    Present,
+    /// Nothing: its reports could not be heard here.
+    Unheard,
+    /// It ought to report.
+    Silent,
+    /// It has said that it stops, and then nothing more.
+    Stopped,
 }
 
 #[derive(Debug)]
 struct Replica {
     heard: Instant,
     report: Report,
+    /// What rates are counted from.
+    base: Report,
     rates: Rates,
     /// Its report at the last look, and what it had counted then and before.
     looked_at: Option<Report>,
@@ -67,7 +106,11 @@ struct Rates {
 pub(super) struct Point {
     /// Unix milliseconds.
     at: u64,
+    /// Replicas are not heard here: sums are not those of the fleet.
+    partial: bool,
     ready: usize,
+    /// Those that are ready, and those that ought to be.
+    replicas: usize,
     connections: u64,
     live: f64,
     kept: f64,
@@ -89,7 +132,7 @@ struct Row<'a> {
     name: &'a str,
     version: &'a str,
     here: bool,
-    gone: bool,
+    presence: Presence,
     silent_s: f64,
     ready: bool,
     reasons: &'a [String],
@@ -129,6 +172,8 @@ struct Now<'a> {
 #[derive(Debug, Serialize)]
 struct Past<'a> {
     most: usize,
+    /// Latencies are not told apart above this.
+    most_latency_s: f64,
     points: &'a VecDeque<Point>,
 }
 
@@ -150,13 +195,17 @@ impl Fleet {
         if let Some(replica) = self.replicas.get_mut(&report.id) {
             // Not one that was overtaken on its way.
             if report.uptime_ms > replica.report.uptime_ms {
-                replica.rates = Rates::between(&replica.report, &report);
+                if report.uptime_ms - replica.base.uptime_ms >= LEAST_SPAN_MS {
+                    replica.rates = Rates::between(&replica.base, &report);
+                    replica.base = report.clone();
+                }
                 replica.report = report;
                 replica.heard = now;
             }
-        } else if self.replicas.len() < MOST_REPLICAS {
+        } else if self.has_room(now) {
             let replica = Replica {
                 heard: now,
+                base: report.clone(),
                 rates: Rates::default(),
                 report: report.clone(),
                 looked_at: None,
@@ -168,21 +217,49 @@ impl Fleet {
         }
     }
 
+    /// Whether one more replica can be shown, at worst instead of the one that has been gone for
+    /// the longest time.
+    fn has_room(&mut self, now: Instant) -> bool {
+        if self.replicas.len() < MOST_REPLICAS {
+            return true;
+        }
+        let gone = self
+            .replicas
+            .iter()
+            .filter(|(_, replica)| now.saturating_duration_since(replica.heard) >= GONE_AFTER);
+        let longest = gone.min_by_key(|(_, replica)| replica.heard);
+        let Some(id) = longest.map(|(id, _)| id.clone()) else {
+            return false;
+        };
+        self.replicas.remove(&id).is_some()
+    }
+
+    /// Takes note that our own report has come back from the bus.
+    pub(super) fn note_echo(&mut self, now: Instant) {
+        self.hearing.note_echo(now);
+    }
+
     /// Adds the moment to the past and returns what a page shows, as JSON. `here`: the replica
-    /// that serves it.
-    pub(super) fn look(&mut self, here: &str, at_ms: u64, now: Instant) -> String {
+    /// that serves it, and whether its bus is up.
+    pub(super) fn look(&mut self, here: (&str, bool), at_ms: u64, now: Instant) -> String {
+        let (here, bus_is_up) = here;
         self.looked = Some(now);
         let silent = |heard: Instant| now.saturating_duration_since(heard);
-        self.replicas
-            .retain(|_, replica| silent(replica.heard) < SHOWN_AFTER);
+        self.forget_the_gone(now);
         self.unseen.retain(|_, heard| silent(*heard) < GONE_AFTER);
         let mut point = Point {
             at: at_ms,
+            // There may be others, of which nothing was ever heard.
+            partial: !bus_is_up && self.hearing.since.is_none(),
             ..Point::default()
         };
+        let hearing = self.hearing;
         let mut latency = Latency::default();
         for replica in self.replicas.values_mut() {
-            if silent(replica.heard) < GONE_AFTER {
+            let presence = replica.presence(hearing, now);
+            point.replicas += usize::from(presence != Presence::Stopped);
+            point.partial |= presence == Presence::Unheard;
+            if presence == Presence::Present {
                 replica.add_to(&mut point);
             }
             replica.look(&mut point, &mut latency);
@@ -196,15 +273,15 @@ impl Fleet {
         let mut replicas: Vec<Row<'_>> = self
             .replicas
             .values()
-            .map(|replica| replica.row(here, silent(replica.heard)))
+            .map(|replica| {
+                let presence = replica.presence(hearing, now);
+                replica.row(here, presence, silent(replica.heard))
+            })
             .collect();
         replicas.sort_by(|one, other| {
-            (
-                one.gone,
-                one.name,
-                one.uptime_s.total_cmp(&other.uptime_s).is_gt(),
-            )
-                .cmp(&(other.gone, other.name, false))
+            let gone = |row: &Row<'_>| row.presence != Presence::Present;
+            let by_name = (gone(one), one.name).cmp(&(gone(other), other.name));
+            by_name.then_with(|| one.uptime_s.total_cmp(&other.uptime_s))
         });
         let present = self
             .replicas
@@ -220,17 +297,80 @@ impl Fleet {
         serde_json::to_string(&now).unwrap_or_default()
     }
 
+    /// Forgets replicas that are not worth a row any more: one that has stopped for a while, one
+    /// that has been silent for as long as the past, and one whose place another has taken.
+    fn forget_the_gone(&mut self, now: Instant) {
+        let is_gone = |replica: &Replica| {
+            let silent = now.saturating_duration_since(replica.heard);
+            (silent >= GONE_AFTER).then_some(silent)
+        };
+        let present: HashSet<String> = self
+            .replicas
+            .values()
+            .filter(|replica| is_gone(replica).is_none())
+            .map(|replica| replica.report.name.clone())
+            .collect();
+        self.replicas.retain(|_, replica| {
+            let Some(silent) = is_gone(replica) else {
+                return true;
+            };
+            let shown = if replica.is_stopping() {
+                STOPPED_SHOWN
+            } else {
+                PAST
+            };
+            silent < shown && !present.contains(&replica.report.name)
+        });
+    }
+
     /// What a page is shown first, as JSON.
     pub(super) fn past(&self) -> String {
         let past = Past {
             most: POINTS,
+            most_latency_s: latency::MOST_SECONDS,
             points: &self.points,
         };
         serde_json::to_string(&past).unwrap_or_default()
     }
 }
 
+impl Hearing {
+    fn note_echo(&mut self, now: Instant) {
+        if !self.works(now) {
+            self.since = Some(now);
+        }
+        self.echo = Some(now);
+    }
+
+    fn works(&self, now: Instant) -> bool {
+        self.echo
+            .is_some_and(|echo| now.saturating_duration_since(echo) < DEAF_AFTER)
+    }
+
+    /// Whether a replica that says something would have been heard for this long.
+    fn works_for(&self, time: Duration, now: Instant) -> bool {
+        let since = self.since.filter(|_| self.works(now));
+        since.is_some_and(|since| now.saturating_duration_since(since) >= time)
+    }
+}
+
 impl Replica {
+    fn is_stopping(&self) -> bool {
+        self.report.reasons.iter().any(|reason| reason == STOPPING)
+    }
+
+    fn presence(&self, hearing: Hearing, now: Instant) -> Presence {
+        if now.saturating_duration_since(self.heard) < GONE_AFTER {
+            Presence::Present
+        } else if self.is_stopping() {
+            Presence::Stopped
+        } else if hearing.works_for(GONE_AFTER, now) {
+            Presence::Silent
+        } else {
+            Presence::Unheard
+        }
+    }
+
     fn add_to(&self, point: &mut Point) {
         let Self { report, rates, .. } = self;
         point.ready += usize::from(report.ready);
@@ -269,20 +409,20 @@ impl Replica {
         }
     }
 
-    fn row(&self, here: &str, silent: Duration) -> Row<'_> {
+    fn row(&self, here: &str, presence: Presence, silent: Duration) -> Row<'_> {
         let Self { report, rates, .. } = self;
         let since = |of: fn(&(u64, u64)) -> u64| {
             let (first, last) = (self.incidents.front(), self.incidents.back());
             let (first, last) = (first.map_or(0, of), last.map_or(0, of));
             last.saturating_sub(first)
         };
-        let gone = silent >= GONE_AFTER;
+        let gone = presence != Presence::Present;
         let rates = if gone { Rates::default() } else { *rates };
         Row {
             name: &report.name,
             version: &report.version,
             here: report.id == here,
-            gone,
+            presence,
             silent_s: silent.as_secs_f64(),
             ready: report.ready && !gone,
             reasons: &report.reasons,
@@ -337,7 +477,7 @@ impl Rates {
 fn busiest<'a>(replicas: impl Iterator<Item = &'a Replica>) -> Vec<ChannelRow> {
     let mut rows: HashMap<&str, ChannelRow> = HashMap::new();
     for Replica { report, .. } in replicas {
-        let seconds = report.channels_ms.max(1) as f64 / 1e3;
+        let seconds = report.channels_ms.max(LEAST_SPAN_MS) as f64 / 1e3;
         for channel in &report.channels {
             let Channel {
                 name,
@@ -385,7 +525,7 @@ mod tests {
     }
 
     fn look(fleet: &mut Fleet, now: Instant) -> Value {
-        serde_json::from_str(&fleet.look("a", 1, now)).unwrap()
+        serde_json::from_str(&fleet.look(("a", true), 1, now)).unwrap()
     }
 
     #[test]
@@ -430,28 +570,155 @@ mod tests {
         assert_eq!(point["p99"], Value::Null);
     }
 
+    /// A replica that was held up reports twice at once: first of the time it has missed, and then,
+    /// milliseconds later, of all that it has made good meanwhile.
     #[test]
-    fn a_silent_replica_is_gone_and_later_forgotten() {
+    fn what_was_made_good_in_milliseconds_is_no_rate() {
         let (mut fleet, now) = (Fleet::default(), Instant::now());
-        fleet.note(report("a", 10, |_| {}), now);
-        fleet.note(report("b", 10, |report| report.ready = false), now);
-        assert_eq!(look(&mut fleet, now)["point"]["ready"], 1);
-        let later = now + GONE_AFTER;
-        fleet.note(report("a", 16, |_| {}), later);
-        let shown = look(&mut fleet, later);
-        assert_eq!(shown["point"]["connections"], 10);
-        assert_eq!(shown["replicas"][0]["gone"], false);
-        assert_eq!(shown["replicas"][1]["gone"], true);
-        assert_eq!(shown["replicas"][1]["connections"], 0);
-        let later = now + SHOWN_AFTER;
-        fleet.note(report("a", 70, |_| {}), later);
+        let mut highest = (0.0_f64, 0.0_f64);
+        for (uptime_ms, delivered, channels_ms) in [
+            (10_000, 9_000, 2000),
+            (22_000, 9_000, 12_000),
+            (22_005, 19_800, 5),
+            (22_009, 19_810, 4),
+            (24_009, 21_600, 2000),
+            (26_009, 23_400, 2000),
+        ] {
+            let channel = Channel {
+                name: "a".to_owned(),
+                deliveries: if channels_ms == 5 { 10_800 } else { 1800 },
+                ..Channel::default()
+            };
+            fleet.note(
+                report("a", 0, |report| {
+                    (report.uptime_ms, report.delivered) = (uptime_ms, delivered);
+                    report.latency = BTreeMap::from([(1000, delivered)]);
+                    (report.channels_ms, report.channels) = (channels_ms, vec![channel]);
+                }),
+                now,
+            );
+            let shown = look(&mut fleet, now);
+            let rate = |value: &Value| value.as_f64().unwrap();
+            highest.0 = highest.0.max(rate(&shown["point"]["delivered"]));
+            highest.1 = highest.1.max(rate(&shown["channels"][0]["deliveries"]));
+            if uptime_ms == 26_009 {
+                assert_eq!(shown["point"]["delivered"], 900.0);
+                assert!(shown["replicas"][0]["p99"].is_number());
+            }
+        }
+        // All of it within the two seconds in which it was made good; nothing is lost.
+        assert!((6000.0..6500.0).contains(&highest.0), "{highest:?}");
+        assert!(highest.1 <= 10_800.0, "{highest:?}");
+    }
+
+    /// Reports of replicas at `now`, and our own back from the bus.
+    fn hear(fleet: &mut Fleet, ids: &[&str], uptime_s: u64, now: Instant) {
+        for id in ids {
+            fleet.note(report(id, uptime_s, |_| {}), now);
+        }
+        fleet.note_echo(now);
+    }
+
+    fn presences(shown: &Value) -> Vec<&str> {
+        let rows = shown["replicas"].as_array().unwrap().iter();
+        rows.map(|row| row["presence"].as_str().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_silent_replica_is_missed_for_as_long_as_the_past() {
+        let (mut fleet, start) = (Fleet::default(), Instant::now());
+        hear(&mut fleet, &["a", "b"], 10, start);
+        let point = &look(&mut fleet, start)["point"];
         assert_eq!(
-            look(&mut fleet, later)["replicas"]
-                .as_array()
-                .unwrap()
-                .len(),
-            1
+            (&point["ready"], &point["replicas"]),
+            (&json!(2), &json!(2))
         );
+        let mut now = start;
+        for tick in 1..POINTS as u64 {
+            now += TICK;
+            hear(&mut fleet, &["a"], 10 + 2 * tick, now);
+            let shown = look(&mut fleet, now);
+            let gone = now - start >= GONE_AFTER;
+            let other = if gone { "silent" } else { "present" };
+            assert_eq!(presences(&shown), ["present", other], "tick {tick}");
+            let point = &shown["point"];
+            assert_eq!(point["ready"], if gone { 1 } else { 2 });
+            assert_eq!(point["connections"], if gone { 10 } else { 20 });
+            assert_eq!(
+                (&point["replicas"], &point["partial"]),
+                (&json!(2), &json!(false))
+            );
+        }
+        hear(&mut fleet, &["a"], 10_000, now + TICK);
+        assert_eq!(look(&mut fleet, now + TICK)["point"]["replicas"], 1);
+    }
+
+    #[test]
+    fn one_that_has_said_that_it_stops_is_not_missed() {
+        let (mut fleet, start) = (Fleet::default(), Instant::now());
+        hear(&mut fleet, &["a"], 10, start);
+        let stopping = |report: &mut Report| {
+            (report.ready, report.reasons) = (false, vec![STOPPING.to_owned()]);
+        };
+        fleet.note(report("b", 10, stopping), start);
+        let point = &look(&mut fleet, start)["point"];
+        assert_eq!(
+            (&point["ready"], &point["replicas"]),
+            (&json!(1), &json!(2))
+        );
+        let later = start + GONE_AFTER;
+        hear(&mut fleet, &["a"], 16, later);
+        let shown = look(&mut fleet, later);
+        assert_eq!(presences(&shown), ["present", "stopped"]);
+        assert_eq!(shown["point"]["replicas"], 1);
+        let later = start + STOPPED_SHOWN;
+        hear(&mut fleet, &["a"], 70, later);
+        assert_eq!(presences(&look(&mut fleet, later)), ["present"]);
+    }
+
+    #[test]
+    fn one_that_was_started_again_takes_its_own_place() {
+        let (mut fleet, start) = (Fleet::default(), Instant::now());
+        hear(&mut fleet, &["a", "b"], 10, start);
+        let later = start + GONE_AFTER;
+        hear(&mut fleet, &["a"], 16, later);
+        let again = |report: &mut Report| report.name = "replica b".to_owned();
+        fleet.note(report("c", 1, again), later);
+        let shown = look(&mut fleet, later);
+        assert_eq!(presences(&shown), ["present", "present"]);
+        assert_eq!(shown["point"]["replicas"], 2);
+    }
+
+    #[test]
+    fn who_hears_nothing_blames_nobody() {
+        let (mut fleet, start) = (Fleet::default(), Instant::now());
+        hear(&mut fleet, &["a", "b"], 10, start);
+        look(&mut fleet, start);
+        let mut now = start;
+        for tick in 1..=30 {
+            now += TICK;
+            fleet.note(report("a", 10 + 2 * tick, |_| {}), now);
+            let shown = look(&mut fleet, now);
+            let unheard = now - start >= GONE_AFTER;
+            let other = if unheard { "unheard" } else { "present" };
+            assert_eq!(presences(&shown), ["present", other]);
+            assert_eq!(shown["point"]["partial"], unheard);
+        }
+        // It hears again, and the other needs its time to report.
+        for tick in 31..=33 {
+            now += TICK;
+            hear(&mut fleet, &["a"], 10 + 2 * tick, now);
+            let shown = look(&mut fleet, now);
+            assert_eq!(presences(&shown), ["present", "unheard"]);
+        }
+        now += TICK;
+        hear(&mut fleet, &["a"], 100, now);
+        assert_eq!(presences(&look(&mut fleet, now)), ["present", "silent"]);
+        // A page that is opened while the bus is down knows of no others at all.
+        let mut fleet = Fleet::default();
+        fleet.note(report("a", 10, |_| {}), now);
+        let shown: Value = serde_json::from_str(&fleet.look(("a", false), 1, now)).unwrap();
+        assert_eq!(shown["point"]["partial"], true);
     }
 
     #[test]
@@ -518,6 +785,12 @@ mod tests {
         let shown = look(&mut fleet, now);
         assert_eq!(shown["replicas"].as_array().unwrap().len(), MOST_REPLICAS);
         assert_eq!(shown["unseen"], MOST_REPLICAS);
+        // One that is there has room instead of one that is gone.
+        let later = now + GONE_AFTER;
+        fleet.note(report("new", 10, |_| {}), later);
+        let shown = look(&mut fleet, later);
+        assert_eq!(shown["replicas"].as_array().unwrap().len(), MOST_REPLICAS);
+        assert_eq!(shown["replicas"][0]["name"], "replica new");
         for _ in 0..POINTS + 10 {
             look(&mut fleet, now);
         }

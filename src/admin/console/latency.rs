@@ -4,6 +4,13 @@ use std::collections::BTreeMap;
 
 use crate::hub::LATENCY_BOUNDS_US;
 
+/// The last bound of this version, in seconds: what took longer is only known to have.
+#[expect(clippy::cast_precision_loss, reason = "a few seconds")]
+pub(super) const MOST_SECONDS: f64 = match LATENCY_BOUNDS_US.last() {
+    Some(bound) => *bound as f64 / 1e6,
+    None => 0.0,
+};
+
 /// How many took how long: by the upper bound in microseconds.
 #[derive(Debug, Default)]
 pub(super) struct Latency(BTreeMap<u64, u64>);

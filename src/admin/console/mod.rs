@@ -92,6 +92,7 @@ impl Console {
         mut heard: mpsc::Receiver<Bytes>,
     ) {
         let mut called_until = Instant::now();
+        let mut reported: Option<Instant> = None;
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -104,29 +105,37 @@ impl Console {
                             // What was counted since the last look, some time ago, is no news.
                             sampler.report().await;
                         }
-                        ticks.reset_immediately();
+                        ticks.reset_at(soon(reported).into());
                     }
                 }
                 Some(message) = heard.recv() => match read(&message) {
                     Some(Heard::Call) => {
                         if !is_wanted {
-                            ticks.reset_immediately();
+                            ticks.reset_at(soon(reported).into());
                         }
                         called_until = Instant::now() + CALL;
                     }
                     Some(Heard::Report(report)) if is_open => {
-                        self.with_fleet(|fleet| fleet.note(*report, Instant::now()));
+                        let now = Instant::now();
+                        self.with_fleet(|fleet| {
+                            if report.id == sampler.id() {
+                                fleet.note_echo(now);
+                            } else {
+                                fleet.note(*report, now);
+                            }
+                        });
                     }
                     _ => {}
                 },
                 _ = ticks.tick(), if is_wanted => {
                     let report = sampler.report().await;
+                    reported = Some(Instant::now());
                     say.send_replace(Said {
                         calls: is_open,
                         report: told(&report),
                     });
                     if is_open {
-                        self.show(report);
+                        self.show(report, sampler.bus_is_up());
                     }
                 }
             }
@@ -134,13 +143,13 @@ impl Console {
     }
 
     /// Tells open pages how things are.
-    fn show(&self, report: Report) {
+    fn show(&self, report: Report, bus_is_up: bool) {
         let (here, now) = (report.id.clone(), Instant::now());
         let unix = SystemTime::now().duration_since(UNIX_EPOCH);
         let unix_ms = u64::try_from(unix.unwrap_or_default().as_millis()).unwrap_or(u64::MAX);
         let shown = self.with_fleet(|fleet| {
             fleet.note(report, now);
-            fleet.look(&here, unix_ms, now)
+            fleet.look((&here, bus_is_up), unix_ms, now)
         });
         self.shown.send_replace(feed::event("now", &shown));
     }
@@ -164,6 +173,13 @@ impl Console {
     fn with_fleet<T>(&self, of: impl FnOnce(&mut Fleet) -> T) -> T {
         of(&mut self.fleet.lock().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+/// When to report to somebody new. A replica that was held up finds several calls at once: reports
+/// within milliseconds would tell of no time in which anything could have happened.
+fn soon(reported: Option<Instant>) -> Instant {
+    let now = Instant::now();
+    reported.map_or(now, |reported| now.max(reported + TICK / 2))
 }
 
 /// What is to be said to all replicas.

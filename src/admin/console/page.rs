@@ -12,8 +12,8 @@ pub(super) const PAGE: &str = include_str!("page.html");
 /// origin only, and the browser refuses to make markup of text (Trusted Types), since names of
 /// channels and replicas come from outside.
 pub(super) const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-XBE+xS2+ffVaJPJcUylCE3oao6AgqfQag9Ki8SfKupw='; \
-    style-src 'sha256-4NZC3BgbsYYUFB42avhcyznu2WXHzdVaWsJnbuLi218='; \
+    script-src 'sha256-pys8gArOK1x0KcLtvHrVDuorMERQU+oWT+dPjxbtiVo='; \
+    style-src 'sha256-lEUSltRcJrAWwxb9L0iBYS267JHmcm2Gg2xquoTcbXw='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";
 

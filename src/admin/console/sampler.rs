@@ -67,6 +67,16 @@ impl Sampler {
         }
     }
 
+    /// What its reports are known by.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Whether others can be heard.
+    pub(super) fn bus_is_up(&self) -> bool {
+        *self.admin.bus.borrow() == BusHealth::Up
+    }
+
     /// How things are now.
     pub(super) async fn report(&mut self) -> Report {
         let channels = self.channels().await;
@@ -82,7 +92,7 @@ impl Sampler {
         let (probes, probe_seconds) = metrics.bus.probes();
         self.probes.look(probes, probe_seconds);
         // What the last good probe took says nothing of a bus that is down.
-        let is_up = *self.admin.bus.borrow() == BusHealth::Up;
+        let is_up = self.bus_is_up();
         let ProcessUsage {
             cpu_seconds,
             memory_bytes,

@@ -73,6 +73,8 @@ pub struct Caller {
 pub enum Refusal {
     /// It never can be.
     Problem(Problem),
+    /// The same, of a request for a stream whose caller is known by then.
+    Of(Problem, Asker),
     /// It cannot be decided now. A stream is answered with retry-and-close.
     NotNow(&'static str),
 }
@@ -83,6 +85,14 @@ impl From<Problem> for Refusal {
     }
 }
 
+/// Who has asked for a stream that is refused, for the edge.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    pub(super) session: Option<Arc<Session>>,
+    /// How many channels it names.
+    pub(super) channels: usize,
+}
+
 /// Marks the answer to a request that could not be decided, for the edge.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Undecided(pub(super) &'static str);
@@ -91,6 +101,11 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
             Self::Problem(problem) => problem.into_response(),
+            Self::Of(problem, asker) => {
+                let mut response = problem.into_response();
+                response.extensions_mut().insert(asker);
+                response
+            }
             Self::NotNow(why) => {
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
                 let mut response = problem.retry_after(RETRY_AFTER).into_response();

@@ -1,14 +1,21 @@
 //! From a finished span to the collector.
 
-use std::sync::Arc;
+use std::error::Error;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry::{Context, KeyValue};
-use opentelemetry_otlp::{ExporterBuildError, SpanExporter as OtlpExporter};
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter as OtlpExporter, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
+use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter,
     SpanProcessor,
@@ -25,7 +32,12 @@ pub const LAST_SPANS: Duration = Duration::from_secs(2);
 /// Spans cannot be sent.
 #[derive(Debug, thiserror::Error)]
 #[error("traces cannot be sent (OTEL_EXPORTER_OTLP_…): {0}")]
-pub struct TraceError(#[from] ExporterBuildError);
+pub enum TraceError {
+    /// A variable makes no sense to the library.
+    Exporter(#[from] ExporterBuildError),
+    /// Nothing can be sent at all, as without certificates to trust.
+    Client(#[from] reqwest::Error),
+}
 
 /// Sends spans until it is shut down.
 #[derive(Debug)]
@@ -36,15 +48,25 @@ impl TracePipeline {
     /// itself from the standard variables. `dropped` counts the spans that reach no collector.
     ///
     /// # Errors
-    /// When a variable makes no sense to the library.
+    /// When a variable makes no sense to the library, or there is nothing to send with.
     pub fn start(
         config: &TraceConfig,
         replica: &str,
         dropped: &IntCounter,
     ) -> Result<Self, TraceError> {
         let waiting = Arc::new(AtomicUsize::new(0));
+        let failure = Failure::default();
+        let client = Client {
+            client: blocking_client(config.timeout)?,
+            failure: failure.clone(),
+        };
         let exporter = CountingExporter {
-            exporter: OtlpExporter::builder().with_http().build()?,
+            exporter: OtlpExporter::builder()
+                .with_http()
+                .with_http_client(client)
+                .build()?,
+            failure,
+            collector: config.collector.clone(),
             waiting: Arc::clone(&waiting),
             dropped: dropped.clone(),
         };
@@ -59,15 +81,20 @@ impl TracePipeline {
             waiting,
             dropped: dropped.clone(),
         };
-        // What is set wins.
         let ours = [
             ("service.name", "fanfare"),
             ("service.version", env!("CARGO_PKG_VERSION")),
             ("service.instance.id", replica),
         ];
-        let ours = ours.into_iter().filter(|(name, _)| !config.gives(name));
         let ours = ours.map(|(name, value)| KeyValue::new(name, value.to_owned()));
-        let resource = Resource::builder().with_attributes(ours);
+        let given = config.resource.iter();
+        let given = given.map(|(name, value)| KeyValue::new(name.clone(), value.clone()));
+        // Not the library's own reading of the variables, which decodes nothing.
+        let resource = Resource::builder_empty()
+            .with_detector(Box::new(TelemetryResourceDetector))
+            .with_attributes(ours)
+            // What is set wins.
+            .with_attributes(given);
         let provider = SdkTracerProvider::builder()
             .with_span_processor(processor)
             .with_resource(resource.build())
@@ -85,6 +112,62 @@ impl TracePipeline {
         if let Err(error) = self.0.shutdown_with_timeout(LAST_SPANS) {
             tracing::debug!(%error, "the last spans were not sent");
         }
+    }
+}
+
+/// A client for the thread that sends spans. It is made on a thread of its own: it has a runtime,
+/// which must not begin or end within another.
+fn blocking_client(timeout: Duration) -> reqwest::Result<reqwest::blocking::Client> {
+    std::thread::scope(|scope| {
+        let build = || {
+            reqwest::blocking::Client::builder()
+                .timeout(timeout)
+                .build()
+        };
+        let built = scope.spawn(build).join();
+        built.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Why the last request was not answered, for the log.
+#[derive(Clone, Debug, Default)]
+struct Failure(Arc<Mutex<Option<String>>>);
+
+impl Failure {
+    fn set(&self, error: &HttpError) {
+        let mut cause: &dyn Error = error.as_ref();
+        // The innermost says it: a connection was refused, a time is over, a name is unknown.
+        while let Some(source) = cause.source() {
+            cause = source;
+        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.to_string());
+    }
+
+    fn take(&self) -> Option<String> {
+        let mut failure = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        failure.take()
+    }
+}
+
+/// Sends requests, and keeps what the library would forget: why one was not answered.
+#[derive(Debug)]
+struct Client {
+    client: reqwest::blocking::Client,
+    failure: Failure,
+}
+
+type Answer<'a> = Pin<Box<dyn Future<Output = Result<Response<Bytes>, HttpError>> + Send + 'a>>;
+
+impl HttpClient for Client {
+    fn send_bytes<'a, 'b>(&'a self, request: Request<Bytes>) -> Answer<'b>
+    where
+        'a: 'b,
+        Self: 'b,
+    {
+        Box::pin(async move {
+            let answer = self.client.send_bytes(request).await;
+            answer.inspect_err(|error| self.failure.set(error))
+        })
     }
 }
 
@@ -129,6 +212,9 @@ impl SpanProcessor for BoundedProcessor {
 #[derive(Debug)]
 struct CountingExporter {
     exporter: OtlpExporter,
+    failure: Failure,
+    /// Its host and port.
+    collector: String,
     waiting: Arc<AtomicUsize>,
     dropped: IntCounter,
 }
@@ -138,8 +224,15 @@ impl SpanExporter for CountingExporter {
         let spans = batch.len();
         let result = self.exporter.export(batch).await;
         self.waiting.fetch_sub(spans, Ordering::Relaxed);
+        let cause = self.failure.take().unwrap_or_default();
         if let Err(error) = &result {
-            SpansDropped { spans, error }.emit(&self.dropped);
+            SpansDropped {
+                spans,
+                collector: &self.collector,
+                error,
+                cause: &cause,
+            }
+            .emit(&self.dropped);
         }
         result
     }
