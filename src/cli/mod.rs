@@ -113,6 +113,13 @@ fn check(command: &Check) -> Result<(), Failure> {
         }
     }
     writeln!(std::io::stdout(), "{config}the configuration is valid")?;
+    if let Some(file) = &command.nginx {
+        writeln!(
+            std::io::stdout(),
+            "{} agrees with it; whether nginx can read it is told by nginx -t",
+            file.display()
+        )?;
+    }
     if let Some(warning) = config.warning() {
         writeln!(std::io::stderr(), "fanfare: {warning}")?;
     }

@@ -3,10 +3,13 @@
 //! A wheel of slots, each a fraction of the heartbeat interval. A connection stands in the slot
 //! in which it would have been silent for the interval; when the sweep comes there and finds that
 //! something was sent meanwhile, it only moves the connection on. So each connection is looked at
-//! about once an interval, whatever it is sent; and one whose token expires within it, then too.
+//! about once an interval, whatever it is sent; and one that has to end within it (its token
+//! expires, it is old enough), then too.
 
 use std::rc::{Rc, Weak};
 use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
 
 use super::subscriber::Subscriber;
 
@@ -52,20 +55,24 @@ impl HeartbeatWheel {
         let early = fastrand::u64(0..TICKS_PER_INTERVAL / 2);
         subscriber.last_push.set(self.now - early);
         let due = self.now + TICKS_PER_INTERVAL - early;
-        self.place(
-            Rc::downgrade(subscriber),
-            self.or_at_expiry(due, subscriber),
-        );
+        self.place(Rc::downgrade(subscriber), self.or_at_end(due, subscriber));
     }
 
-    /// The tick `due`, or an earlier one in which a token will have expired.
-    fn or_at_expiry(&self, due: u64, subscriber: &Subscriber) -> u64 {
-        let Some(expires_at) = subscriber.expires_at() else {
+    /// The tick `due`, or an earlier one in which the stream will have to end: its token will have
+    /// expired, or it will be old enough.
+    fn or_at_end(&self, due: u64, subscriber: &Subscriber) -> u64 {
+        let expires = subscriber.expires_at().map(|at| {
+            let left = at.duration_since(SystemTime::now());
+            left.unwrap_or_default()
+        });
+        let ends = subscriber
+            .ends_at
+            .get()
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let Some(left) = expires.into_iter().chain(ends).min() else {
             return due;
         };
-        let left = expires_at.duration_since(SystemTime::now());
-        let ticks = left.unwrap_or_default().as_nanos() / self.tick.as_nanos();
-        let ticks = u64::try_from(ticks).unwrap_or(u64::MAX);
+        let ticks = u64::try_from(left.as_nanos() / self.tick.as_nanos()).unwrap_or(u64::MAX);
         due.min(self.now.saturating_add(ticks).saturating_add(1))
     }
 
@@ -83,7 +90,7 @@ impl HeartbeatWheel {
 
     /// Moves on by one tick and hands the streams whose turn it is to `visit`, and whether they
     /// have been silent for the interval. Every stream has its turn at least once an interval, and
-    /// a tick after its token has expired. Streams that are gone are forgotten.
+    /// a tick after it has to end. Streams that are gone are forgotten.
     pub(super) fn advance(&mut self, mut visit: impl FnMut(&Subscriber, bool)) {
         self.now += 1;
         let due_now = self.slot(self.now).map(std::mem::take).unwrap_or_default();
@@ -99,7 +106,7 @@ impl HeartbeatWheel {
                 due = self.now + TICKS_PER_INTERVAL;
             }
             if subscriber.mailbox.borrow().end_reason().is_none() {
-                due = self.or_at_expiry(due, &subscriber);
+                due = self.or_at_end(due, &subscriber);
             }
             self.place(weak, due);
         }

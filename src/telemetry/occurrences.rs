@@ -1,6 +1,9 @@
 //! What happens to a replica, one type each: it writes the log line and counts together, so that
 //! neither is forgotten and both say the same.
 //!
+//! Lines have the target of the part that they are of: whoever asks for the log of one part
+//! (`FANFARE_LOG`) gets them with it.
+//!
 //! What shards count of each stream and event is counted where it happens, and not logged.
 
 use std::fmt::Display;
@@ -37,7 +40,7 @@ impl MessageDropped<'_> {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.dropped(self.reason).inc();
         let Self { channel, fault, .. } = self;
-        tracing::warn!(%channel, %fault, "a message from Redis was dropped");
+        tracing::warn!(target: "fanfare::bus", %channel, %fault, "a message from Redis was dropped");
     }
 }
 
@@ -52,7 +55,7 @@ impl EntryUnreadable<'_> {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.dropped(DropReason::Frame).inc();
         let Self { channel, fault } = self;
-        tracing::warn!(%channel, %fault, "an entry of a history cannot be read");
+        tracing::warn!(target: "fanfare::bus", %channel, %fault, "an entry of a history cannot be read");
     }
 }
 
@@ -91,7 +94,7 @@ pub(crate) struct RedisUp;
 impl RedisUp {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.note_up(None);
-        tracing::info!("Redis is up: events arrive");
+        tracing::info!(target: "fanfare::bus", "Redis is up: events arrive");
     }
 }
 
@@ -113,12 +116,13 @@ impl RedisDown<'_> {
         if self.was_up {
             metrics.losses.inc();
             tracing::warn!(
-                cause,
-                reason,
-                "Redis lost: streams stay open, nothing arrives"
-            );
+            target: "fanfare::bus",
+                           cause,
+                           reason,
+                           "Redis lost: streams stay open, nothing arrives"
+                       );
         } else if self.is_new {
-            tracing::warn!(cause, reason, "Redis is not available");
+            tracing::warn!(target: "fanfare::bus", cause, reason, "Redis is not available");
         }
     }
 }
@@ -133,7 +137,7 @@ impl ChannelRefused<'_> {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.refused_channels.inc();
         let Self { channel, error } = self;
-        tracing::warn!(%channel, %error, "Redis refuses a channel");
+        tracing::warn!(target: "fanfare::bus", %channel, %error, "Redis refuses a channel");
     }
 }
 
@@ -147,7 +151,7 @@ impl EventsKept {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.keeps.set(1);
         if self.again {
-            tracing::info!("Redis keeps events again");
+            tracing::info!(target: "fanfare::bus", "Redis keeps events again");
         }
     }
 }
@@ -164,7 +168,7 @@ impl EventsNotKept<'_> {
         metrics.keeps.set(0);
         if self.is_new {
             let reason = self.reason;
-            tracing::warn!(reason, "events cannot be kept; live events go on");
+            tracing::warn!(target: "fanfare::bus", reason, "events cannot be kept; live events go on");
         }
     }
 }
@@ -179,7 +183,7 @@ impl IdsLost {
     /// What it means to clients is counted as gaps.
     pub(crate) fn emit(self) {
         let Self { from, to } = self;
-        tracing::warn!(%from, %to, "Redis has lost the newest ids: they begin anew");
+        tracing::warn!(target: "fanfare::bus", %from, %to, "Redis has lost the newest ids: they begin anew");
     }
 }
 
@@ -214,7 +218,7 @@ impl PublishFailed<'_> {
             .published(self.kind, PublishOutcome::Unavailable)
             .inc();
         let Self { channel, error, .. } = self;
-        tracing::warn!(%channel, %error, "an event was not published");
+        tracing::warn!(target: "fanfare::http::publish", %channel, %error, "an event was not published");
     }
 }
 
@@ -226,7 +230,7 @@ impl TokenRefused<'_> {
         metrics.refused(self.0);
         let reason = self.0.label();
         // Anybody can show a wrong one.
-        tracing::debug!(reason, "a token was refused");
+        tracing::debug!(target: "fanfare::http::auth", reason, "a token was refused");
     }
 }
 
@@ -250,7 +254,7 @@ impl JwksFetched<'_> {
             is_new,
         } = self;
         if is_new {
-            tracing::info!(host, keys, ?left_out, "the JWK set is fetched");
+            tracing::info!(target: "fanfare::http::auth", host, keys, ?left_out, "the JWK set is fetched");
         }
     }
 }
@@ -268,9 +272,10 @@ impl JwksNotFetched<'_> {
         let Self { fault, is_new } = self;
         if is_new {
             tracing::warn!(
-                fault,
-                "keys cannot be fetched: the last good ones are in force"
-            );
+            target: "fanfare::http::auth",
+                           fault,
+                           "keys cannot be fetched: the last good ones are in force"
+                       );
         }
     }
 }
@@ -282,7 +287,7 @@ impl AcceptFailed<'_> {
     pub(crate) fn emit(self, stats: &ShardStats) {
         stats.accept_errors.add(1);
         let error = self.0;
-        tracing::error!(%error, "cannot accept connections for the moment");
+        tracing::error!(target: "fanfare::http", %error, "cannot accept connections for the moment");
     }
 }
 
@@ -303,7 +308,7 @@ impl ClientCutOff<'_> {
             reason,
         } = self;
         let reason = reason.label();
-        tracing::info!(%connection, %client, subject, reason, "a client that did not keep up was cut off");
+        tracing::info!(target: "fanfare::http", %connection, %client, subject, reason, "a client that did not keep up was cut off");
     }
 }
 
@@ -314,7 +319,7 @@ impl SpanTooMany {
     pub(crate) fn emit(self, dropped: &IntCounter) {
         dropped.inc();
         // Why they wait is told when they are not sent.
-        tracing::debug!("a span was dropped: too many wait for the collector");
+        tracing::debug!(target: "fanfare::telemetry", "a span was dropped: too many wait for the collector");
     }
 }
 
@@ -336,6 +341,6 @@ impl SpansDropped<'_> {
             cause,
         } = self;
         dropped.inc_by(spans as u64);
-        tracing::warn!(%error, cause, collector, spans, "spans did not reach the collector");
+        tracing::warn!(target: "fanfare::telemetry", %error, cause, collector, spans, "spans did not reach the collector");
     }
 }

@@ -234,15 +234,15 @@ impl Check<'_> {
             .find_map(|block| own(block, "error_page"));
         let replaced = intercepts
             && answers.is_some_and(|page| {
-                page.words.iter().any(|word| word == "503")
-                    && page.words.iter().any(|word| word == "=")
+                let has = |wanted: &&str| page.words.iter().any(|word| word == wanted);
+                ["429", "500", "502", "503", "504", "="].iter().all(has)
             });
         if !replaced {
             self.fault(
                 answers.unwrap_or(location),
                 "error_page",
-                "has 503 =, with proxy_intercept_errors on: a browser gives up for good on any \
-                 status but 200",
+                "has 429 500 502 503 504 =, with proxy_intercept_errors on: a browser gives up for \
+                 good on any status but 200",
             );
         }
     }
