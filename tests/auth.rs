@@ -359,11 +359,8 @@ async fn tickets_are_drawn_with_a_token_only() {
     assert!(answer["expires_in"].as_u64().unwrap() <= 5, "{answer}");
     let path = format!("/events/a?ticket={}", answer["ticket"].as_str().unwrap());
     eventually("the token has expired", async || {
-        now() > 0 && {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            let head = request("HEAD", gateway.url(&path), &[]).await;
-            head.status() == 401
-        }
+        let head = request("HEAD", gateway.url(&path), &[]).await;
+        head.status() == 401
     })
     .await;
 }
@@ -543,7 +540,6 @@ async fn a_key_set_rotates_and_survives_an_outage_of_who_serves_it() {
     // When it is asked for again, a key that is still not there is refused.
     server.serve(&[&two]);
     eventually("an unknown key is refused", async || {
-        tokio::time::sleep(Duration::from_millis(200)).await;
         outcome(&gateway, &third).await == "refused"
     })
     .await;
@@ -553,7 +549,6 @@ async fn a_key_set_rotates_and_survives_an_outage_of_who_serves_it() {
     server.set.store(Arc::default());
     eventually("the outage is told", async || {
         outcome(&gateway, &third).await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
         let (status, text) = gateway.admin_get("/readyz").await;
         status == 200 && text.contains("stays in force")
     })
@@ -590,7 +585,6 @@ async fn a_key_set_that_is_too_old_is_out_of_force() {
     assert_eq!(asked(&gateway, "/events/news", None).await.0, 200);
     server.serve(&[&issuer]);
     eventually("it is in force again", async || {
-        tokio::time::sleep(Duration::from_millis(100)).await;
         outcome(&gateway, &token).await == "opened"
     })
     .await;

@@ -38,8 +38,8 @@ struct Table {
     has_answers: bool,
     /// Whose count has changed, each once.
     news: VecDeque<Client>,
-    /// Streams that wait to be told what their client has elsewhere: at most two for each
-    /// connection there may be.
+    /// Streams that wait to be told what their client has elsewhere: what comes during an exchange,
+    /// which takes some seconds at the most. The gone ones among them are passed over.
     asked: VecDeque<Asked>,
 }
 
@@ -188,8 +188,13 @@ impl Counts {
                 report.news.push((client, here));
             }
         }
-        let asked = table.asked.len().min(most);
-        report.asked = table.asked.drain(..asked).collect();
+        while report.asked.len() < most
+            && let Some(asked) = table.asked.pop_front()
+        {
+            if !asked.reply.is_closed() {
+                report.asked.push(asked);
+            }
+        }
         if !table.news.is_empty() || !table.asked.is_empty() {
             self.stirred.notify_one();
         }
