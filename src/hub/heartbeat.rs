@@ -168,14 +168,32 @@ mod tests {
 
     /// What is visited is compared with the clock by the hub; here only that it is, in time.
     #[test]
-    fn a_stream_has_its_turn_when_its_token_has_expired() {
+    fn a_stream_has_its_turn_when_it_has_to_end() {
         let mut wheel = HeartbeatWheel::new(INTERVAL);
-        for (seconds, due) in [(0, 1), (3, 4), (1 << 40, TICKS_PER_INTERVAL)] {
-            let expires_at = SystemTime::now() + Duration::from_millis(seconds * 1000 + 500);
-            let session = Session::new(&serde_json::Map::new(), Some(expires_at));
-            let (framing, style) = (Framing::Plain, CursorStyle::Silent);
-            let session = Some(std::sync::Arc::new(session));
-            let subscriber = Rc::new(Subscriber::new(framing, style, session));
+        let (framing, style) = (Framing::Plain, CursorStyle::Silent);
+        let expiring = |left: Duration| {
+            let session = Session::new(&serde_json::Map::new(), Some(SystemTime::now() + left));
+            Subscriber::new(framing, style, Some(std::sync::Arc::new(session)))
+        };
+        let ageing = |left: Duration| {
+            let subscriber = Subscriber::new(framing, style, None);
+            subscriber.ends_at.set(Some(Instant::now() + left));
+            subscriber
+        };
+        for (seconds, due, is_ageing) in [
+            (0, 1, false),
+            (3, 4, false),
+            (1 << 30, TICKS_PER_INTERVAL, false),
+            (0, 1, true),
+            (3, 4, true),
+            (1 << 30, TICKS_PER_INTERVAL, true),
+        ] {
+            let left = Duration::from_millis(seconds * 1000 + 500);
+            let subscriber = Rc::new(if is_ageing {
+                ageing(left)
+            } else {
+                expiring(left)
+            });
             wheel.insert(&subscriber);
             let mut ticks = 0;
             let mut is_visited = false;
