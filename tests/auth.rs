@@ -15,7 +15,6 @@ mod tokens;
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use serde_json::{Value, json};
