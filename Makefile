@@ -29,7 +29,7 @@ check:
 test-faults: export FAULT_TABLE = $(CURDIR)/target/fault-matrix.md
 test-faults: prerequisites
 	rm -f $(FAULT_TABLE)
-	cargo test --locked --no-fail-fast --features long-tests --test faults --test rollout -- --test-threads 1; \
+	cargo test --locked --no-fail-fast --features long-tests --test it -- --test-threads 1 faults:: rollout::; \
 	result=$$?; echo '| fault | bound | result | duration |'; echo '|---|---|---|---|'; cat $(FAULT_TABLE); exit $$result
 
 # A release build and all that belongs to it, packed: target/dist/fanfare-VERSION-TARGET.tar.gz.

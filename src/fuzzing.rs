@@ -1,6 +1,6 @@
 //! What must hold for any bytes that arrive from outside: one function a fuzz target.
 //!
-//! `tests/fuzz` runs them under libFuzzer; `tests/hostile` runs them over the seeds and over every
+//! `tests/fuzz` runs them under libFuzzer; `tests/it/hostile` runs them over the seeds and over every
 //! case that was found once. They panic where a promise is broken.
 
 use bytes::Bytes;
