@@ -28,7 +28,7 @@
 //!   lost in between.
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
-//! - Imports point down, in the order of the list `ORDER` in `tests/layout.rs`, which checks it:
+//! - Imports point down, in the order of the list `ORDER` in `tests/it/layout.rs`, which checks it:
 //!   `protocol` ← `hub` ← `telemetry` ← `auth` ← `config` ← `bus` ← `http` ← `admin` ← `app` ← `cli`.
 //!   `protocol` imports nothing of this crate. What a part can be set to is defined by that part;
 //!   `config` reads it.
