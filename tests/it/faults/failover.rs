@@ -305,9 +305,11 @@ async fn replica_of(primary: &Redis, proxy: &Proxy) -> Redis {
 }
 
 /// A field of `INFO replication`.
+/// Empty while the server is being made a primary or a replica: it closes all connections then.
 async fn replication(redis: &Redis, field: &str) -> String {
-    let info: String = redis.command(&["INFO", "replication"]).await;
-    info.lines()
+    let info: redis::RedisResult<String> = redis.try_command(&["INFO", "replication"]).await;
+    info.unwrap_or_default()
+        .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
         .unwrap_or_default()
         .to_owned()
