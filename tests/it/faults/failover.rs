@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::faults::matrix::Fault;
+use crate::faults::scene::Scene;
 use crate::faults::{
     MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, open, probes, refs,
 };
@@ -163,9 +164,13 @@ async fn a_primary_that_is_not_confirmed_is_left_within_the_bound() {
         let lag_bound = format!("{}s", LAG_BOUND.as_secs());
         let variables = [("FANFARE_MAX_REPLICATION_LAG", lag_bound.as_str())];
         let gateway = behind(&sentinels, &variables).await;
-        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
+        let Scene {
+            redis,
+            gateway,
+            clients,
+            journal,
+            load,
+        } = Scene::of(redis, gateway).await;
         journal.grows(50).await;
         sentinels.signal(0, "STOP");
         // Two confirm it, again and again.
@@ -305,9 +310,11 @@ async fn replica_of(primary: &Redis, proxy: &Proxy) -> Redis {
 }
 
 /// A field of `INFO replication`.
+/// Empty while the server is being made a primary or a replica: it closes all connections then.
 async fn replication(redis: &Redis, field: &str) -> String {
-    let info: String = redis.command(&["INFO", "replication"]).await;
-    info.lines()
+    let info: redis::RedisResult<String> = redis.try_command(&["INFO", "replication"]).await;
+    info.unwrap_or_default()
+        .lines()
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
         .unwrap_or_default()
         .to_owned()

@@ -13,6 +13,7 @@ mod long;
 mod matrix;
 mod redis_faults;
 mod replicas;
+mod scene;
 
 use std::time::Duration;
 

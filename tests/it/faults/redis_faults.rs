@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::faults::matrix::Fault;
+use crate::faults::scene::Scene;
 use crate::faults::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, open, refs};
 use crate::support::client::Addresses;
 use crate::support::oracle::{Journal, Publisher, settle};
@@ -15,11 +16,13 @@ use crate::support::{Gateway, Redis, eventually, test_within};
 async fn a_subscriber_connection_killed_a_hundred_times_costs_no_event() {
     let mut fault = Fault::new("pub/sub connection killed a hundred times", RECOVERY);
     test_within(MINUTE, async {
-        let redis = Redis::start().await;
-        let gateway = Gateway::behind(&redis, VARIABLES).await;
-        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
+        let Scene {
+            redis,
+            gateway,
+            clients,
+            journal,
+            load,
+        } = Scene::start().await;
         let mut kills = 0;
         for round in 0.. {
             // Now and then the next connection goes too, before it has caught up.
@@ -244,9 +247,13 @@ async fn a_connection_that_falls_silent_costs_no_event() {
         let mut variables = vec![("FANFARE_REDIS_URL", url.as_str())];
         variables.extend(VARIABLES);
         let gateway = Gateway::start(&variables).await;
-        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
+        let Scene {
+            redis,
+            gateway,
+            clients,
+            journal,
+            load,
+        } = Scene::of(redis, gateway).await;
         journal.grows(100).await;
         proxy.stall(true);
         clients[3].cut();
@@ -311,11 +318,13 @@ async fn what_is_trimmed_while_redis_is_away_is_told_in_its_place() {
 async fn a_redis_that_is_stopped_costs_no_event() {
     let mut fault = Fault::new("Redis stopped for 5 s, and CLIENT PAUSE for 9 s", RECOVERY);
     test_within(MINUTE, async {
-        let redis = Redis::start().await;
-        let gateway = Gateway::behind(&redis, VARIABLES).await;
-        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
+        let Scene {
+            redis,
+            gateway,
+            clients,
+            journal,
+            load,
+        } = Scene::start().await;
         journal.grows(100).await;
         redis.signal("STOP");
         sleep(Duration::from_secs(5)).await;
@@ -348,11 +357,13 @@ async fn a_redis_that_is_stopped_costs_no_event() {
 async fn a_redis_that_takes_no_writes_costs_no_event() {
     let mut fault = Fault::new("min-replicas-to-write refuses", RECOVERY);
     test_within(MINUTE, async {
-        let redis = Redis::start().await;
-        let gateway = Gateway::behind(&redis, VARIABLES).await;
-        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
+        let Scene {
+            redis,
+            gateway,
+            clients,
+            journal,
+            load,
+        } = Scene::start().await;
         journal.grows(100).await;
         let set = async |value: &str| {
             let command = ["CONFIG", "SET", "min-replicas-to-write", value];

@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::faults::matrix::Fault;
+use crate::faults::scene::Scene;
 use crate::faults::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, refs};
 use crate::support::client::{Addresses, Plan};
 use crate::support::oracle::{Journal, Publisher, settle};
@@ -111,11 +112,13 @@ async fn a_replica_out_of_descriptors_serves_those_it_has() {
 async fn a_replica_that_was_stopped_has_its_clients_back() {
     let mut fault = Fault::new("a replica stopped for 8 s", RECOVERY);
     test_within(MINUTE, async {
-        let redis = Redis::start().await;
-        let gateway = Gateway::behind(&redis, VARIABLES).await;
-        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
+        let Scene {
+            redis: _redis,
+            gateway,
+            clients,
+            journal,
+            load,
+        } = Scene::start().await;
         journal.grows(50).await;
         gateway.process.signal("STOP");
         tokio::time::sleep(Duration::from_secs(8)).await;

@@ -225,21 +225,34 @@ impl Redis {
 
     /// A connection for commands.
     pub async fn connection(&self) -> redis::aio::MultiplexedConnection {
+        self.try_connection().await.unwrap()
+    }
+
+    /// The crate's own timeout of half a second is too short for a busy machine.
+    async fn try_connection(&self) -> redis::RedisResult<redis::aio::MultiplexedConnection> {
         let client = redis::Client::open(self.url()).unwrap();
-        within(
-            "connecting to Redis",
-            client.get_multiplexed_async_connection(),
-        )
-        .await
-        .unwrap()
+        let config = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(DEADLINE))
+            .set_response_timeout(Some(DEADLINE));
+        client
+            .get_multiplexed_async_connection_with_config(&config)
+            .await
     }
 
     /// Runs a command and returns what it answers.
     pub async fn command<T: redis::FromRedisValue>(&self, parts: &[&str]) -> T {
-        let mut connection = self.connection().await;
+        self.try_command(parts).await.unwrap()
+    }
+
+    /// As [`command`](Self::command), of a server that may close the connection meanwhile.
+    pub async fn try_command<T: redis::FromRedisValue>(
+        &self,
+        parts: &[&str],
+    ) -> redis::RedisResult<T> {
+        let mut connection = self.try_connection().await?;
         let mut command = redis::cmd(parts[0]);
         command.arg(&parts[1..]);
-        command.query_async(&mut connection).await.unwrap()
+        command.query_async(&mut connection).await
     }
 
     /// Publishes `payload` to the channel `sse:<channel>` and returns how many received it.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
 use crate::faults::matrix::Fault;
+use crate::faults::scene::Scene;
 use crate::faults::{MINUTE, PAUSE, RECOVERY, VARIABLES, clients_of_two_channels, open, refs};
 use crate::support::client::{Addresses, Plan};
 use crate::support::oracle::{Journal, Publisher, settle};
@@ -16,11 +17,13 @@ use crate::support::{Gateway, Redis, eventually, test_within};
 async fn redis_stopped_for_a_minute_costs_no_event() {
     let mut fault = Fault::new("Redis stopped for 60 s", RECOVERY);
     test_within(3 * MINUTE, async {
-        let redis = Redis::start().await;
-        let gateway = Gateway::behind(&redis, VARIABLES).await;
-        let clients = clients_of_two_channels(&Addresses::of(&[&gateway])).await;
-        let journal = Journal::default();
-        let load = Publisher::new(&journal, "p", &redis.url()).load(&["a", "b"], PAUSE);
+        let Scene {
+            redis,
+            gateway,
+            clients,
+            journal,
+            load,
+        } = Scene::start().await;
         journal.grows(100).await;
         redis.signal("STOP");
         sleep(Duration::from_secs(60)).await;
