@@ -23,6 +23,8 @@ needed=(
   openssl:openssl
   slowhttptest:slowhttptest
   nginx:nginx
+  haproxy:haproxy
+  caddy:caddy
   shellcheck:shellcheck
   strace:strace
   systemd-analyze:systemd
