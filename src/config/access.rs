@@ -120,10 +120,10 @@ impl JwksUrl {
     /// # Errors
     /// With the rule that is broken; the URL itself is never part of the message.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let rule = "is https://host/path, or http:// to a loopback address";
+        let rule = "must be https://host/path, or http:// to a loopback address";
         let url: reqwest::Url = text.parse().map_err(|_| rule.to_owned())?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("holds no user and no password".into());
+            return Err("must not contain a user or password".into());
         }
         let host = url.host_str().unwrap_or_default();
         let is_local = host == "localhost"
@@ -246,7 +246,7 @@ impl AccessSettings {
             ChannelPattern::parse(pattern).map_err(|rule| rule.to_string())
         });
         if list(text).next().is_none() {
-            reader.fault("PUBLIC_CHANNELS", "names no channel");
+            reader.fault("PUBLIC_CHANNELS", "contains no channel");
         }
         Some(patterns)
     }
@@ -276,14 +276,14 @@ impl AccessSettings {
                 if is_set {
                     reader.fault(
                         setting,
-                        "is of no use without a key: FANFARE_JWT_SECRET_FILE, \
+                        "has no effect without a key: FANFARE_JWT_SECRET_FILE, \
                          FANFARE_JWT_PUBLIC_KEY_FILE or FANFARE_JWKS_URL",
                     );
                 }
             }
         }
         if self.jwks_max_age.is_some() && self.jwks_url.is_none() {
-            reader.fault("JWKS_MAX_AGE", "is of no use without FANFARE_JWKS_URL");
+            reader.fault("JWKS_MAX_AGE", "has no effect without FANFARE_JWKS_URL");
         }
         self.names_a_key().then_some(TokenConfig {
             rules: TokenRules { issuers, audiences },
@@ -302,7 +302,7 @@ impl AccessSettings {
         if self.jwt_secret_file.is_some() {
             reader.fault(
                 "JWT_SECRET_FILE",
-                "and FANFARE_JWT_SECRET exclude each other",
+                "and FANFARE_JWT_SECRET must not both be set",
             );
         }
         let key = Key::from_secret(secret.expose_secret().as_bytes());
@@ -352,7 +352,7 @@ fn read_names(reader: &mut Reader, setting: &str, text: Option<&str>) -> Vec<Str
     let Some(text) = text else { return Vec::new() };
     let names: Vec<_> = list(text).map(str::to_owned).collect();
     if names.is_empty() {
-        reader.fault(setting, "names nobody");
+        reader.fault(setting, "is empty");
     }
     names
 }

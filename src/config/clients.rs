@@ -155,7 +155,7 @@ impl TrustedProxies {
             Ok(address) => IpNet::from(address.to_canonical()),
             Err(_) => text
                 .parse()
-                .map_err(|_| "is an address, or a network such as 10.0.0.0/8")?,
+                .map_err(|_| "must be an address, or a network such as 10.0.0.0/8")?,
         };
         if network.prefix_len() == 0 {
             return Err("would have everybody believed");
@@ -231,7 +231,8 @@ impl Rate {
                 period: Duration::from_secs(seconds),
             })
         };
-        parse().ok_or_else(|| "is a rate such as 10/s, 100/m or 1000/h, at most a million".into())
+        parse()
+            .ok_or_else(|| "must be a rate such as 10/s, 100/m or 1000/h, at most a million".into())
     }
 }
 
@@ -265,7 +266,7 @@ impl ClientSettings {
             None | Some("x-forwarded-for") => ForwardedHeader::XForwardedFor,
             Some("forwarded") => ForwardedHeader::Forwarded,
             Some(_) => {
-                reader.fault("FORWARDED_HEADER", "is x-forwarded-for or forwarded");
+                reader.fault("FORWARDED_HEADER", "must be x-forwarded-for or forwarded");
                 ForwardedHeader::XForwardedFor
             }
         };
@@ -279,7 +280,7 @@ impl ClientSettings {
                 ("PROXY_PROTOCOL_LISTEN", proxy_protocol_listen.is_some()),
             ] {
                 if is_set {
-                    reader.fault(setting, "needs FANFARE_TRUSTED_PROXIES: nobody is believed");
+                    reader.fault(setting, "needs FANFARE_TRUSTED_PROXIES");
                 }
             }
         }

@@ -239,14 +239,17 @@ impl Settings {
         let listen = reader.address("LISTEN", &self.listen);
         let admin_listen = reader.address("ADMIN_LISTEN", &self.admin_listen);
         if listen == admin_listen && listen.port() != 0 {
-            reader.fault("ADMIN_LISTEN", "is another address than FANFARE_LISTEN");
+            reader.fault("ADMIN_LISTEN", "must differ from FANFARE_LISTEN");
         }
         let clients = self.clients.read(&mut reader);
         if let Some(address) = clients.proxy_protocol_listen
             && address.port() != 0
             && (address == listen || address == admin_listen)
         {
-            reader.fault("PROXY_PROTOCOL_LISTEN", "is an address of its own");
+            reader.fault(
+                "PROXY_PROTOCOL_LISTEN",
+                "must differ from the other listeners",
+            );
         }
         let open = [Some(listen), clients.proxy_protocol_listen]
             .iter()
@@ -257,7 +260,7 @@ impl Settings {
         if clients.max_connections_per_subject.is_some() && !access.has_tokens() {
             reader.fault(
                 "MAX_CONNECTIONS_PER_SUBJECT",
-                "needs a key to verify tokens with: without tokens there are no subjects",
+                "needs a key that verifies tokens: without tokens there are no subjects",
             );
         }
         let prefix_is_plain = !self.prefix.is_empty()
@@ -268,12 +271,12 @@ impl Settings {
         if !prefix_is_plain {
             reader.fault(
                 "PREFIX",
-                "is 1 to 64 printable ASCII characters without space, * ? [ ] \\ and $",
+                "must be 1 to 64 printable ASCII characters without space, * ? [ ] \\ and $",
             );
         }
         let retry = duration_range(&self.retry).and_then(|(least, most)| {
             RetryRange::new(least, most).ok_or_else(|| {
-                "is a range from the shorter to the longer, at most a day".to_owned()
+                "must be a range from the shorter to the longer, at most a day".to_owned()
             })
         });
         let retry = reader.read("RETRY", retry);
@@ -281,7 +284,7 @@ impl Settings {
             "close" => SlowClientPolicy::Close,
             "latest" => SlowClientPolicy::Latest,
             _ => {
-                reader.fault("SLOW_CLIENT", "is close or latest");
+                reader.fault("SLOW_CLIENT", "must be close or latest");
                 SlowClientPolicy::Close
             }
         };
@@ -289,14 +292,14 @@ impl Settings {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
             _ => {
-                reader.fault("LOG_FORMAT", "is text or json");
+                reader.fault("LOG_FORMAT", "must be text or json");
                 LogFormat::Text
             }
         };
         if self.log.parse::<EnvFilter>().is_err() {
             reader.fault(
                 "LOG",
-                "is a level such as info, or directives such as fanfare=debug",
+                "must be a level such as info, or directives such as fanfare=debug",
             );
         }
         let shards = match &self.shards {
@@ -313,7 +316,7 @@ impl Settings {
         if !history_ttl.is_zero() && history_ttl.as_millis() <= max_replication_lag.as_millis() {
             reader.fault(
                 "HISTORY_TTL",
-                "is longer than FANFARE_MAX_REPLICATION_LAG: after a failover, nothing would be \
+                "must be longer than FANFARE_MAX_REPLICATION_LAG: after a failover, nothing would be \
                  young enough to prove that none is missing",
             );
         }
@@ -384,13 +387,13 @@ impl Settings {
         };
         let url = match (&self.redis_url, &self.redis_url_file) {
             (Some(_), Some(_)) => {
-                reader.fault(named, "and FANFARE_REDIS_URL exclude each other");
+                reader.fault(named, "and FANFARE_REDIS_URL must not both be set");
                 return BusConfig::Embedded;
             }
             (Some(url), None) => Some(url.expose_secret().to_owned()),
             (None, Some(file)) => match std::fs::read_to_string(file) {
                 Ok(url) if url.trim().is_empty() => {
-                    let rule = format!("is empty: {file} has to hold the Redis URL");
+                    let rule = format!("is empty: {file} must contain the Redis URL");
                     reader.fault(named, rule);
                     return BusConfig::Embedded;
                 }
@@ -438,7 +441,7 @@ impl Settings {
                     reader.fault(
                         "MAX_CONNECTIONS",
                         format!(
-                            "is at most {most} here: the descriptor limit of {descriptors} less \
+                            "must be at most {most}: the descriptor limit of {descriptors} minus \
                              {DESCRIPTOR_RESERVE}; raise it with ulimit -n or LimitNOFILE"
                         ),
                     );
