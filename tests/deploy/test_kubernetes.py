@@ -357,7 +357,7 @@ class Pieces(unittest.TestCase):
             # What kube-prometheus-stack looks for.
             self.assertIn("release", monitor["metadata"]["labels"])
         self.assertIn("release", named(Prod.resources, "PrometheusRule", "fanfare")["metadata"]["labels"])
-        for file in ("k8s/components/monitoring/kustomization.yaml", "docs/deploy.md"):
+        for file in ("k8s/components/monitoring/kustomization.yaml", "docs/kubernetes.md"):
             self.assertIn("release: kube-prometheus-stack", (ROOT / file).read_text())
 
         resources = GatewayApi.resources
@@ -424,7 +424,7 @@ class Pieces(unittest.TestCase):
     def test_keda_is_new_enough_for_what_it_is_told(self):
         fallback = named(IngressAndKeda.resources, "ScaledObject", "fanfare")["spec"]["fallback"]
         if "behavior" in fallback:
-            for file in ("k8s/components/autoscaling-keda/kustomization.yaml", "docs/deploy.md"):
+            for file in ("k8s/components/autoscaling-keda/kustomization.yaml", "docs/kubernetes.md"):
                 self.assertIn("KEDA 2.17", (ROOT / file).read_text(), file)
 
     def test_a_replica_whose_shard_hangs_is_killed(self):
