@@ -217,7 +217,7 @@ pub(crate) mod tests {
     fn every_split_of_a_stream_reads_the_same() {
         let (one, two, three, four) = (data(1), data(2), data(3), data(4));
         let stream = format!(
-            "retry: 2500\nid: 0-0.7\n\n:\n\ndata: {one}\n\ndata: {two}\n\n:\nid: 5-0\n\n\
+            "retry: 2500\nevent: $cursor\nid: 0-0.7\ndata: {{}}\n\n:\ndata: {one}\n\ndata: {two}\n\n:\nid: 5-0\n\n\
              event: price\nid: 6-0\ndata: {three}\n\ndata: {one}\ndata: {one}\n\ndata: hello\r\n\r\n\
              event: $gap\nid: 7-0\ndata: {{}}\n\ndata: {{}}\nevent: $gap\n\nevent: $gap\n\n\
              event: $cursor\nid: 7-0.9\ndata: {{}}\n\nid: 8\0-0\nid: 8-0.9\n\n\

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::*;
 use crate::hub::{CloseReason, GapNotice, HubSettings, LatencyTotal, News, Session};
 use crate::protocol::{
-    ChannelName, Cursor, CursorStyle, Event, EventId, GapReason, KeptEvent, RetryRange,
+    ChannelName, ControlForm, Cursor, Event, EventId, GapReason, KeptEvent, RetryRange,
 };
 
 fn id(ms: u64) -> EventId {
@@ -56,7 +56,7 @@ fn client(hub: &Hub, names: &[&str]) -> Rc<Subscriber> {
 fn client_with(hub: &Hub, names: &[&str], session: Option<Arc<Session>>) -> Rc<Subscriber> {
     let subscriber = Rc::new(Subscriber::new(
         Framing::Chunked,
-        CursorStyle::Silent,
+        ControlForm::Event,
         session,
     ));
     let mut channels = hub.channels.borrow_mut();
