@@ -71,7 +71,7 @@ pub struct Settings {
     #[arg(long, env = "FANFARE_SHARDS", value_name = "N")]
     pub shards: Option<String>,
 
-    /// The longest silence on a stream before a comment is sent; proxies cut silent connections
+    /// The longest silence on a stream before a heartbeat is sent; proxies cut silent connections
     /// after 30 to 60 seconds. nginx/nginx.conf waits for three of them
     #[arg(
         long,

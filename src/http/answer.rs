@@ -41,11 +41,7 @@ fn busy_retry() -> Duration {
 }
 
 /// The answer to a stream that this replica cannot open now.
-pub(super) fn busy(
-    wants_503: bool,
-    control: ControlForm,
-    why: &'static str,
-) -> Response {
+pub(super) fn busy(wants_503: bool, control: ControlForm, why: &'static str) -> Response {
     if wants_503 {
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
             .retry_after(busy_retry())

@@ -130,11 +130,7 @@ pub(super) fn skip(skipped: &mut Vec<KeptSpan>, span: &KeptSpan) {
 }
 
 /// Tells a client what it skipped, with the id of the last event that it did.
-pub(super) fn slow_gap(
-    skipped: Vec<KeptSpan>,
-    framing: Framing,
-    control: ControlForm,
-) -> Parcel {
+pub(super) fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing, control: ControlForm) -> Parcel {
     let id = skipped.iter().filter_map(|span| span.last).max();
     let blocks: String = skipped
         .iter()

@@ -25,9 +25,7 @@ use super::{
     EventBatch, HistoryRequest, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId,
     ShardMessage, ShardStats,
 };
-use crate::protocol::{
-    ChannelName, Cursor, EventId, Framing, GapReason,
-};
+use crate::protocol::{ChannelName, Cursor, EventId, Framing, GapReason};
 
 /// How often lingering channels are looked at.
 const LINGER_SWEEP: Duration = Duration::from_millis(100);
@@ -146,11 +144,7 @@ impl Hub {
             part,
             replay,
         } = opening;
-        let subscriber = Rc::new(Subscriber::new(
-            framing,
-            request.control,
-            session.cloned(),
-        ));
+        let subscriber = Rc::new(Subscriber::new(framing, request.control, session.cloned()));
         let age = self.settings.draw_age();
         subscriber.ends_at.set(age.map(|age| Instant::now() + age));
         let retry = self.settings.retry.draw();
