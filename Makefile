@@ -1,6 +1,6 @@
 # The two commands: `make run` and `make test`.
 
-.PHONY: run cluster test test-faults check prerequisites fmt dist
+.PHONY: run cluster test test-faults prerequisites fmt dist
 
 # A gateway on its embedded bus. It prints the address of the demo page; Ctrl-C stops it.
 run:
@@ -13,23 +13,15 @@ cluster:
 	deploy/cluster
 
 # Everything that is checked, with what the checks need installed first.
-test: prerequisites check
-
-check:
-	cargo fmt --all --check
-	cargo clippy --workspace --all-targets --locked -- --deny warnings
-	RUSTDOCFLAGS="--deny warnings" cargo doc --workspace --no-deps --document-private-items --locked --quiet
-	cargo test --workspace --locked
-	shellcheck deploy/cluster deploy/dist nginx/follow-names tests/prerequisites.sh
-	target/deploy-tools/bin/python -m unittest discover --start-directory tests/deploy
-	cargo run --quiet --locked -p load-tests --bin fanfare-load -- compare --peers fanfare --shrink 50 --runs 1 --duration 1s
+test:
+	tests/check
 
 # The whole fault matrix, and rollouts under ten thousand clients and across versions: what takes
 # minutes, or needs root. One after another; the table is what docs/reliability.md shows.
 test-faults: export FAULT_TABLE = $(CURDIR)/target/fault-matrix.md
 test-faults: prerequisites
 	rm -f $(FAULT_TABLE)
-	cargo test --locked --no-fail-fast --features long-tests --test faults --test rollout -- --test-threads 1; \
+	cargo test --locked --no-fail-fast --features long-tests --test it -- --test-threads 1 faults:: rollout::; \
 	result=$$?; echo '| fault | bound | result | duration |'; echo '|---|---|---|---|'; cat $(FAULT_TABLE); exit $$result
 
 # A release build and all that belongs to it, packed: target/dist/fanfare-VERSION-TARGET.tar.gz.

@@ -1,13 +1,14 @@
 //! What must hold for any bytes that arrive from outside: one function a fuzz target.
 //!
-//! `tests/fuzz` runs them under libFuzzer; `tests/hostile` runs them over the seeds and over every
+//! `tests/fuzz` runs them under libFuzzer; `tests/it/hostile` runs them over the seeds and over every
 //! case that was found once. They panic where a promise is broken.
 
 use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::{Map, Value};
 
-use crate::http::{PublishFields, StreamQuery, VerifiedClaims, read_token_header};
+use crate::auth::{VerifiedClaims, read_token_header};
+use crate::http::{PublishFields, StreamQuery};
 use crate::hub::Session;
 use crate::protocol::{
     Audience, ChannelName, ChannelPattern, Claims, Cursor, Event, EventId, Frame, decode,

@@ -17,9 +17,10 @@ use super::library::Library;
 use super::pool::CommandPool;
 use super::sentinel::{Confirmation, NoPrimary, Sentinels};
 use super::session::{Session, SessionEnd, SubscriberState};
-use crate::bus::{BusHealth, DownCause};
+use crate::bus::BusHealth;
 use crate::config::{RedisPlace, RedisUrl};
 use crate::tasks::Tasks;
+use crate::telemetry::DownCause;
 use crate::telemetry::occurrences::RedisDown;
 
 /// Between attempts to connect: doubled from the first to the last, each drawn from the upper

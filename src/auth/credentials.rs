@@ -1,0 +1,140 @@
+//! Where a request's token comes from: the `Authorization` header, a ticket, or the cookie.
+
+use http::HeaderMap;
+use http::header::{AUTHORIZATION, COOKIE};
+
+/// The cookie that may hold a token.
+const COOKIE_NAME: &str = "fanfare";
+
+/// Where a request's authority came from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CredentialSource {
+    /// It brought none.
+    #[default]
+    Nothing,
+    /// `Authorization: Bearer …`: the page's script has sent it on purpose.
+    Header,
+    /// The cookie `fanfare`: the browser sends it by itself, for foreign pages too.
+    Cookie,
+    /// The parameter `ticket`: the page was given it on purpose.
+    Ticket,
+}
+
+/// A request has two credentials of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} stands twice")]
+pub(crate) struct GivenTwice(&'static str);
+
+/// What a request brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Credential<'a> {
+    /// A token, and from where: the header or the cookie.
+    Token(&'a str, CredentialSource),
+    /// A ticket.
+    Ticket(&'a str),
+}
+
+/// The credential of a request: what was sent on purpose wins over what a browser sends by itself.
+///
+/// # Errors
+/// When there are two of a kind: whose request it is must not depend on who is asked.
+pub(crate) fn credential<'a>(
+    headers: &'a HeaderMap,
+    ticket: Option<&'a str>,
+) -> Result<Option<Credential<'a>>, GivenTwice> {
+    let mut bearers = headers.get_all(AUTHORIZATION).iter();
+    if let Some(value) = bearers.next() {
+        if bearers.next().is_some() {
+            return Err(GivenTwice("the Authorization header"));
+        }
+        // Any other scheme is meant for somebody else, a proxy with a password perhaps.
+        if let Some(token) = value.to_str().ok().and_then(bearer) {
+            return Ok(Some(Credential::Token(token, CredentialSource::Header)));
+        }
+    }
+    if let Some(ticket) = ticket {
+        return Ok(Some(Credential::Ticket(ticket)));
+    }
+    let mut cookies = headers
+        .get_all(COOKIE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(';'))
+        .filter_map(|pair| pair.split_once('='))
+        .filter(|(name, _)| name.trim() == COOKIE_NAME)
+        .map(|(_, value)| value.trim());
+    match (cookies.next(), cookies.next()) {
+        // A page of a sibling domain can set a second one.
+        (Some(_), Some(_)) => Err(GivenTwice("the cookie fanfare")),
+        (Some(token), None) if !token.is_empty() => {
+            Ok(Some(Credential::Token(token, CredentialSource::Cookie)))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The token of `Bearer <token>` (RFC 6750, section 2.1); schemes are written in any case
+/// (RFC 9110, section 11.1).
+fn bearer(value: &str) -> Option<&str> {
+    let (scheme, token) = value.trim().split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for (name, value) in pairs {
+            headers.append(*name, value.parse().unwrap());
+        }
+        headers
+    }
+
+    #[test]
+    fn what_is_sent_on_purpose_wins() {
+        use CredentialSource::{Cookie, Header};
+        let cookie = ("cookie", "a=b; fanfare=c.c.c; d=e");
+        let header = ("authorization", "bEARER h.h.h");
+        for (pairs, ticket, expected) in [
+            (vec![], None, None),
+            (vec![cookie], None, Some(Credential::Token("c.c.c", Cookie))),
+            (vec![cookie], Some("t"), Some(Credential::Ticket("t"))),
+            (
+                vec![cookie, header],
+                Some("t"),
+                Some(Credential::Token("h.h.h", Header)),
+            ),
+            // HTTP/2 may split cookies (RFC 9113, section 8.2.3).
+            (
+                vec![("cookie", "a=b"), ("cookie", "fanfare=x")],
+                None,
+                Some(Credential::Token("x", Cookie)),
+            ),
+            (
+                vec![("authorization", "Basic YTpi"), cookie],
+                None,
+                Some(Credential::Token("c.c.c", Cookie)),
+            ),
+            (vec![("authorization", "Bearer")], None, None),
+            (vec![("cookie", "fanfare=")], None, None),
+            (vec![("cookie", "xfanfare=y; fanfarex=y")], None, None),
+        ] {
+            let headers = headers(&pairs);
+            assert_eq!(credential(&headers, ticket).unwrap(), expected, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn two_of_a_kind_are_refused() {
+        for pairs in [
+            vec![("authorization", "Bearer a"), ("authorization", "Bearer b")],
+            vec![("authorization", "Basic a"), ("authorization", "Bearer b")],
+            vec![("cookie", "fanfare=a; fanfare=b")],
+            vec![("cookie", "fanfare=a"), ("cookie", "fanfare=a")],
+        ] {
+            assert!(credential(&headers(&pairs), None).is_err(), "{pairs:?}");
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Integration tests, in one program: real processes on ephemeral ports, one file per subject.
+//!
+//! `faults` has tests that take minutes or need root; they are behind the feature `long-tests`
+//! (`make test-faults`).
+
+#![allow(unreachable_pub, reason = "a test program exports nothing")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails loudly"
+)]
+
+mod admin;
+mod auth;
+mod browser;
+mod churn;
+mod cli;
+mod cluster;
+mod console;
+mod examples;
+mod faults;
+mod functions;
+mod hostile;
+mod kept;
+mod layout;
+mod limits;
+mod log;
+mod metrics;
+mod nginx;
+mod origins;
+mod prometheus;
+mod redis;
+mod resume;
+mod rollout;
+mod session;
+mod slow_clients;
+mod stop;
+mod streams;
+mod support;
+mod traces;
