@@ -265,8 +265,8 @@ async fn commands_follow_the_subscription_to_another_redis() {
 #[tokio::test]
 async fn a_gateway_with_the_documented_rights_uses_its_connections_again() {
     let redis = Redis::start().await;
-    let readme = include_str!("../../README.md");
-    let rights = readme
+    let page = include_str!("../../docs/protocol.md");
+    let rights = page
         .lines()
         .find_map(|line| line.strip_prefix("ACL SETUSER gateway "))
         .unwrap();
