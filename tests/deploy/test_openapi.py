@@ -1,0 +1,243 @@
+"""docs/openapi.yaml against a running gateway: routes, methods, parameters, statuses and what answers hold."""
+
+import base64
+import hashlib
+import hmac
+import http.client
+import json
+import re
+import socket
+import subprocess
+import tempfile
+import time
+import unittest
+import urllib.parse
+from collections import defaultdict
+from itertools import batched
+
+from jsonschema import Draft202012Validator
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from support import FANFARE, ROOT, address_in, line_with, load, until
+
+SECRET = "0123456789abcdef0123456789abcdef"
+METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
+ADMIN = {"/livez", "/readyz", "/metrics"}
+# For people: the demo page and the console.
+PAGES = {"/", "/console", "/console/feed"}
+# In a URL they are refused: logs would keep them.
+REFUSED = {"token", "jwt"}
+# What no request here brings about: a body that stays away for 30 s, and a process that hangs.
+NOT_PROVOKED = {("/events/{channel}", "POST", 408), ("/livez", "GET", 503)}
+
+
+def token(**claims):
+    def part(value):
+        return base64.urlsafe_b64encode(value).rstrip(b"=").decode()
+
+    claims = {"exp": int(time.time()) + 600, **claims}
+    signed = f"{part(json.dumps({'alg': 'HS256'}).encode())}.{part(json.dumps(claims).encode())}"
+    return f"{signed}.{part(hmac.digest(SECRET.encode(), signed.encode(), hashlib.sha256))}"
+
+
+def bearer(**grants):
+    return {"Authorization": f"Bearer {token(sub='someone', fanfare=grants)}"}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Gateway:
+    def __init__(self, **variables):
+        listen = {"FANFARE_LISTEN": "127.0.0.1:0", "FANFARE_ADMIN_LISTEN": "127.0.0.1:0"}
+        self.process = subprocess.Popen([FANFARE], env={**listen, **variables}, stderr=subprocess.PIPE, text=True)
+        line = line_with(self.process, self.process.stderr, "listening")
+        self.data, self.admin = address_in(line, "data"), address_in(line, "admin")
+
+    def request(self, method, path, body=None, headers={}):
+        """Status, headers, and the body; of a stream its first block."""
+        address = self.admin if path.split("?")[0] in ADMIN | PAGES - {"/"} else self.data
+        connection = http.client.HTTPConnection(address, timeout=60)
+        try:
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            read = answer.readline() if "event-stream" in answer.headers["content-type"] else answer.read()
+            return answer.status, answer.headers, read
+        finally:
+            connection.close()
+
+    def ready(self):
+        return self.request("GET", "/readyz")[0] == 200
+
+    def stop(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+class Redis:
+    def __init__(self):
+        self.port, self.folder = free_port(), tempfile.TemporaryDirectory()
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", self.folder.name]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def command(self, *words):
+        subprocess.run(["redis-cli", "-p", str(self.port), *words], check=True, stdout=subprocess.DEVNULL)
+
+    def stop(self):
+        self.process.kill()
+        self.process.wait()
+        self.folder.cleanup()
+
+
+class OpenApi(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.document = load("docs/openapi.yaml")
+        # Everything may be read and published without a token.
+        cls.public = Gateway()
+        cls.addClassCleanup(cls.public.stop)
+        until(cls.public.ready)
+
+    def operations(self):
+        for path, item in self.document["paths"].items():
+            for method in METHODS & {name.upper() for name in item}:
+                yield path, method, item[method.lower()]
+
+    def resolve(self, part):
+        """A part, or what its `$ref` stands for."""
+        if "$ref" not in part:
+            return part
+        found = self.document
+        for name in part["$ref"].removeprefix("#/").split("/"):
+            found = found[name]
+        return found
+
+    def query(self, operation):
+        return {one["name"]: one for one in operation.get("parameters", []) if one["in"] == "query"}
+
+    def example(self, parameter):
+        schema = parameter["schema"]
+        schema = self.resolve(schema.get("items", schema))
+        return str(parameter.get("example", schema.get("example", "x")))
+
+    def test_it_is_valid(self):
+        OpenAPIV31SpecValidator(self.document).validate()
+
+    def test_its_routes_and_methods_are_the_gateways(self):
+        for path, item in self.document["paths"].items():
+            for method in METHODS:
+                status, headers, _ = self.public.request(method, path.format(channel="a"), "{}")
+                with self.subTest(path=path, method=method):
+                    self.assertEqual(status == 405, method.lower() not in item, status)
+                    self.assertNotEqual(status, 404)
+                    if status == 405:
+                        allowed = {one.strip() for one in headers["allow"].split(",")} - {"HEAD"}
+                        self.assertEqual(allowed, METHODS & {name.upper() for name in item})
+        # Whatever looks like a path in the program's source.
+        sources = "".join(file.read_text() for file in (ROOT / "src").rglob("*.rs"))
+        candidates = set(re.findall(r'"(/[a-z0-9_./{}-]*)"', sources))
+        self.assertLess(ADMIN, candidates)
+        routes = {path for path in candidates if self.public.request("GET", path.format(channel="a"))[0] != 404}
+        self.assertEqual(routes - PAGES, set(self.document["paths"]))
+
+    def test_every_parameter_of_a_stream_is_known_and_every_known_one_is_there(self):
+        sources = [*(ROOT / "src").rglob("*.rs"), ROOT / "docs/protocol.md"]
+        # A parameter's name is somewhere in the source: as a literal, or as what a name of a type becomes.
+        words = {word for file in sources for word in re.findall(r"[A-Za-z][A-Za-z_-]*", file.read_text())}
+        words |= {re.sub(r"(?<=[a-z])(?=[A-Z])", "_", word).lower() for word in words}
+        for path in ("/events/{channel}", "/events"):
+            known = self.query(self.document["paths"][path]["get"])
+            mandatory = "" if "{" in path else "channel=a&"
+            for name, parameter in known.items():
+                with self.subTest(path=path, known=name):
+                    # A ticket cannot be invented, and one that was drawn elsewhere says no more.
+                    refused = name == "ticket"
+                    status, headers, _ = self.public.request(
+                        "GET", f"{path.format(channel='a')}?{mandatory}{name}={urllib.parse.quote(self.example(parameter))}"
+                    )
+                    self.assertEqual(status, 401 if refused else 200)
+                    self.assertNotIn("fanfare-ignored", headers)
+            for name in REFUSED:
+                self.assertEqual(self.public.request("GET", f"{path.format(channel='a')}?{mandatory}{name}=x")[0], 400)
+            for batch in batched(sorted(words - set(known) - REFUSED), 8):
+                query = "&".join(f"{word}=x" for word in batch)
+                status, headers, _ = self.public.request("GET", f"{path.format(channel='a')}?{mandatory}{query}")
+                ignored = {name.strip() for name in headers["fanfare-ignored"].split(",")}
+                self.assertEqual((status, ignored), (200, set(batch)))
+
+    def test_every_parameter_of_a_publisher_is_known_and_every_known_one_is_there(self):
+        known = self.query(self.document["paths"]["/events/{channel}"]["post"])
+        status, _, body = self.public.request("POST", "/events/a?unknown=x", "x")
+        detail = json.loads(body)["detail"]
+        self.assertEqual(status, 400)
+        told = re.search(r"there are (.*)$", detail).group(1)
+        self.assertEqual(set(re.split(r", | and ", told)), set(known))
+        for name, parameter in known.items():
+            with self.subTest(name):
+                value = urllib.parse.quote(self.example(parameter))
+                status, _, body = self.public.request("POST", f"/events/a?{name}={value}", "x")
+                self.assertEqual(status, 200, body)
+        for name in REFUSED:
+            self.assertEqual(self.public.request("POST", f"/events/a?{name}=x", "x")[0], 400)
+
+    def test_every_status_occurs_and_every_answer_is_as_described(self):
+        redis = Redis()
+        self.addCleanup(redis.stop)
+        url = f"redis://127.0.0.1:{redis.port}"
+        locked = Gateway(
+            FANFARE_JWT_SECRET=SECRET,
+            FANFARE_REDIS_URL=url,
+            FANFARE_MAX_EVENT_BYTES="1KiB",
+            FANFARE_PUBLISH_RATE_PER_SUBJECT="1/h",
+        )
+        self.addCleanup(locked.stop)
+        until(locked.ready)
+        redis.command("SET", "sse:taken", "no history")
+        everything = bearer(subscribe=["*"], publish=["*"], admin=True)
+        nothing = bearer()
+        json_type = {"content-type": "application/json"}
+        stream, publish, ticket, revoke = ("GET", "/events/{channel}"), ("POST", "/events/{channel}"), ("POST", "/tickets"), ("POST", "/revocations")
+        requests = [
+            (200, self.public, "GET", "/livez", "/livez", None, {}),
+            (200, self.public, "GET", "/readyz", "/readyz", None, {}),
+            (200, self.public, "GET", "/metrics", "/metrics", None, {}),
+        ]
+        for path, one in (("/events/{channel}", "/events/a"), ("/events", "/events?channel=a")):
+            more = "&" if "?" in one else "?"
+            requests += [
+                (200, locked, "GET", path, one, None, everything),
+                (400, locked, "GET", path, f"{one}{more}channel=%20", None, everything),
+                (401, locked, "GET", path, one, None, {}),
+                (403, locked, "GET", path, one, None, nothing),
+            ]
+        once = bearer(publish=["*"])
+        path = "/events/{channel}"
+        requests += [
+            (200, locked, "POST", path, "/events/a", "x", everything),
+            (400, locked, "POST", path, "/events/a?retry=x", "x", everything),
+            (401, locked, "POST", path, "/events/a", "x", {}),
+            (403, locked, "POST", path, "/events/a", "x", nothing),
+            (413, locked, "POST", path, "/events/a", "x" * 2048, everything),
+            (409, locked, "POST", path, "/events/taken", "x", everything),
+            (200, locked, "POST", "/tickets", "/tickets", None, everything),
+            (401, locked, "POST", "/tickets", "/tickets", None, {}),
+            (403, self.public, "POST", "/tickets", "/tickets", None, {}),
+            (200, locked, "POST", "/revocations", "/revocations", '{"jti":"5f1c","ttl":60}', {**everything, **json_type}),
+            (400, locked, "POST", "/revocations", "/revocations", "{}", {**everything, **json_type}),
+            (401, locked, "POST", "/revocations", "/revocations", "{}", json_type),
+            (403, locked, "POST", "/revocations", "/revocations", "{}", {**nothing, **json_type}),
+            (413, locked, "POST", "/revocations", "/revocations", " " * 9000, {**everything, **json_type}),
+            (415, locked, "POST", "/revocations", "/revocations", "{}", everything),
+        ]
+        self.seen = defaultdict(set)
+        for request in requests:
+            self.check(*request)
+        redis.process.kill()
+        until(lambda: not locked.ready())
+
+
+if __name__ == "__main__":
+    unittest.main()
