@@ -87,6 +87,9 @@ _FOLDER = {
 
 def extract():
     wanted = {BUILD / _FOLDER[program.language](program): program.runnable for program in programs()}
+    for pattern in ("go/*/main.go", "java/*.java", "rust/src/bin/*.rs"):
+        for file in set(BUILD.glob(pattern)) - set(wanted):
+            file.unlink()
     for file, text in wanted.items():
         file.parent.mkdir(parents=True, exist_ok=True)
         # A file that has not changed is not built again.

@@ -13,7 +13,6 @@ import time
 import unittest
 import urllib.parse
 from collections import defaultdict
-from itertools import batched
 
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
@@ -27,6 +26,10 @@ ADMIN = {"/livez", "/readyz", "/metrics"}
 PAGES = {"/", "/console", "/console/feed"}
 # In a URL they are refused: logs would keep them.
 REFUSED = {"token", "jwt"}
+# Of one subject in half a minute, docs/protocol.md.
+TICKETS_AT_ONCE = 300
+# Few enough for one request head, and one answer's.
+NAMES_AT_ONCE = 8
 # What no request here brings about: a body that stays away for 30 s, and a process that hangs.
 NOT_PROVOKED = {("/events/{channel}", "POST", 408), ("/livez", "GET", 503)}
 
@@ -40,8 +43,8 @@ def token(**claims):
     return f"{signed}.{part(hmac.digest(SECRET.encode(), signed.encode(), hashlib.sha256))}"
 
 
-def bearer(**grants):
-    return {"Authorization": f"Bearer {token(sub='someone', fanfare=grants)}"}
+def bearer(subject="someone", **grants):
+    return {"Authorization": f"Bearer {token(sub=subject, fanfare=grants)}"}
 
 
 def free_port():
@@ -64,10 +67,21 @@ class Gateway:
         try:
             connection.request(method, path, body, headers)
             answer = connection.getresponse()
-            read = answer.readline() if "event-stream" in answer.headers["content-type"] else answer.read()
+            read = answer.readline() if "event-stream" in answer.headers.get("content-type", "") else answer.read()
             return answer.status, answer.headers, read
         finally:
             connection.close()
+
+    def draw_all_tickets(self, headers):
+        """On one connection: a subject gets ten new ones in a second."""
+        connection = http.client.HTTPConnection(self.data, timeout=60)
+        for _ in range(100 * TICKETS_AT_ONCE):
+            connection.request("POST", "/tickets", headers=headers)
+            answer = connection.getresponse()
+            answer.read()
+            if answer.status == 429:
+                return connection.close()
+        raise AssertionError("tickets have no limit")
 
     def ready(self):
         return self.request("GET", "/readyz")[0] == 200
@@ -162,7 +176,9 @@ class OpenApi(unittest.TestCase):
                     self.assertNotIn("fanfare-ignored", headers)
             for name in REFUSED:
                 self.assertEqual(self.public.request("GET", f"{path.format(channel='a')}?{mandatory}{name}=x")[0], 400)
-            for batch in batched(sorted(words - set(known) - REFUSED), 8):
+            unknown = sorted(words - set(known) - REFUSED)
+            for start in range(0, len(unknown), NAMES_AT_ONCE):
+                batch = unknown[start : start + NAMES_AT_ONCE]
                 query = "&".join(f"{word}=x" for word in batch)
                 status, headers, _ = self.public.request("GET", f"{path.format(channel='a')}?{mandatory}{query}")
                 ignored = {name.strip() for name in headers["fanfare-ignored"].split(",")}
@@ -186,12 +202,10 @@ class OpenApi(unittest.TestCase):
     def test_every_status_occurs_and_every_answer_is_as_described(self):
         redis = Redis()
         self.addCleanup(redis.stop)
-        url = f"redis://127.0.0.1:{redis.port}"
         locked = Gateway(
             FANFARE_JWT_SECRET=SECRET,
-            FANFARE_REDIS_URL=url,
+            FANFARE_REDIS_URL=f"redis://127.0.0.1:{redis.port}",
             FANFARE_MAX_EVENT_BYTES="1KiB",
-            FANFARE_PUBLISH_RATE_PER_SUBJECT="1/h",
         )
         self.addCleanup(locked.stop)
         until(locked.ready)
@@ -199,44 +213,74 @@ class OpenApi(unittest.TestCase):
         everything = bearer(subscribe=["*"], publish=["*"], admin=True)
         nothing = bearer()
         json_type = {"content-type": "application/json"}
-        stream, publish, ticket, revoke = ("GET", "/events/{channel}"), ("POST", "/events/{channel}"), ("POST", "/tickets"), ("POST", "/revocations")
-        requests = [
-            (200, self.public, "GET", "/livez", "/livez", None, {}),
-            (200, self.public, "GET", "/readyz", "/readyz", None, {}),
-            (200, self.public, "GET", "/metrics", "/metrics", None, {}),
-        ]
-        for path, one in (("/events/{channel}", "/events/a"), ("/events", "/events?channel=a")):
-            more = "&" if "?" in one else "?"
-            requests += [
-                (200, locked, "GET", path, one, None, everything),
-                (400, locked, "GET", path, f"{one}{more}channel=%20", None, everything),
-                (401, locked, "GET", path, one, None, {}),
-                (403, locked, "GET", path, one, None, nothing),
-            ]
-        once = bearer(publish=["*"])
-        path = "/events/{channel}"
-        requests += [
-            (200, locked, "POST", path, "/events/a", "x", everything),
-            (400, locked, "POST", path, "/events/a?retry=x", "x", everything),
-            (401, locked, "POST", path, "/events/a", "x", {}),
-            (403, locked, "POST", path, "/events/a", "x", nothing),
-            (413, locked, "POST", path, "/events/a", "x" * 2048, everything),
-            (409, locked, "POST", path, "/events/taken", "x", everything),
-            (200, locked, "POST", "/tickets", "/tickets", None, everything),
-            (401, locked, "POST", "/tickets", "/tickets", None, {}),
-            (403, self.public, "POST", "/tickets", "/tickets", None, {}),
-            (200, locked, "POST", "/revocations", "/revocations", '{"jti":"5f1c","ttl":60}', {**everything, **json_type}),
-            (400, locked, "POST", "/revocations", "/revocations", "{}", {**everything, **json_type}),
-            (401, locked, "POST", "/revocations", "/revocations", "{}", json_type),
-            (403, locked, "POST", "/revocations", "/revocations", "{}", {**nothing, **json_type}),
-            (413, locked, "POST", "/revocations", "/revocations", " " * 9000, {**everything, **json_type}),
-            (415, locked, "POST", "/revocations", "/revocations", "{}", everything),
-        ]
-        self.seen = defaultdict(set)
-        for request in requests:
-            self.check(*request)
+        seen = set()
+
+        def check(status, method, path, one=None, body=None, headers={}, gateway=locked):
+            """The answer to a request, which the document's `path` describes."""
+            with self.subTest(status=status, method=method, path=path):
+                found, answered, content = gateway.request(method, one or path, body, headers)
+                self.assertEqual(found, status, content)
+                described = self.document["paths"][path][method.lower()]["responses"]
+                self.assertIn(str(status), described)
+                response = self.resolve(described[str(status)])
+                self.assertEqual([answered["content-type"]], list(response["content"]))
+                for name, header in response.get("headers", {}).items():
+                    self.assertTrue(not header.get("required") or name in answered, name)
+                if "json" in answered["content-type"]:
+                    (media,) = response["content"].values()
+                    schema = {**media["schema"], "components": self.document["components"]}
+                    Draft202012Validator(schema).validate(json.loads(content))
+                seen.add((path, method, status))
+
+        for path in ADMIN:
+            check(200, "GET", path)
+        for path, one in (("/events/{channel}", "/events/a?"), ("/events", "/events?channel=a")):
+            check(200, "GET", path, one, headers=everything)
+            check(400, "GET", path, f"{one}&channel=%20", headers=everything)
+            check(401, "GET", path, one)
+            check(403, "GET", path, one, headers=nothing)
+        channel = "/events/{channel}"
+        check(200, "POST", channel, "/events/a", "x", everything)
+        check(400, "POST", channel, "/events/a?retry=x", "x", everything)
+        check(401, "POST", channel, "/events/a", "x")
+        check(403, "POST", channel, "/events/a", "x", nothing)
+        check(409, "POST", channel, "/events/taken", "x", everything)
+        check(413, "POST", channel, "/events/a", "x" * 2048, everything)
+        check(200, "POST", "/tickets", headers=everything)
+        check(401, "POST", "/tickets")
+        check(403, "POST", "/tickets", gateway=self.public)
+        locked.draw_all_tickets(everything)
+        check(429, "POST", "/tickets", headers=everything)
+        asked = {"body": '{"jti":"5f1c","ttl":60}'}
+        check(200, "POST", "/revocations", headers={**everything, **json_type}, **asked)
+        check(400, "POST", "/revocations", body="{}", headers={**everything, **json_type})
+        check(401, "POST", "/revocations", headers=json_type, **asked)
+        check(403, "POST", "/revocations", headers={**nothing, **json_type}, **asked)
+        check(413, "POST", "/revocations", body=" " * 9000, headers={**everything, **json_type})
+        check(415, "POST", "/revocations", headers=everything, **asked)
+
+        limited = Gateway(FANFARE_JWT_SECRET=SECRET, FANFARE_PUBLISH_RATE_PER_SUBJECT="1/h")
+        self.addCleanup(limited.stop)
+        check(200, "POST", channel, "/events/a", "x", everything, limited)
+        check(429, "POST", channel, "/events/a", "x", everything, limited)
+
         redis.process.kill()
         until(lambda: not locked.ready())
+        other = bearer(subscribe=["*"], publish=["*"], admin=True, subject="other")
+        check(503, "GET", "/readyz")
+        for path, one in (("/events/{channel}", "/events/a"), ("/events", "/events?channel=a")):
+            check(200, "GET", path, one, headers=other)
+            check(503, "GET", path, one, headers={**other, "Fanfare-Busy": "503"})
+        check(503, "POST", channel, "/events/a", "x", other)
+        check(503, "POST", "/tickets", headers=other)
+        check(503, "POST", "/revocations", headers={**other, **json_type}, **asked)
+
+        statuses = {
+            (path, method, int(status))
+            for path, method, operation in self.operations()
+            for status in operation["responses"]
+        }
+        self.assertEqual(statuses - NOT_PROVOKED, seen)
 
 
 if __name__ == "__main__":
