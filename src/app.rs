@@ -14,12 +14,12 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, interval, interval_at, sleep, timeout, timeout_at};
 
 use crate::admin::{self, AdminState, Console, Sampler};
+use crate::auth::{Jwks, KeyRing};
 use crate::bus::Bus;
 use crate::config::{Access, BusConfig, Config, JwksUrl};
-use crate::http::auth::{Authority, Jwks, KeyRing};
 use crate::http::{
-    Admission, Edge, EdgeParts, Listener, RouterState, accept, bind, bind_alone, only_own_pages,
-    only_this_machine, router,
+    Admission, Authority, Edge, EdgeParts, Listener, RouterState, accept, bind, bind_alone,
+    only_own_pages, only_this_machine, router,
 };
 use crate::hub::{
     HistoryRequest, Hub, INBOX_BATCHES, Inbox, InterestUpdate, News, Revocations, ShardMessage,

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::{Map, Value};
 
-use crate::http::{PublishFields, StreamQuery, VerifiedClaims, read_token_header};
+use crate::auth::{VerifiedClaims, read_token_header};
+use crate::http::{PublishFields, StreamQuery};
 use crate::hub::Session;
 use crate::protocol::{
     Audience, ChannelName, ChannelPattern, Claims, Cursor, Event, EventId, Frame, decode,

@@ -12,8 +12,8 @@
 //! - [`bus`]: where events come from, Redis or this process, and keeping exactly the wanted
 //!   channels subscribed.
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
-//! - [`http`]: the data listener, from an accepted connection to a stream; [`http::auth`]: who asks,
-//!   and what they may do.
+//! - [`auth`]: tokens and their keys: who a request is from, and what it was granted.
+//! - [`http`]: the data listener, from an accepted connection to a stream, and what a request may do.
 //! - [`admin`]: health, metrics and the console. [`telemetry`]: what is logged, counted and traced.
 //!   [`labels`]: what metrics are split by.
 //! - [`fuzzing`]: what must hold for any bytes from outside.
@@ -28,15 +28,17 @@
 //!   lost in between.
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
-//! - `protocol` imports nothing of this crate, `hub` only `protocol`; `bus` and `http` know the
-//!   hub and not each other, but for the [`bus::Publisher`], the [`bus::TicketStore`], the
-//!   [`bus::Tally`] and the [`bus::BusHealth`].
+//! - Imports point down, in the order of the list `ORDER` in `tests/it/layout.rs`, which checks it:
+//!   `protocol` ← `hub` ← `telemetry` ← `auth` ← `config` ← `bus` ← `http` ← `admin` ← `app` ← `cli`.
+//!   `protocol` imports nothing of this crate. What a part can be set to is defined by that part;
+//!   `config` reads it.
 //!
 //! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
 //! it better), and a protocol beside Server-Sent Events.
 
 pub mod admin;
 pub mod app;
+pub mod auth;
 pub mod bus;
 pub mod cli;
 pub mod config;

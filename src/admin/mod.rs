@@ -14,8 +14,8 @@ use http::header::CONTENT_TYPE;
 use serde::Serialize;
 use tokio::sync::watch;
 
+use crate::auth::KeyRing;
 use crate::bus::BusHealth;
-use crate::http::auth::KeyRing;
 use crate::supervision::Hanging;
 use crate::telemetry::Metrics;
 

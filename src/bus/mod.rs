@@ -8,6 +8,7 @@
 
 pub(crate) mod chain;
 mod embedded;
+mod peer_queue;
 mod peers;
 mod redis;
 mod routing;
@@ -21,14 +22,14 @@ use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
 use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
-use crate::labels::labels;
 use crate::protocol::{
     ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame, Revocation,
 };
 use crate::tasks::Tasks;
-use crate::telemetry::{BusMetrics, Traces};
+use crate::telemetry::{BusMetrics, DownCause, Traces};
 
-pub use peers::{MAX_PEER_BYTES, PeerSender};
+pub use peer_queue::MAX_PEER_BYTES;
+pub use peers::PeerSender;
 pub(crate) use redis::POOL_PATIENCE;
 pub use redis::{library, publish_once};
 pub use tally::{Tally, TallyAnswer, TallyReport};
@@ -54,34 +55,6 @@ pub enum BusHealth {
         /// The same for people, in detail.
         reason: String,
     },
-}
-
-labels! { "cause":
-    /// Why no events arrive.
-    pub enum DownCause {
-        /// The process has just begun.
-        Starting = "starting",
-        /// Too few Sentinels name the same primary.
-        Sentinel = "sentinel",
-        /// No connection: refused, unknown, no answer, no trust in its certificate.
-        Unreachable = "unreachable",
-        /// Redis does not let this user in, or do what has to be done.
-        Refused = "refused",
-        /// Redis is reading its data.
-        Loading = "loading",
-        /// Redis has closed the connection: it ended, or dropped a subscriber that was too slow.
-        Closed = "closed",
-        /// Redis does not answer, or a probe did not come back.
-        Silent = "silent",
-        /// This replica did not keep up, and starts over.
-        Behind = "behind",
-        /// This Redis is a replica, was replaced, or is not confirmed to be the primary.
-        NotPrimary = "not_primary",
-        /// Redis has lost ids that it had issued.
-        IdsWentBack = "ids_went_back",
-        /// The function library was taken away.
-        Library = "library",
-    }
 }
 
 /// An event was not published.

@@ -1,5 +1,5 @@
 //! Where tickets are kept until they are spent: in Redis, where every replica finds them, or in
-//! this process. What a ticket is and what it stands for is the business of `http::auth`.
+//! this process. What a ticket is and what it stands for is the business of `http::tickets`.
 
 use std::time::Duration;
 

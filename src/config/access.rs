@@ -7,9 +7,9 @@ use clap::Args;
 use humantime::format_duration;
 use secrecy::{ExposeSecret, SecretString};
 
-use super::settings::Reader;
+use super::faults::Reader;
 use super::values::list;
-use crate::http::auth::{Key, KeyFile, TokenChannels, TokenRules};
+use crate::auth::{Key, KeyFile, TokenChannels, TokenRules};
 use crate::protocol::ChannelPattern;
 
 /// The settings of who may read and publish.

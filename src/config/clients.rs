@@ -11,7 +11,7 @@ use http::uri::Authority;
 use http::{HeaderName, HeaderValue};
 use ipnet::IpNet;
 
-use super::settings::Reader;
+use super::faults::Reader;
 use super::values::list;
 
 /// Who may connect, and how often.

@@ -7,6 +7,7 @@ mod access;
 mod clients;
 mod environment;
 mod exposed;
+mod faults;
 mod redis_url;
 mod settings;
 mod traces;
@@ -21,16 +22,16 @@ use humantime::format_duration;
 
 use crate::hub::{HubSettings, SlowClientPolicy};
 use crate::protocol::RetryRange;
-use crate::telemetry::LogFormat;
+use crate::telemetry::{LogFormat, TraceConfig};
 
 pub use access::{Access, AccessRules, AccessSettings, JwksUrl, TokenConfig};
 pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate, TrustedProxies};
 pub use environment::unknown_variables;
 pub use exposed::exposed_secrets;
+pub use faults::{Fault, Faults};
 pub use redis_url::RedisUrl;
 pub(crate) use redis_url::{RedisPlace, SentinelGroup};
-pub use settings::{Fault, Faults, Settings};
-pub use traces::TraceConfig;
+pub use settings::Settings;
 pub use values::secret;
 
 /// What the recent kept events of all channels may take, in all shards together: most clients

@@ -1,7 +1,5 @@
 //! The settings as text, and how they become a [`Config`].
 
-use std::fmt;
-use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
@@ -10,8 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 
 use super::access::AccessSettings;
-use super::values::{duration, duration_range, secret, size};
-use super::{BusConfig, ClientSettings, Config, RedisUrl, TraceConfig};
+use super::faults::{Faults, Reader};
+use super::values::{duration_range, secret};
+use super::{BusConfig, ClientSettings, Config, RedisUrl, traces};
 use crate::hub::SlowClientPolicy;
 use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
@@ -229,103 +228,13 @@ pub struct Settings {
     pub log_format: String,
 }
 
-/// A setting that breaks a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// The setting's environment name.
-    pub setting: String,
-    /// The rule it breaks, as the end of a sentence about it.
-    pub rule: String,
-}
-
-/// Everything that is wrong with a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Faults(pub Vec<Fault>);
-
-impl fmt::Display for Faults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the configuration cannot be used:")?;
-        for Fault { setting, rule } in &self.0 {
-            write!(f, "\n  {setting} {rule}")?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for Faults {}
-
-/// Takes values out of settings and keeps the faults.
-pub(super) struct Reader(Vec<Fault>);
-
-impl Reader {
-    pub(super) fn fault(&mut self, setting: &str, rule: impl Into<String>) {
-        self.0.push(Fault {
-            setting: format!("FANFARE_{setting}"),
-            rule: rule.into(),
-        });
-    }
-
-    /// The value, or a stand-in and a fault.
-    fn read<T: Default>(&mut self, setting: &str, value: Result<T, String>) -> T {
-        value.unwrap_or_else(|rule| {
-            self.fault(setting, rule);
-            T::default()
-        })
-    }
-
-    pub(super) fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
-        text.parse().unwrap_or_else(|_| {
-            self.fault(setting, "is IP:PORT, such as 0.0.0.0:8080 or [::1]:8080");
-            SocketAddr::from(([127, 0, 0, 1], 0))
-        })
-    }
-
-    pub(super) fn duration(
-        &mut self,
-        setting: &str,
-        text: &str,
-        within: (Duration, Duration),
-    ) -> Duration {
-        let value = duration(text).and_then(|value| {
-            let (least, most) = within;
-            if (least..=most).contains(&value) {
-                Ok(value)
-            } else {
-                Err(format!("is between {least:?} and {most:?}"))
-            }
-        });
-        self.read(setting, value)
-    }
-
-    fn size(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
-        let value = size(text).and_then(|value| in_range(value, within));
-        self.read(setting, value)
-    }
-
-    pub(super) fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
-        let value = text
-            .parse()
-            .map_err(|_| "is a whole number".to_owned())
-            .and_then(|value| in_range(value, within));
-        self.read(setting, value)
-    }
-}
-
-fn in_range(value: usize, (least, most): (usize, usize)) -> Result<usize, String> {
-    if (least..=most).contains(&value) {
-        Ok(value)
-    } else {
-        Err(format!("is between {least} and {most}"))
-    }
-}
-
 impl Settings {
     /// Reads all settings.
     ///
     /// # Errors
     /// With every fault there is, not only the first.
     pub fn read(&self) -> Result<Config, Faults> {
-        let mut reader = Reader(Vec::new());
+        let mut reader = Reader::default();
         let listen = reader.address("LISTEN", &self.listen);
         let admin_listen = reader.address("ADMIN_LISTEN", &self.admin_listen);
         if listen == admin_listen && listen.port() != 0 {
@@ -461,13 +370,9 @@ impl Settings {
             clients,
             log: self.log.clone(),
             log_format,
-            traces: TraceConfig::read(|name| std::env::var(name).ok(), &mut reader.0),
+            traces: traces::read(|name| std::env::var(name).ok(), &mut reader),
         };
-        if reader.0.is_empty() {
-            Ok(config)
-        } else {
-            Err(Faults(reader.0))
-        }
+        reader.finish(config)
     }
 
     fn read_bus(&self, open: bool, reader: &mut Reader) -> BusConfig {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use reqwest::Url;
 
-use super::Fault;
+use super::faults::Reader;
+use crate::telemetry::TraceConfig;
 
 /// As the specification says (`OTEL_BSP_MAX_QUEUE_SIZE`).
 const QUEUE_SPANS: NonZeroUsize = match NonZeroUsize::new(2048) {
@@ -66,181 +67,160 @@ const NUMBERS: [(&str, RangeInclusive<u64>, &str); 7] = [
     ("OTEL_SPAN_LINK_COUNT_LIMIT", 0..=u32::MAX as u64, "links"),
 ];
 
-/// How spans are sent. The rest is read from the same variables by the library that sends them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TraceConfig {
-    /// Host and port of the collector.
-    pub collector: String,
-    /// Spans that may wait for it.
-    pub queue_spans: NonZeroUsize,
-    /// What a request to it may take.
-    pub timeout: Duration,
-    /// Attributes of the resource that are set; of those with the same name the last one counts.
-    pub resource: Vec<(String, String)>,
-}
+/// Reads the variables. `None`: traces are off, as they are unless a collector is named.
+/// A variable that is empty counts as unset.
+pub(super) fn read(
+    variable: impl Fn(&str) -> Option<String>,
+    reader: &mut Reader,
+) -> Option<TraceConfig> {
+    let variable = |name| variable(name).filter(|value| !value.is_empty());
+    let is_off = variable("OTEL_SDK_DISABLED")
+        .is_some_and(|value| value.eq_ignore_ascii_case("true"))
+        || variable("OTEL_TRACES_EXPORTER").as_deref() == Some("none");
+    let of_traces_first = |traces: &'static str, general: &'static str| {
+        let own = variable(traces).map(|value| (traces, value));
+        own.or_else(|| variable(general).map(|value| (general, value)))
+    };
+    let (name, endpoint) = of_traces_first(
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+    )
+    .filter(|_| !is_off)?;
 
-impl TraceConfig {
-    /// Reads the variables. `None`: traces are off, as they are unless a collector is named.
-    /// A variable that is empty counts as unset.
-    pub(super) fn read(
-        variable: impl Fn(&str) -> Option<String>,
-        faults: &mut Vec<Fault>,
-    ) -> Option<Self> {
-        let variable = |name| variable(name).filter(|value| !value.is_empty());
-        let is_off = variable("OTEL_SDK_DISABLED")
-            .is_some_and(|value| value.eq_ignore_ascii_case("true"))
-            || variable("OTEL_TRACES_EXPORTER").as_deref() == Some("none");
-        let of_traces_first = |traces: &'static str, general: &'static str| {
-            let own = variable(traces).map(|value| (traces, value));
-            own.or_else(|| variable(general).map(|value| (general, value)))
-        };
-        let (name, endpoint) = of_traces_first(
-            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
-            "OTEL_EXPORTER_OTLP_ENDPOINT",
-        )
-        .filter(|_| !is_off)?;
-
-        let mut fault = |setting: &str, rule: &str| {
-            faults.push(Fault {
-                setting: setting.to_owned(),
-                rule: rule.to_owned(),
-            });
-        };
-        let url = Url::parse(&endpoint).ok();
-        let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
-        let collector = url.and_then(|url| {
-            let port = url.port_or_known_default()?;
-            Some(format!("{}:{port}", url.host_str()?))
-        });
-        if collector.is_none() {
-            fault(name, "is the http or https URL of a collector");
+    let mut fault = |setting: &str, rule: &str| reader.foreign_fault(setting, rule);
+    let url = Url::parse(&endpoint).ok();
+    let url = url.filter(|url| matches!(url.scheme(), "http" | "https"));
+    let collector = url.and_then(|url| {
+        let port = url.port_or_known_default()?;
+        Some(format!("{}:{port}", url.host_str()?))
+    });
+    if collector.is_none() {
+        fault(name, "is the http or https URL of a collector");
+    }
+    let is_anonymous = |url: Url| url.username().is_empty() && url.password().is_none();
+    if !Url::parse(&endpoint).is_ok_and(is_anonymous) && collector.is_some() {
+        fault(
+            name,
+            "has no user and password, which are not sent: OTEL_EXPORTER_OTLP_HEADERS takes them",
+        );
+    }
+    let disabled = variable("OTEL_SDK_DISABLED");
+    if disabled.is_some_and(|value| !value.eq_ignore_ascii_case("false")) {
+        fault("OTEL_SDK_DISABLED", "is true or false");
+    }
+    if let Some(propagators) = variable("OTEL_PROPAGATORS") {
+        let mut names = propagators.split(',').map(str::trim);
+        let has_trace_context = names.clone().any(|name| name == "tracecontext");
+        if !has_trace_context || !names.all(|name| PROPAGATORS.contains(&name)) {
+            fault(
+                "OTEL_PROPAGATORS",
+                "is tracecontext, or tracecontext,baggage: there is no other here",
+            );
         }
-        let is_anonymous = |url: Url| url.username().is_empty() && url.password().is_none();
-        if !Url::parse(&endpoint).is_ok_and(is_anonymous) && collector.is_some() {
+    }
+    for name in CERTIFICATES {
+        if variable(name).is_some() {
             fault(
                 name,
-                "has no user and password, which are not sent: OTEL_EXPORTER_OTLP_HEADERS takes them",
+                "is not known here: a collector's certificate is one that the machine trusts",
             );
         }
-        let disabled = variable("OTEL_SDK_DISABLED");
-        if disabled.is_some_and(|value| !value.eq_ignore_ascii_case("false")) {
-            fault("OTEL_SDK_DISABLED", "is true or false");
-        }
-        if let Some(propagators) = variable("OTEL_PROPAGATORS") {
-            let mut names = propagators.split(',').map(str::trim);
-            let has_trace_context = names.clone().any(|name| name == "tracecontext");
-            if !has_trace_context || !names.all(|name| PROPAGATORS.contains(&name)) {
-                fault(
-                    "OTEL_PROPAGATORS",
-                    "is tracecontext, or tracecontext,baggage: there is no other here",
-                );
-            }
-        }
-        for name in CERTIFICATES {
-            if variable(name).is_some() {
-                fault(
-                    name,
-                    "is not known here: a collector's certificate is one that the machine trusts",
-                );
-            }
-        }
-        if variable("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter != "otlp") {
-            fault("OTEL_TRACES_EXPORTER", "is otlp or none");
-        }
-        let protocol = of_traces_first(
-            "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
-            "OTEL_EXPORTER_OTLP_PROTOCOL",
-        );
-        if let Some((name, _)) = protocol.filter(|(_, value)| value != "http/protobuf") {
-            fault(name, "is http/protobuf: the only protocol there is here");
-        }
-        let compression = of_traces_first(
-            "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
-            "OTEL_EXPORTER_OTLP_COMPRESSION",
-        );
-        if let Some((name, _)) = compression.filter(|(_, value)| value != "none") {
-            fault(name, "is none: nothing is compressed here");
-        }
-        let sampler = variable("OTEL_TRACES_SAMPLER");
-        if let Some(sampler) = &sampler {
-            if !SAMPLERS.contains(&sampler.as_str()) {
-                let rule = format!("is one of {}", SAMPLERS.join(", "));
-                fault("OTEL_TRACES_SAMPLER", &rule);
-            } else if sampler.ends_with("traceidratio") {
-                let share = variable("OTEL_TRACES_SAMPLER_ARG");
-                let share = share.and_then(|share| share.parse::<f64>().ok());
-                if !share.is_some_and(|share| (0.0..=1.0).contains(&share)) {
-                    fault(
-                        "OTEL_TRACES_SAMPLER_ARG",
-                        "is the share of traces that are recorded, from 0 to 1",
-                    );
-                }
-            }
-        }
-        let queue_spans = match variable("OTEL_BSP_MAX_QUEUE_SIZE") {
-            None => QUEUE_SPANS,
-            Some(text) => {
-                let spans = text.parse().ok();
-                spans
-                    .filter(|spans: &NonZeroUsize| spans.get() <= MOST_QUEUE_SPANS)
-                    .unwrap_or_else(|| {
-                        let rule = format!("is a number of spans, at most {MOST_QUEUE_SPANS}");
-                        fault("OTEL_BSP_MAX_QUEUE_SIZE", &rule);
-                        QUEUE_SPANS
-                    })
-            }
-        };
-        for (name, range, unit) in NUMBERS {
-            let number = variable(name).map(|text| text.parse::<u64>().ok());
-            if number.is_some_and(|number| !number.is_some_and(|number| range.contains(&number))) {
-                let (least, most) = range.into_inner();
-                fault(
-                    name,
-                    &format!("is a number of {unit}, from {least} to {most}"),
-                );
-            }
-        }
-        if let Some(text) = variable("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") {
-            let spans: Option<usize> = text.parse().ok();
-            if !spans.is_some_and(|spans| (1..=queue_spans.get()).contains(&spans)) {
-                fault(
-                    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
-                    "is a number of spans, at most those that may wait (OTEL_BSP_MAX_QUEUE_SIZE)",
-                );
-            }
-        }
-        for name in [
-            "OTEL_EXPORTER_OTLP_HEADERS",
-            "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
-        ] {
-            if variable(name).is_some_and(|text| !pairs(&text).all(is_header)) {
-                fault(name, "is a list of headers: name=value,name=value");
-            }
-        }
-        let attributes = variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-        let attributes: Option<Vec<_>> = pairs(&attributes).map(attribute).collect();
-        if attributes.is_none() {
-            fault(
-                "OTEL_RESOURCE_ATTRIBUTES",
-                "is a list of attributes, percent-encoded UTF-8: name=value,name=value",
-            );
-        }
-        let timeout = of_traces_first(
-            "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
-            "OTEL_EXPORTER_OTLP_TIMEOUT",
-        );
-        let timeout = timeout.and_then(|(_, text)| text.parse().ok());
-        let mut resource = attributes.unwrap_or_default();
-        // It takes precedence (OpenTelemetry specification, "General SDK Configuration").
-        resource
-            .extend(variable("OTEL_SERVICE_NAME").map(|name| ("service.name".to_owned(), name)));
-        Some(Self {
-            collector: collector?,
-            queue_spans,
-            timeout: timeout.map_or(TIMEOUT, Duration::from_millis),
-            resource,
-        })
     }
+    if variable("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter != "otlp") {
+        fault("OTEL_TRACES_EXPORTER", "is otlp or none");
+    }
+    let protocol = of_traces_first(
+        "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+        "OTEL_EXPORTER_OTLP_PROTOCOL",
+    );
+    if let Some((name, _)) = protocol.filter(|(_, value)| value != "http/protobuf") {
+        fault(name, "is http/protobuf: the only protocol there is here");
+    }
+    let compression = of_traces_first(
+        "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
+        "OTEL_EXPORTER_OTLP_COMPRESSION",
+    );
+    if let Some((name, _)) = compression.filter(|(_, value)| value != "none") {
+        fault(name, "is none: nothing is compressed here");
+    }
+    let sampler = variable("OTEL_TRACES_SAMPLER");
+    if let Some(sampler) = &sampler {
+        if !SAMPLERS.contains(&sampler.as_str()) {
+            let rule = format!("is one of {}", SAMPLERS.join(", "));
+            fault("OTEL_TRACES_SAMPLER", &rule);
+        } else if sampler.ends_with("traceidratio") {
+            let share = variable("OTEL_TRACES_SAMPLER_ARG");
+            let share = share.and_then(|share| share.parse::<f64>().ok());
+            if !share.is_some_and(|share| (0.0..=1.0).contains(&share)) {
+                fault(
+                    "OTEL_TRACES_SAMPLER_ARG",
+                    "is the share of traces that are recorded, from 0 to 1",
+                );
+            }
+        }
+    }
+    let queue_spans = match variable("OTEL_BSP_MAX_QUEUE_SIZE") {
+        None => QUEUE_SPANS,
+        Some(text) => {
+            let spans = text.parse().ok();
+            spans
+                .filter(|spans: &NonZeroUsize| spans.get() <= MOST_QUEUE_SPANS)
+                .unwrap_or_else(|| {
+                    let rule = format!("is a number of spans, at most {MOST_QUEUE_SPANS}");
+                    fault("OTEL_BSP_MAX_QUEUE_SIZE", &rule);
+                    QUEUE_SPANS
+                })
+        }
+    };
+    for (name, range, unit) in NUMBERS {
+        let number = variable(name).map(|text| text.parse::<u64>().ok());
+        if number.is_some_and(|number| !number.is_some_and(|number| range.contains(&number))) {
+            let (least, most) = range.into_inner();
+            fault(
+                name,
+                &format!("is a number of {unit}, from {least} to {most}"),
+            );
+        }
+    }
+    if let Some(text) = variable("OTEL_BSP_MAX_EXPORT_BATCH_SIZE") {
+        let spans: Option<usize> = text.parse().ok();
+        if !spans.is_some_and(|spans| (1..=queue_spans.get()).contains(&spans)) {
+            fault(
+                "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+                "is a number of spans, at most those that may wait (OTEL_BSP_MAX_QUEUE_SIZE)",
+            );
+        }
+    }
+    for name in [
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    ] {
+        if variable(name).is_some_and(|text| !pairs(&text).all(is_header)) {
+            fault(name, "is a list of headers: name=value,name=value");
+        }
+    }
+    let attributes = variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    let attributes: Option<Vec<_>> = pairs(&attributes).map(attribute).collect();
+    if attributes.is_none() {
+        fault(
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "is a list of attributes, percent-encoded UTF-8: name=value,name=value",
+        );
+    }
+    let timeout = of_traces_first(
+        "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+        "OTEL_EXPORTER_OTLP_TIMEOUT",
+    );
+    let timeout = timeout.and_then(|(_, text)| text.parse().ok());
+    let mut resource = attributes.unwrap_or_default();
+    // It takes precedence (OpenTelemetry specification, "General SDK Configuration").
+    resource.extend(variable("OTEL_SERVICE_NAME").map(|name| ("service.name".to_owned(), name)));
+    Some(TraceConfig {
+        collector: collector?,
+        queue_spans,
+        timeout: timeout.map_or(TIMEOUT, Duration::from_millis),
+        resource,
+    })
 }
 
 /// The pairs of `name=value,…`, as the library reads them; without a name where one is none.
@@ -274,15 +254,15 @@ mod tests {
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> (Option<TraceConfig>, Vec<String>) {
-        let mut faults = Vec::new();
+        let mut reader = Reader::default();
         let variable = |name: &str| {
             let found = variables.iter().find(|(other, _)| *other == name);
             found.map(|(_, value)| (*value).to_owned())
         };
-        let config = TraceConfig::read(variable, &mut faults);
+        let config = super::read(variable, &mut reader);
         (
             config,
-            faults.into_iter().map(|fault| fault.setting).collect(),
+            reader.faults().map(|fault| fault.setting.clone()).collect(),
         )
     }
 

@@ -17,7 +17,7 @@ use tracing::Instrument;
 
 use super::admission::{Admission, Full, OpenStream};
 use super::answer::{BUSY_HEADER, busy, cors_headers, retry_and_close};
-use super::auth::{Asker, HeldTicket, NotSpent, Undecided, wrong_ticket};
+use super::authority::{Asker, Undecided};
 use super::client_address::ClientAddress;
 use super::cut_off;
 use super::error::Problem;
@@ -25,6 +25,7 @@ use super::head_scan::HeadFault;
 use super::requester::{ConnectionId, Peer, Requester};
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
+use super::tickets::{HeldTicket, NotSpent, wrong_ticket};
 use super::{host, origin};
 use crate::bus::BusHealth;
 use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};

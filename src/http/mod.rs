@@ -1,7 +1,7 @@
 //! The data listener: from an accepted connection to a stream.
 //!
 //! [`listener`] accepts, [`connection`] tells HTTP/1.1 from HTTP/2 and serves it, and the
-//! [`mod@router`] parses and [authorises](auth) like that of any axum program. Its handlers never touch a
+//! [`mod@router`] parses and [authorises](authority) like that of any axum program. Its handlers never touch a
 //! hub: a stream's handler answers with the head and a [`StreamRequest`](crate::hub::StreamRequest)
 //! beside it, and the [`edge`] of the shard opens the stream on its hub. Over HTTP/1.1 the
 //! connection is then taken out of hyper ([`takeover`]) and only a small task remains; everything
@@ -13,7 +13,7 @@
 
 mod admission;
 mod answer;
-pub mod auth;
+mod authority;
 mod client_address;
 mod connection;
 mod cut_off;
@@ -34,9 +34,10 @@ mod state;
 mod stream;
 mod subscribe;
 mod takeover;
+mod tickets;
 
 pub use admission::Admission;
-pub(crate) use auth::{FETCH_DEADLINE, MAX_TOKEN_BYTES, VerifiedClaims, read_token_header};
+pub use authority::Authority;
 pub(crate) use connection::{HEAD_DEADLINE, MAX_HEAD_BYTES};
 pub use edge::{Edge, EdgeParts};
 pub use host::only_this_machine;

@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 
-use super::auth::Refusal;
+use super::authority::Refusal;
 use super::client_address::ClientAddress;
 use super::error::Problem;
 use super::requester::trace_parent;

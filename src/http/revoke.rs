@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::auth::Refusal;
+use super::authority::Refusal;
 use super::error::Problem;
 use super::publish::read_body;
 use super::state::RouterState;

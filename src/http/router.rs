@@ -9,7 +9,7 @@ use http::{Method, StatusCode};
 
 use super::error::Problem;
 use super::state::RouterState;
-use super::{auth, demo, origin, publish, revoke, subscribe};
+use super::{demo, origin, publish, revoke, subscribe, tickets};
 
 /// The router of the data listener.
 pub fn router(state: RouterState) -> Router {
@@ -20,7 +20,7 @@ pub fn router(state: RouterState) -> Router {
             "/events/{channel}",
             get(subscribe::by_path).merge(post(publish::publish)),
         )
-        .route("/tickets", post(auth::draw))
+        .route("/tickets", post(tickets::draw))
         .route("/revocations", post(revoke::revoke));
     if demo {
         router = router.route("/", get(demo::page));

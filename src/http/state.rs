@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::admission::Admission;
-use super::auth::Authority;
+use super::authority::Authority;
 use crate::bus::Publisher;
 use crate::telemetry::{BusMetrics, Traces};
 

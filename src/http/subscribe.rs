@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::answer::stream_headers;
-use super::auth::{Asker, Caller, Refusal};
+use super::authority::{Asker, Caller, Refusal};
 use super::error::Problem;
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};

@@ -2,18 +2,7 @@
 
 use prometheus::{IntCounterVec, Opts, Registry};
 
-use crate::http::auth::TokenFault;
-use crate::labels::labels;
-
-labels! { "outcome":
-    /// What came of fetching the JWK set.
-    pub enum JwksOutcome {
-        /// It is there.
-        Fetched = "fetched",
-        /// It could not be fetched, or cannot be used.
-        Failed = "failed",
-    }
-}
+use super::reasons::{JwksOutcome, TokenFaultKind};
 
 /// What is counted about tokens and keys: once a request, never for an event.
 /// [Occurrences](crate::telemetry::occurrences) write it.
@@ -32,8 +21,8 @@ impl AuthMetrics {
             ),
             &["reason"],
         )?;
-        for reason in TokenFault::LABELS {
-            refused.with_label_values(&[reason]);
+        for reason in TokenFaultKind::ALL {
+            refused.with_label_values(&[reason.label()]);
         }
         let jwks_fetches = IntCounterVec::new(
             Opts::new("fanfare_jwks_fetches_total", "Fetches of the JWK set."),
@@ -51,7 +40,7 @@ impl AuthMetrics {
     }
 
     /// A token was refused.
-    pub(super) fn refused(&self, fault: &TokenFault) {
+    pub(super) fn refused(&self, fault: TokenFaultKind) {
         self.refused.with_label_values(&[fault.label()]).inc();
     }
 

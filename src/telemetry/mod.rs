@@ -4,11 +4,15 @@ mod auth;
 mod log;
 mod metrics;
 pub(crate) mod occurrences;
+pub mod reasons;
 mod trace;
 
 pub(crate) use metrics::{ProcessUsage, process_usage};
 
-pub use auth::{AuthMetrics, JwksOutcome};
+pub use auth::AuthMetrics;
 pub use log::{LogFormat, Storms, start_log};
-pub use metrics::{BusMetrics, DropReason, EventKind, Metrics, PublishOutcome};
-pub use trace::{Admission, LAST_SPANS, PublishSpan, TraceError, TracePipeline, Traces};
+pub use metrics::{BusMetrics, Metrics};
+pub use reasons::{DownCause, DropReason, EventKind, TokenFaultKind};
+pub use trace::{
+    Admission, LAST_SPANS, PublishSpan, TraceConfig, TraceError, TracePipeline, Traces,
+};

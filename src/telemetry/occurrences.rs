@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 
-use super::auth::JwksOutcome;
-use super::{AuthMetrics, BusMetrics, DropReason, EventKind, PublishOutcome};
-use crate::bus::DownCause;
-use crate::http::auth::TokenFault;
+use super::reasons::{
+    DownCause, DropReason, EventKind, JwksOutcome, PublishOutcome, TokenFaultKind,
+};
+use super::{AuthMetrics, BusMetrics};
 use crate::hub::{CloseReason, ShardStats};
 use crate::protocol::{ChannelName, EventId};
 
@@ -223,9 +223,9 @@ impl PublishFailed<'_> {
 }
 
 /// A token was refused; its bearer is told why.
-pub(crate) struct TokenRefused<'a>(pub(crate) &'a TokenFault);
+pub(crate) struct TokenRefused(pub(crate) TokenFaultKind);
 
-impl TokenRefused<'_> {
+impl TokenRefused {
     pub(crate) fn emit(self, metrics: &AuthMetrics) {
         metrics.refused(self.0);
         let reason = self.0.label();

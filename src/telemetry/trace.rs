@@ -22,7 +22,7 @@ use opentelemetry_sdk::trace::{SdkTracer, Span};
 use crate::hub::{BusEvent, FanOutWatch};
 use crate::protocol::{ChannelName, EventId, TraceParent};
 
-pub use pipeline::{LAST_SPANS, TraceError, TracePipeline};
+pub use pipeline::{LAST_SPANS, TraceConfig, TraceError, TracePipeline};
 
 /// Makes spans.
 #[derive(Clone, Debug)]

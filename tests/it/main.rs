@@ -24,6 +24,7 @@ mod faults;
 mod functions;
 mod hostile;
 mod kept;
+mod layout;
 mod limits;
 mod log;
 mod metrics;

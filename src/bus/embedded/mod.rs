@@ -13,7 +13,7 @@ use self::store::{Full, Limits, Store};
 use super::routing::{Routing, Wish};
 use super::{
     BusHealth, Inputs, KeepOptions, PeerSender, PublishError, Publisher, Services, TicketStore,
-    peers,
+    peer_queue,
 };
 use crate::config::Config;
 use crate::hub::{BusEvent, HistoryRequest, InterestUpdate, MOST_REVOCATIONS, Revocations};
@@ -154,7 +154,7 @@ pub(super) fn start(
         health,
         tally: None,
         peers: PeerSender::Alone,
-        heard: peers::queue().1,
+        heard: peer_queue::queue().1,
     }
 }
 

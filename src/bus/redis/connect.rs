@@ -4,15 +4,7 @@ use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2};
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, RedisError,
-    RedisResult, Value,
-};
-use tokio::runtime::Handle;
-
-use super::sentinel::Sentinels;
-use crate::config::{RedisPlace, RedisUrl};
-use crate::tasks::Tasks;
+use redis::{AsyncConnectionConfig, ConnectionInfo, ProtocolVersion, RedisResult, Value};
 
 /// To be connected and greeted. Two seconds: a healthy Redis takes milliseconds, and a stopped
 /// one must not hold up the next attempt.
@@ -53,27 +45,4 @@ pub(super) async fn is_primary(connection: &mut MultiplexedConnection) -> RedisR
     let role: Vec<Value> = redis::cmd("ROLE").query_async(connection).await?;
     let role = role.into_iter().next().unwrap_or(Value::Nil);
     Ok(redis::from_redis_value::<String>(role)? == "master")
-}
-
-/// A connection for a few commands, for the command line.
-pub(super) async fn connect_once(url: &RedisUrl) -> RedisResult<MultiplexedConnection> {
-    let refused = |reason: String| RedisError::from((ErrorKind::Client, "Sentinel", reason));
-    let (info, is_named) = match url.place() {
-        RedisPlace::Server(info) => (info.clone(), false),
-        RedisPlace::Sentinels(group) => {
-            let mut tasks = Tasks::on(&Handle::current());
-            let sentinels = Sentinels::start(group, Duration::from_secs(60), &mut tasks);
-            let found = sentinels.find().await;
-            let (info, _) = found.map_err(|fault| refused(fault.to_string()))?;
-            (info, true)
-        }
-    };
-    let client = Client::open(connection_info(&info, ProtocolVersion::RESP2))?;
-    let mut connection = client
-        .get_multiplexed_async_connection_with_config(&connection_config())
-        .await?;
-    if is_named && !is_primary(&mut connection).await? {
-        return Err(refused(format!("names {}, a replica", info.addr())));
-    }
-    Ok(connection)
 }

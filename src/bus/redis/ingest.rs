@@ -8,7 +8,7 @@ use redis::{PushInfo, PushKind, Value};
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use crate::bus::peers;
+use crate::bus::peer_queue;
 use crate::protocol::{ChannelName, EventId, Frame, Revocation, decode_frame, is_frame};
 
 /// What may wait, in bytes. As much as Redis itself keeps for a subscriber that does not read
@@ -146,7 +146,7 @@ impl PushQueue {
                         if is_frame(&payload) {
                             state.take_control(payload);
                         } else {
-                            peers::take(payload, &state.hears);
+                            peer_queue::take(payload, &state.hears);
                         }
                     } else {
                         let bytes = channel.len() + payload.len();

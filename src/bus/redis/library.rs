@@ -10,8 +10,8 @@ use std::time::Duration;
 use redis::aio::ConnectionLike;
 use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
-use super::connect::connect_once;
 use super::functions::{Refusal, call, call_read_only, refusal};
+use super::once::connect_once;
 use crate::config::{Config, RedisUrl};
 use crate::protocol::EventId;
 

@@ -16,7 +16,8 @@ mod history;
 mod ingest;
 mod keeping;
 pub mod library;
-mod peers;
+mod once;
+pub(super) mod peers;
 mod pool;
 mod probe;
 mod publish;
@@ -40,13 +41,12 @@ use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use self::subscribe::{Locator, Supervisor};
 use super::routing::Routing;
-use super::{BusHealth, DownCause, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
+use super::{BusHealth, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
 use crate::protocol::Retention;
 use crate::tasks::Tasks;
-use crate::telemetry::BusMetrics;
+use crate::telemetry::{BusMetrics, DownCause};
 
-pub(super) use peers::RedisPeers;
 pub(crate) use pool::POOL_PATIENCE;
 pub(super) use publish::RedisPublisher;
 pub use publish::publish_once;
@@ -67,7 +67,7 @@ pub(super) fn start(
         reason: "not connected yet".into(),
     });
     metrics.note_up(Some(DownCause::Starting));
-    let (hears, heard) = super::peers::queue();
+    let (hears, heard) = super::peer_queue::queue();
     let pool = CommandPool::default();
     let locator = Locator::new(url, config.max_replication_lag, tasks, &pool)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
@@ -102,7 +102,7 @@ pub(super) fn start(
     let supervisor = Supervisor::new(locator, pool.clone(), state);
     tasks.spawn("the subscription", supervisor.run());
     tasks.spawn("the reader of histories", histories.run(inputs.asked));
-    let sender = RedisPeers::new(pool.clone(), &config.prefix);
+    let sender = peers::RedisPeers::new(pool.clone(), &config.prefix);
     let tally = Tally(RedisTally::new(pool.clone(), &config.prefix));
     let publisher = RedisPublisher::new(pool, &config.prefix, support, tasks.control());
     Ok(Services {

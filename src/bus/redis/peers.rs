@@ -4,7 +4,7 @@ use redis::RedisResult;
 use tokio::time::timeout;
 
 use super::pool::{CommandPool, POOL_PATIENCE};
-use crate::bus::peers::CHANNEL;
+use crate::bus::peer_queue::CHANNEL;
 
 /// Publishes messages to other replicas. To be used on the control runtime.
 #[derive(Clone)]

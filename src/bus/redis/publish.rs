@@ -6,10 +6,10 @@ use redis::{Cmd, RedisError};
 use tokio::runtime::Handle;
 use tokio::time::timeout;
 
-use super::connect::connect_once;
 use super::control::revocations_key;
 use super::functions::{Refusal, call, refusal};
 use super::keeping::Support;
+use super::once::connect_once;
 use super::pool::{CommandPool, POOL_PATIENCE};
 use crate::bus::{KeepOptions, PublishError};
 use crate::config::RedisUrl;

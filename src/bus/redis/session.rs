@@ -29,10 +29,11 @@ use super::library::{LIBRARY_VERSION, Library};
 use super::probe::{self, Sent};
 use super::sentinel::{Confirmation, Distrust, NoPrimary};
 use super::subscriptions::{Standing, Subscribed, Subscriptions};
+use crate::bus::BusHealth;
 use crate::bus::routing::Wish;
-use crate::bus::{BusHealth, DownCause};
 use crate::hub::InterestUpdate;
 use crate::protocol::{ChannelName, Cursor, EventId, Revocation};
+use crate::telemetry::DownCause;
 use crate::telemetry::occurrences::{ProbeReturned, RedisUp};
 
 /// How often the way through Redis is tried, and how long the probe may take.

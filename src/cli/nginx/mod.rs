@@ -9,9 +9,10 @@ use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::auth::{FETCH_DEADLINE, MAX_TOKEN_BYTES};
 use crate::bus::POOL_PATIENCE;
 use crate::config::{Config, Fault};
-use crate::http::{FETCH_DEADLINE, HEAD_DEADLINE, MAX_HEAD_BYTES, MAX_TOKEN_BYTES};
+use crate::http::{HEAD_DEADLINE, MAX_HEAD_BYTES};
 use syntax::Directive;
 
 /// Heartbeats that a proxy waits for before it gives a replica up: one may be late, one lost.

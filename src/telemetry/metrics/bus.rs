@@ -7,69 +7,8 @@ use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
-use crate::bus::DownCause;
-use crate::labels::{Labels, labels};
-use crate::protocol::{EnvelopeFault, EventFault};
-
-labels! { "kind":
-    /// How an event is published.
-    pub enum EventKind {
-        /// It leaves nothing behind.
-        Live = "live",
-        /// It stands in its channel's history.
-        Kept = "kept",
-    }
-}
-
-labels! { "reason":
-    /// Why an event did not reach a client it was meant for.
-    pub enum DropReason {
-        /// Larger than the limit.
-        TooLarge = "too_large",
-        /// Not UTF-8.
-        NotUtf8 = "not_utf8",
-        /// A broken envelope, or a field that is out of its bounds.
-        Envelope = "envelope",
-        /// An event name that is not allowed.
-        EventName = "event_name",
-        /// Nobody on a shard has the claims it is for; counted by each shard for itself.
-        NoAudience = "no_audience",
-        /// A frame of the function library that cannot be read.
-        Frame = "frame",
-        /// An id so far ahead of those known that it cannot be one of this Redis.
-        IdAhead = "id_ahead",
-        /// Its client was too slow; counted by the shards.
-        SlowClient = "slow_client",
-    }
-}
-
-labels! { "outcome":
-    /// What became of an event that was to be published over HTTP.
-    pub enum PublishOutcome {
-        /// The bus has taken it.
-        Published = "published",
-        /// It breaks a rule of the bus.
-        Refused = "refused",
-        /// The bus did not take it.
-        Unavailable = "unavailable",
-    }
-}
-
-impl From<&EnvelopeFault> for DropReason {
-    fn from(fault: &EnvelopeFault) -> Self {
-        match fault {
-            EnvelopeFault::Broken(_) | EnvelopeFault::Audience(_) => Self::Envelope,
-            EnvelopeFault::Event(fault) => match fault {
-                EventFault::TooLarge { .. } => Self::TooLarge,
-                EventFault::NotUtf8 => Self::NotUtf8,
-                EventFault::RetryTooLong => Self::Envelope,
-                EventFault::NameBreaksLine | EventFault::NameReserved | EventFault::NameTooLong => {
-                    Self::EventName
-                }
-            },
-        }
-    }
-}
+use crate::labels::Labels;
+use crate::telemetry::reasons::{DownCause, DropReason, EventKind, PublishOutcome};
 
 /// What the bus counts; [occurrences](crate::telemetry::occurrences) write it.
 #[derive(Clone, Debug)]

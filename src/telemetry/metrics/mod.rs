@@ -23,7 +23,7 @@ use crate::telemetry::AuthMetrics;
 
 pub(crate) use process::{ProcessUsage, process_usage};
 
-pub use bus::{BusMetrics, DropReason, EventKind, PublishOutcome};
+pub use bus::BusMetrics;
 
 /// All metrics of a replica.
 #[derive(Debug)]
@@ -135,6 +135,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::telemetry::DropReason;
 
     fn text(metrics: &Metrics) -> String {
         String::from_utf8(metrics.render(true).unwrap()).unwrap()

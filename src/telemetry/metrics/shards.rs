@@ -4,13 +4,13 @@ use std::sync::Arc;
 
 use prometheus::proto::MetricFamily;
 
-use super::bus::DropReason;
 use super::family::{counter, counters, counters_by, float, gauge, gauges, label, latencies};
 use crate::hub::{
     CloseReason, Latencies, LatencyTotal, RefuseReason, RejectReason, ResumeOutcome, ResumeSource,
     ShardStats,
 };
 use crate::protocol::GapReason;
+use crate::telemetry::DropReason;
 
 type Read = fn(&ShardStats) -> u64;
 

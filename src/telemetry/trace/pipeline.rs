@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::future::Future;
+use std::num::NonZeroUsize;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,11 +24,23 @@ use opentelemetry_sdk::trace::{
 use prometheus::IntCounter;
 
 use super::Traces;
-use crate::config::TraceConfig;
 use crate::telemetry::occurrences::{SpanTooMany, SpansDropped};
 
 /// What the last spans may take to reach the collector when the process stops.
 pub const LAST_SPANS: Duration = Duration::from_secs(2);
+
+/// How spans are sent. The rest is read from the same variables by the library that sends them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceConfig {
+    /// Host and port of the collector.
+    pub collector: String,
+    /// Spans that may wait for it.
+    pub queue_spans: NonZeroUsize,
+    /// What a request to it may take.
+    pub timeout: Duration,
+    /// Attributes of the resource that are set; of those with the same name the last one counts.
+    pub resource: Vec<(String, String)>,
+}
 
 /// Spans cannot be sent.
 #[derive(Debug, thiserror::Error)]

@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::grants::Grants;
 use super::keys::Key;
 use crate::protocol::{UniqueObject, is_repetition};
+use crate::telemetry::TokenFaultKind;
 
 /// The longest token, in bytes. Heads have twice as much, and cookies a quarter; nginx/nginx.conf takes
 /// headers that hold it.
@@ -77,37 +78,21 @@ pub enum TokenFault {
 }
 
 impl TokenFault {
-    /// Every fault's label.
-    pub const LABELS: [&'static str; 12] = [
-        "too_long",
-        "malformed",
-        "critical",
-        "algorithm",
-        "unknown_key",
-        "signature",
-        "expired",
-        "not_yet_valid",
-        "audience",
-        "issuer",
-        "revoked",
-        "claim",
-    ];
-
-    /// What it is called in metrics.
-    pub fn label(&self) -> &'static str {
+    /// What it is called in metrics and logs.
+    pub fn kind(&self) -> TokenFaultKind {
         match self {
-            Self::TooLong => "too_long",
-            Self::Malformed => "malformed",
-            Self::Critical => "critical",
-            Self::Algorithm => "algorithm",
-            Self::UnknownKey => "unknown_key",
-            Self::Signature => "signature",
-            Self::Expired => "expired",
-            Self::NotYetValid => "not_yet_valid",
-            Self::Audience => "audience",
-            Self::Issuer => "issuer",
-            Self::Revoked => "revoked",
-            Self::Claim(_) => "claim",
+            Self::TooLong => TokenFaultKind::TooLong,
+            Self::Malformed => TokenFaultKind::Malformed,
+            Self::Critical => TokenFaultKind::Critical,
+            Self::Algorithm => TokenFaultKind::Algorithm,
+            Self::UnknownKey => TokenFaultKind::UnknownKey,
+            Self::Signature => TokenFaultKind::Signature,
+            Self::Expired => TokenFaultKind::Expired,
+            Self::NotYetValid => TokenFaultKind::NotYetValid,
+            Self::Audience => TokenFaultKind::Audience,
+            Self::Issuer => TokenFaultKind::Issuer,
+            Self::Revoked => TokenFaultKind::Revoked,
+            Self::Claim(_) => TokenFaultKind::Claim,
         }
     }
 }

@@ -399,6 +399,7 @@ fn every_claim_has_its_rule() {
     let label = |members: &Value| {
         with(members.clone())
             .expect_err(&members.to_string())
+            .kind()
             .label()
     };
     for (bad, expected) in [

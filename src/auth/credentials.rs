@@ -1,12 +1,10 @@
 //! Where a request's token comes from: the `Authorization` header, a ticket, or the cookie.
 
+use http::HeaderMap;
 use http::header::{AUTHORIZATION, COOKIE};
-use http::{HeaderMap, StatusCode};
-
-use crate::http::error::Problem;
 
 /// The cookie that may hold a token.
-pub(super) const COOKIE_NAME: &str = "fanfare";
+const COOKIE_NAME: &str = "fanfare";
 
 /// Where a request's authority came from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -22,9 +20,14 @@ pub enum CredentialSource {
     Ticket,
 }
 
+/// A request has two credentials of one kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} stands twice")]
+pub(crate) struct GivenTwice(&'static str);
+
 /// What a request brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Credential<'a> {
+pub(crate) enum Credential<'a> {
     /// A token, and from where: the header or the cookie.
     Token(&'a str, CredentialSource),
     /// A ticket.
@@ -35,15 +38,14 @@ pub(super) enum Credential<'a> {
 ///
 /// # Errors
 /// When there are two of a kind: whose request it is must not depend on who is asked.
-pub(super) fn credential<'a>(
+pub(crate) fn credential<'a>(
     headers: &'a HeaderMap,
     ticket: Option<&'a str>,
-) -> Result<Option<Credential<'a>>, Problem> {
-    let twice = |what: &str| Problem::new(StatusCode::BAD_REQUEST, format!("{what} stands twice"));
+) -> Result<Option<Credential<'a>>, GivenTwice> {
     let mut bearers = headers.get_all(AUTHORIZATION).iter();
     if let Some(value) = bearers.next() {
         if bearers.next().is_some() {
-            return Err(twice("the Authorization header"));
+            return Err(GivenTwice("the Authorization header"));
         }
         // Any other scheme is meant for somebody else, a proxy with a password perhaps.
         if let Some(token) = value.to_str().ok().and_then(bearer) {
@@ -63,7 +65,7 @@ pub(super) fn credential<'a>(
         .map(|(_, value)| value.trim());
     match (cookies.next(), cookies.next()) {
         // A page of a sibling domain can set a second one.
-        (Some(_), Some(_)) => Err(twice("the cookie fanfare")),
+        (Some(_), Some(_)) => Err(GivenTwice("the cookie fanfare")),
         (Some(token), None) if !token.is_empty() => {
             Ok(Some(Credential::Token(token, CredentialSource::Cookie)))
         }

@@ -16,12 +16,12 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::token::VerifiedClaims;
-use super::{Identity, Refusal, wrong_token};
+use super::authority::{Identity, Refusal, wrong_token};
+use super::client_address::ClientAddress;
+use super::error::Problem;
+use super::state::RouterState;
+use crate::auth::VerifiedClaims;
 use crate::bus::{TicketStore, TicketsUnavailable};
-use crate::http::client_address::ClientAddress;
-use crate::http::error::Problem;
-use crate::http::state::RouterState;
 
 /// How long a ticket can be spent: a page asks for it and uses it at once.
 const TICKET_LIFE: Duration = Duration::from_secs(30);
@@ -53,7 +53,7 @@ impl Key {
 
 /// A ticket that a stream is asked for with. Only the stream's opening spends it.
 #[derive(Clone)]
-pub(in crate::http) struct HeldTicket {
+pub(super) struct HeldTicket {
     store: TicketStore,
     key: Key,
 }
@@ -66,7 +66,7 @@ impl fmt::Debug for HeldTicket {
 
 /// Why a ticket was not spent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::http) enum NotSpent {
+pub(super) enum NotSpent {
     /// Another stream was opened with it meanwhile, or its time is over.
     Gone,
     /// The bus is not available.
@@ -75,7 +75,7 @@ pub(in crate::http) enum NotSpent {
 
 impl HeldTicket {
     /// Spends it: of all who hold it, on all replicas, one succeeds.
-    pub(in crate::http) async fn spend(&self) -> Result<(), NotSpent> {
+    pub(super) async fn spend(&self) -> Result<(), NotSpent> {
         match self.store.spend(&self.key.0).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(NotSpent::Gone),
@@ -89,7 +89,7 @@ impl HeldTicket {
 
 /// The answer to a ticket that opens nothing. 401 by design: an `EventSource` gives up, and its
 /// page opens another with a new ticket.
-pub(in crate::http) fn wrong_ticket() -> Problem {
+pub(super) fn wrong_ticket() -> Problem {
     Problem::unauthorized(
         "the ticket is spent, or expired, or none: draw another with POST /tickets",
         Some("invalid_token"),
@@ -125,7 +125,7 @@ struct Drawn {
 }
 
 /// `POST /tickets`, with a token.
-pub(in crate::http) async fn draw(
+pub(super) async fn draw(
     State(state): State<Arc<RouterState>>,
     Extension(client): Extension<ClientAddress>,
     RawQuery(query): RawQuery,

@@ -1,21 +1,4 @@
-//! Who asks, and what they may do.
-//!
-//! A request's credential ([`credentials`]) is a token, or a [ticket](tickets) that was drawn with
-//! one. A token is [verified](token) with the [keys] of the [`ring`], which reads files and the
-//! [JWK set](jwks) anew on the control runtime. What it [grants] and the rules of the
-//! configuration are a [`Caller`]'s; the hub gets its [`Session`].
-//!
-//! [`token`], [`keys`], [`credentials`] and [`grants`] are pure.
-
-mod credentials;
-mod grants;
-mod jwks;
-mod keys;
-mod ring;
-#[cfg(test)]
-mod tests;
-mod tickets;
-mod token;
+//! Decides who makes a request and what they may do, and what they are answered where they may not.
 
 use std::sync::Arc;
 
@@ -24,6 +7,11 @@ use http::{HeaderMap, StatusCode};
 
 use super::error::Problem;
 use super::requester::note_subject;
+use super::tickets::{self, HeldTicket, wrong_ticket};
+use crate::auth::{
+    Credential, CredentialSource, GivenTwice, Grants, KeyRing, NotVerified, TokenFault,
+    VerifiedClaims, any_matches, credential,
+};
 use crate::bus::TicketStore;
 use crate::config::{Access, AccessRules};
 use crate::hub::{Revocations, Session};
@@ -31,26 +19,12 @@ use crate::protocol::ChannelName;
 use crate::telemetry::AuthMetrics;
 use crate::telemetry::occurrences::TokenRefused;
 
-use self::credentials::{Credential, credential};
-use self::grants::any_matches;
-pub(crate) use self::jwks::FETCH_DEADLINE;
-use self::ring::NotVerified;
-pub(crate) use self::token::{MAX_TOKEN_BYTES, VerifiedClaims, read_header as read_token_header};
-
-pub use self::credentials::CredentialSource;
-pub use self::grants::{Grants, TokenChannels};
-pub use self::jwks::Jwks;
-pub use self::keys::Key;
-pub use self::ring::{KeyFile, KeyRing};
-pub(super) use self::tickets::{HeldTicket, NotSpent, draw, wrong_ticket};
-pub use self::token::{TokenFault, TokenRules};
-
 /// Decides who a caller is and what channels are theirs. Shared by all shards.
 #[derive(Debug)]
 pub struct Authority {
     access: Access,
-    ring: Option<Arc<KeyRing>>,
-    tickets: TicketStore,
+    pub(super) ring: Option<Arc<KeyRing>>,
+    pub(super) tickets: TicketStore,
     revocations: Arc<Revocations>,
     metrics: AuthMetrics,
 }
@@ -82,6 +56,12 @@ pub enum Refusal {
 impl From<Problem> for Refusal {
     fn from(problem: Problem) -> Self {
         Self::Problem(problem)
+    }
+}
+
+impl From<GivenTwice> for Refusal {
+    fn from(twice: GivenTwice) -> Self {
+        Problem::new(StatusCode::BAD_REQUEST, twice.to_string()).into()
     }
 }
 
@@ -152,7 +132,7 @@ impl Authority {
         Ok(known.map(Caller::from).unwrap_or_default())
     }
 
-    async fn identify(
+    pub(super) async fn identify(
         &self,
         headers: &HeaderMap,
         ticket: Option<&str>,
@@ -170,7 +150,7 @@ impl Authority {
                 let claims = ring.verify(token).await.map_err(|error| match error {
                     NotVerified::NotNow(why) => Refusal::NotNow(why),
                     NotVerified::Refused(fault) => {
-                        TokenRefused(&fault).emit(&self.metrics);
+                        TokenRefused(fault.kind()).emit(&self.metrics);
                         wrong_token(&fault).into()
                     }
                 })?;
@@ -186,7 +166,7 @@ impl Authority {
             note_subject(subject);
         }
         if self.revocations.is_revoked(&session) {
-            TokenRefused(&TokenFault::Revoked).emit(&self.metrics);
+            TokenRefused(TokenFault::Revoked.kind()).emit(&self.metrics);
             return Err(wrong_token(&TokenFault::Revoked).into());
         }
         Ok(Some(Identity {
@@ -300,10 +280,10 @@ impl Authority {
 }
 
 /// A credential that holds.
-struct Identity {
+pub(super) struct Identity {
     source: CredentialSource,
-    claims: VerifiedClaims,
-    session: Session,
+    pub(super) claims: VerifiedClaims,
+    pub(super) session: Session,
     ticket: Option<HeldTicket>,
 }
 
@@ -318,6 +298,6 @@ impl From<Identity> for Caller {
     }
 }
 
-fn wrong_token(fault: &TokenFault) -> Problem {
+pub(super) fn wrong_token(fault: &TokenFault) -> Problem {
     Problem::unauthorized(format!("the token {fault}"), Some("invalid_token"))
 }

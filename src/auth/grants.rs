@@ -69,7 +69,7 @@ impl Grants {
 }
 
 /// Whether one of `patterns` names `channel`.
-pub(super) fn any_matches(patterns: &[ChannelPattern], channel: &ChannelName) -> bool {
+pub(crate) fn any_matches(patterns: &[ChannelPattern], channel: &ChannelName) -> bool {
     patterns.iter().any(|pattern| pattern.matches(channel))
 }
 

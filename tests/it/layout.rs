@@ -1,0 +1,113 @@
+//! The folders of `src` may be believed: imports point in one direction.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The top-level modules of the crate. Each may import those before it, and no other.
+const ORDER: [&str; 15] = [
+    "protocol",
+    "continuity",
+    "labels",
+    "tasks",
+    "supervision",
+    "hub",
+    "telemetry",
+    "auth",
+    "config",
+    "bus",
+    "http",
+    "fuzzing",
+    "admin",
+    "app",
+    "cli",
+];
+
+/// The modules that may import only these.
+const ONLY: [(&str, &[&str]); 5] = [
+    ("protocol", &[]),
+    ("continuity", &["protocol"]),
+    ("labels", &[]),
+    ("tasks", &[]),
+    ("supervision", &[]),
+];
+
+/// The test code that lives inside `src`: it may import everything.
+const TESTS: [&str; 1] = ["exploration"];
+
+#[test]
+fn imports_point_down() {
+    let mut arrows = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for file in sources(Path::new("src")) {
+        let module = module_path(&file);
+        let top = module[0].clone();
+        if TESTS.contains(&top.as_str())
+            || ["lib", "main"].contains(&top.as_str())
+            || module.last().unwrap() == "tests"
+        {
+            continue;
+        }
+        for line in program_lines(&file) {
+            let place = format!("{}: {line}", file.display());
+            // A path that climbs to the crate's root would be read as one inside the folder.
+            if line.contains(&"super::".repeat(module.len())) || line.contains("crate::{") {
+                wrong.push(format!("{place}: write crate::<module>"));
+            }
+            for name in crate_modules(&line).filter(|name| *name != top) {
+                arrows.insert((top.clone(), name.to_owned()));
+                if !may_import(&top, name) {
+                    wrong.push(format!("{place}: {top} may not import {name}"));
+                }
+            }
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new());
+    assert!(arrows.contains(&("app".into(), "bus".into())), "{arrows:?}");
+}
+
+fn may_import(importer: &str, imported: &str) -> bool {
+    let place = |name| ORDER.iter().position(|one| *one == name);
+    let only = ONLY.iter().find(|(name, _)| *name == importer);
+    let is_below = place(imported)
+        .zip(place(importer))
+        .is_some_and(|(imported, importer)| imported < importer);
+    is_below && only.is_none_or(|(_, allowed)| allowed.contains(&imported))
+}
+
+/// The file's lines that are neither comments nor tests.
+fn program_lines(file: &Path) -> Vec<String> {
+    let text = fs::read_to_string(file).unwrap();
+    let program = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
+    let lines = program.lines().map(str::trim);
+    let is_code = |line: &&str| !line.starts_with("//");
+    lines.filter(is_code).map(str::to_owned).collect()
+}
+
+/// The names that follow `crate::` in a line.
+fn crate_modules(line: &str) -> impl Iterator<Item = &str> {
+    line.split("crate::").skip(1).map(|rest| {
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        &rest[..end.unwrap_or(rest.len())]
+    })
+}
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let (folders, files): (Vec<_>, Vec<_>) = entries.partition(|path| path.is_dir());
+    let files = files
+        .into_iter()
+        .filter(|file| file.extension().is_some_and(|e| e == "rs"));
+    files
+        .chain(folders.iter().flat_map(|folder| sources(folder)))
+        .collect()
+}
+
+/// `src/bus/redis/mod.rs` is `[bus, redis]`.
+fn module_path(file: &Path) -> Vec<String> {
+    let path = file.strip_prefix("src").unwrap().with_extension("");
+    let parts = path.iter().map(|part| part.to_str().unwrap().to_owned());
+    parts.filter(|part| part != "mod").collect()
+}
