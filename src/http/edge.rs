@@ -293,7 +293,7 @@ impl Edge {
             // Unread bytes would hide from hyper that the client is gone.
             let problem = Problem::new(
                 StatusCode::BAD_REQUEST,
-                "a stream is asked for without a body",
+                "a request for a stream must not have a body",
             );
             return instead(&mut asking, REFUSED, problem.into_response());
         }
@@ -453,12 +453,12 @@ impl Asking<'_> {
         }
         let channels = self.channels;
         match outcome {
-            "limit" => tracing::warn!("a stream was refused: FANFARE_MAX_CONNECTIONS are open"),
+            "limit" => tracing::warn!("refused a stream: FANFARE_MAX_CONNECTIONS streams are open"),
             _ => tracing::debug!(
                 channels,
                 outcome,
                 status = status.map(|status| status.as_u16()),
-                "a stream was asked for"
+                "stream request"
             ),
         }
         if let Some(traces) = &self.edge.traces {
