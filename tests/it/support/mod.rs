@@ -6,6 +6,8 @@ pub mod client;
 pub mod nginx;
 pub mod oracle;
 pub mod proxy;
+#[cfg(feature = "long-tests")]
+pub mod release;
 pub mod sentinel;
 pub mod tokens;
 
