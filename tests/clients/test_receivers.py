@@ -152,6 +152,8 @@ class Receivers(unittest.TestCase):
                     print(f"{program.file}: {len(proxy.connections)} connections, nothing lost", flush=True)
                 except Exception as failure:
                     failure.add_note(f"{program.file} has printed:\n{running.tail()}")
+                    for number, connection in enumerate(proxy.connections):
+                        failure.add_note(f"connection {number}, over {connection.is_over}: {bytes(connection.received[-200:])}")
                     raise
 
         async with Fleet() as fleet:
