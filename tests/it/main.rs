@@ -41,3 +41,5 @@ mod stop;
 mod streams;
 mod support;
 mod traces;
+#[cfg(feature = "long-tests")]
+mod upgrade;

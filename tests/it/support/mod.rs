@@ -7,6 +7,8 @@ pub mod engines;
 pub mod nginx;
 pub mod oracle;
 pub mod proxy;
+#[cfg(feature = "long-tests")]
+pub mod release;
 pub mod sentinel;
 pub mod tokens;
 
@@ -124,6 +126,11 @@ impl Drop for Process {
     }
 }
 
+/// The server that stands for Redis: `TEST_REDIS_SERVER`, for example a Valkey, or `redis-server`.
+fn server_program() -> PathBuf {
+    std::env::var_os("TEST_REDIS_SERVER").map_or_else(|| "redis-server".into(), Into::into)
+}
+
 /// A `redis-server` of its own, without persistence.
 pub struct Redis {
     program: PathBuf,
@@ -141,7 +148,7 @@ impl Redis {
 
     /// Starts a server with further options.
     pub async fn start_with(options: &[(&str, &str)]) -> Self {
-        Self::start_program(Path::new("redis-server"), options).await
+        Self::start_program(&server_program(), options).await
     }
 
     /// Starts a server by this program.
