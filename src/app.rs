@@ -64,7 +64,7 @@ pub enum AppError {
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     /// A shard ended by itself.
-    #[error("shard {number} has failed: {error}")]
+    #[error("shard {number} failed: {error}")]
     ShardFailed {
         /// Which one.
         number: usize,
@@ -72,7 +72,7 @@ pub enum AppError {
         error: io::Error,
     },
     /// A task of the control runtime ended by itself.
-    #[error("a part of the gateway has failed: {0}")]
+    #[error("the gateway failed: {0}")]
     TaskEnded(#[from] TaskEnded),
 }
 
@@ -265,7 +265,7 @@ impl App {
         // Streams do not need it: its end is no reason to end them.
         control.spawn(async move {
             if console_task.await.is_err_and(|error| error.is_panic()) {
-                tracing::error!("the console has failed: it shows nothing until a restart");
+                tracing::error!("the console failed and is empty until a restart");
             }
         });
         let served = control.block_on(async {
@@ -279,13 +279,13 @@ impl App {
             }
             tasks.spawn("the admin listener", async move {
                 if let Err(error) = axum::serve(listener, service).await {
-                    tracing::error!(%error, "the admin listener has failed");
+                    tracing::error!(%error, "the admin listener failed");
                 }
             });
             announce(&config, data_address, proxied_address, admin_address);
             supervision::ready();
             let watching = supervision::watch(pulses, patience, hanging);
-            tasks.spawn("the watch over threads", watching);
+            tasks.spawn("the watchdog", watching);
 
             tokio::select! {
                 name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -302,7 +302,7 @@ impl App {
             };
             tokio::select! {
                 () = leave => {}
-                name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
+                name = signals.next() => tracing::warn!(signal = name, "stopping immediately"),
                 Some(failure) = failed.recv() => return Err(failure),
                 ended = tasks.ended() => return Err(ended.into()),
             }
@@ -367,10 +367,10 @@ fn announce(config: &Config, data: SocketAddr, proxied: Option<SocketAddr>, admi
     }
     match &config.access {
         Access::Open => tracing::warn!(
-            "open: whoever reaches the data listener, on loopback, may read and publish everything"
+            "no access rules: all clients of the data listener, on loopback, may read and publish everything"
         ),
         Access::Rules(rules) if rules.tokens.is_none() => tracing::info!(
-            "no key is configured: public channels may be read, and nobody may publish over HTTP"
+            "no key is configured: clients may read public channels and cannot publish over HTTP"
         ),
         Access::Rules(_) => {}
     }
@@ -390,7 +390,7 @@ async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &
         .as_ref()
         .map_or(Duration::ZERO, |_| LAST_SPANS);
     supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE + last_spans);
-    tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
+    tracing::info!(delay = ?config.drain_delay, "not ready: waiting for the load balancer");
     sleep(config.drain_delay).await;
     tracing::info!(
         streams = admin.metrics.connections(),
@@ -423,7 +423,11 @@ async fn drain(config: &Config, inboxes: &[mpsc::Sender<ShardMessage>], admin: &
     }
     let (streams, requests) = (admin.metrics.connections(), admin.metrics.requests());
     if streams > 0 || requests > 0 {
-        tracing::warn!(streams, requests, "cut off at the deadline");
+        tracing::warn!(
+            streams,
+            requests,
+            "closed the remaining streams and requests at the deadline"
+        );
     }
 }
 

@@ -23,13 +23,13 @@ pub(super) struct Tail {
     /// The channels to read
     #[arg(required = true)]
     channels: Vec<ChannelName>,
-    /// The gateway to read from
+    /// Gateway to read from
     #[arg(long, env = "FANFARE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// Begin after this cursor: the id of the last event that was had
+    /// Start after this cursor: the id of the last event received
     #[arg(long, value_name = "CURSOR")]
     after: Option<Cursor>,
-    /// Begin with the newest N kept events of each channel
+    /// Start with the newest N kept events of each channel
     #[arg(long, value_name = "N", conflicts_with = "after")]
     history: Option<u32>,
     /// Exit after this many events
@@ -151,7 +151,11 @@ impl Reader {
         if let Some(milliseconds) = block.retry {
             self.retry = Duration::from_millis(milliseconds);
         }
-        // An answer that only says when to come back has neither.
+        let name = block.event.as_deref().unwrap_or("message");
+        if name == "$busy" {
+            return note("the gateway cannot open the stream now");
+        }
+        // What only says when to come back has neither. An older gateway is busy in that form.
         if (block.id.is_some() || block.data.is_some())
             && std::mem::take(&mut self.resumes)
             && let Some(cursor) = &self.cursor
@@ -159,7 +163,6 @@ impl Reader {
             note(&format!("connected again, resuming after {cursor}"))?;
         }
         if let Some(data) = &block.data {
-            let name = block.event.as_deref().unwrap_or("message");
             if name != "$cursor" {
                 print(block.id.as_deref().unwrap_or("-"), name, data)?;
             }

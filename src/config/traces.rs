@@ -95,18 +95,18 @@ pub(super) fn read(
         Some(format!("{}:{port}", url.host_str()?))
     });
     if collector.is_none() {
-        fault(name, "is the http or https URL of a collector");
+        fault(name, "must be the http or https URL of a collector");
     }
     let is_anonymous = |url: Url| url.username().is_empty() && url.password().is_none();
     if !Url::parse(&endpoint).is_ok_and(is_anonymous) && collector.is_some() {
         fault(
             name,
-            "has no user and password, which are not sent: OTEL_EXPORTER_OTLP_HEADERS takes them",
+            "must not contain a user or password: use OTEL_EXPORTER_OTLP_HEADERS",
         );
     }
     let disabled = variable("OTEL_SDK_DISABLED");
     if disabled.is_some_and(|value| !value.eq_ignore_ascii_case("false")) {
-        fault("OTEL_SDK_DISABLED", "is true or false");
+        fault("OTEL_SDK_DISABLED", "must be true or false");
     }
     if let Some(propagators) = variable("OTEL_PROPAGATORS") {
         let mut names = propagators.split(',').map(str::trim);
@@ -114,7 +114,7 @@ pub(super) fn read(
         if !has_trace_context || !names.all(|name| PROPAGATORS.contains(&name)) {
             fault(
                 "OTEL_PROPAGATORS",
-                "is tracecontext, or tracecontext,baggage: there is no other here",
+                "must be tracecontext, or tracecontext,baggage: there is no other here",
             );
         }
     }
@@ -127,26 +127,29 @@ pub(super) fn read(
         }
     }
     if variable("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter != "otlp") {
-        fault("OTEL_TRACES_EXPORTER", "is otlp or none");
+        fault("OTEL_TRACES_EXPORTER", "must be otlp or none");
     }
     let protocol = of_traces_first(
         "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
         "OTEL_EXPORTER_OTLP_PROTOCOL",
     );
     if let Some((name, _)) = protocol.filter(|(_, value)| value != "http/protobuf") {
-        fault(name, "is http/protobuf: the only protocol there is here");
+        fault(
+            name,
+            "must be http/protobuf: the only protocol there is here",
+        );
     }
     let compression = of_traces_first(
         "OTEL_EXPORTER_OTLP_TRACES_COMPRESSION",
         "OTEL_EXPORTER_OTLP_COMPRESSION",
     );
     if let Some((name, _)) = compression.filter(|(_, value)| value != "none") {
-        fault(name, "is none: nothing is compressed here");
+        fault(name, "must be none: nothing is compressed here");
     }
     let sampler = variable("OTEL_TRACES_SAMPLER");
     if let Some(sampler) = &sampler {
         if !SAMPLERS.contains(&sampler.as_str()) {
-            let rule = format!("is one of {}", SAMPLERS.join(", "));
+            let rule = format!("must be one of {}", SAMPLERS.join(", "));
             fault("OTEL_TRACES_SAMPLER", &rule);
         } else if sampler.ends_with("traceidratio") {
             let share = variable("OTEL_TRACES_SAMPLER_ARG");
@@ -154,7 +157,7 @@ pub(super) fn read(
             if !share.is_some_and(|share| (0.0..=1.0).contains(&share)) {
                 fault(
                     "OTEL_TRACES_SAMPLER_ARG",
-                    "is the share of traces that are recorded, from 0 to 1",
+                    "must be the share of traces that are recorded, from 0 to 1",
                 );
             }
         }
@@ -166,7 +169,7 @@ pub(super) fn read(
             spans
                 .filter(|spans: &NonZeroUsize| spans.get() <= MOST_QUEUE_SPANS)
                 .unwrap_or_else(|| {
-                    let rule = format!("is a number of spans, at most {MOST_QUEUE_SPANS}");
+                    let rule = format!("must be a number of spans, at most {MOST_QUEUE_SPANS}");
                     fault("OTEL_BSP_MAX_QUEUE_SIZE", &rule);
                     QUEUE_SPANS
                 })
@@ -178,7 +181,7 @@ pub(super) fn read(
             let (least, most) = range.into_inner();
             fault(
                 name,
-                &format!("is a number of {unit}, from {least} to {most}"),
+                &format!("must be a number of {unit}, from {least} to {most}"),
             );
         }
     }
@@ -187,7 +190,7 @@ pub(super) fn read(
         if !spans.is_some_and(|spans| (1..=queue_spans.get()).contains(&spans)) {
             fault(
                 "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
-                "is a number of spans, at most those that may wait (OTEL_BSP_MAX_QUEUE_SIZE)",
+                "must be a number of spans, at most those that may wait (OTEL_BSP_MAX_QUEUE_SIZE)",
             );
         }
     }
@@ -196,7 +199,7 @@ pub(super) fn read(
         "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
     ] {
         if variable(name).is_some_and(|text| !pairs(&text).all(is_header)) {
-            fault(name, "is a list of headers: name=value,name=value");
+            fault(name, "must be a list of headers: name=value,name=value");
         }
     }
     let attributes = variable("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
@@ -204,7 +207,7 @@ pub(super) fn read(
     if attributes.is_none() {
         fault(
             "OTEL_RESOURCE_ATTRIBUTES",
-            "is a list of attributes, percent-encoded UTF-8: name=value,name=value",
+            "must be a list of attributes, percent-encoded UTF-8: name=value,name=value",
         );
     }
     let timeout = of_traces_first(

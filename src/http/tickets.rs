@@ -64,7 +64,7 @@ impl fmt::Debug for HeldTicket {
     }
 }
 
-/// Why a ticket was not spent.
+/// Why redeeming a ticket failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NotSpent {
     /// Another stream was opened with it meanwhile, or its time is over.
@@ -80,7 +80,7 @@ impl HeldTicket {
             Ok(true) => Ok(()),
             Ok(false) => Err(NotSpent::Gone),
             Err(TicketsUnavailable(reason)) => {
-                tracing::warn!(reason, "a ticket was not spent");
+                tracing::warn!(reason, "redeeming a ticket failed");
                 Err(NotSpent::NotNow)
             }
         }
@@ -103,7 +103,7 @@ pub(super) async fn look(
 ) -> Result<(VerifiedClaims, HeldTicket), Refusal> {
     let key = Key::of(text).ok_or_else(wrong_ticket)?;
     let kept = store.look(&key.0).await.map_err(|error| {
-        tracing::warn!(%error, "a ticket was not looked up");
+        tracing::warn!(%error, "looking up a ticket failed");
         Refusal::NotNow(NOT_NOW)
     })?;
     // Only this gateway writes them; what somebody else has put there is no ticket.
@@ -135,7 +135,7 @@ pub(super) async fn draw(
     if authority.ring.is_none() {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
-            "nobody needs a ticket here: no key is configured to verify tokens with",
+            "tickets are not needed: no key is configured to verify tokens",
         )
         .into());
     }
@@ -167,7 +167,7 @@ pub(super) async fn draw(
     let value = Value::Object(claims.claims).to_string();
     let kept = authority.tickets.keep(&key.0, value, life).await;
     kept.map_err(|error| {
-        tracing::warn!(%error, "a ticket was not drawn");
+        tracing::warn!(%error, "issuing a ticket failed");
         Refusal::NotNow(NOT_NOW)
     })?;
     let mut response = Json(Drawn {

@@ -19,12 +19,6 @@ pub const MAX_EVENT_NAME_BYTES: usize = 1024;
 /// The longest reconnection time a publisher may set: a day.
 pub const MAX_RETRY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a connection silent for the heartbeat interval is sent: a comment, which clients ignore.
-pub const HEARTBEAT: &[u8] = b":\n\n";
-
-/// [`HEARTBEAT`] as a chunk.
-pub const HEARTBEAT_CHUNK: &[u8] = b"3\r\n:\n\n\r\n";
-
 /// The last chunk of a chunked body (RFC 9112, section 7.1).
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -82,25 +76,25 @@ pub struct EventName(Box<str>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventFault {
     /// The name would break out of its line.
-    #[error("an event name holds no CR, LF or NUL")]
+    #[error("an event name must not contain CR, LF or NUL")]
     NameBreaksLine,
     /// The name is one of the gateway's own.
-    #[error("event names that begin with $ are the gateway's own")]
+    #[error("event names that begin with $ are reserved")]
     NameReserved,
     /// The name is longer than [`MAX_EVENT_NAME_BYTES`].
-    #[error("an event name has at most {MAX_EVENT_NAME_BYTES} bytes")]
+    #[error("an event name must have at most {MAX_EVENT_NAME_BYTES} bytes")]
     NameTooLong,
     /// The data is not text.
-    #[error("event data is UTF-8")]
+    #[error("event data must be UTF-8")]
     NotUtf8,
     /// The data is larger than the configured limit.
-    #[error("event data has at most {limit} bytes (FANFARE_MAX_EVENT_BYTES)")]
+    #[error("event data must have at most {limit} bytes (FANFARE_MAX_EVENT_BYTES)")]
     TooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
     /// The reconnection time is above [`MAX_RETRY`].
-    #[error("retry is a whole number of milliseconds, at most a day")]
+    #[error("retry must be a whole number of milliseconds, at most a day")]
     RetryTooLong,
 }
 

@@ -9,6 +9,11 @@ from support import ROOT, until
 
 NEW_STREAMS = 30
 POSTS = 10
+PREFLIGHT = {
+    "Origin": ORIGIN,
+    "Access-Control-Request-Method": "GET",
+    "Access-Control-Request-Headers": "last-event-id",
+}
 
 
 class Failover(unittest.TestCase):
@@ -64,8 +69,7 @@ class Failover(unittest.TestCase):
         until(lambda: replicas.streams() == 0, seconds=20)
 
     def answers_pages_of_other_origins(self, proxy):
-        asked = {"Origin": ORIGIN, "Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "last-event-id"}
-        status, headers, _ = request("OPTIONS", proxy.public, "/events/a", headers=asked)
+        status, headers, _ = request("OPTIONS", proxy.public, "/events/a", headers=PREFLIGHT)
         self.assertIn(status, (200, 204))
         self.assertEqual(headers.get_all("access-control-allow-origin"), [ORIGIN])
         stream = proxy.stream("/events?channel=a", headers={"Origin": ORIGIN})
@@ -112,6 +116,12 @@ class Failover(unittest.TestCase):
         self.assertGreater(len({body for _, _, body in answers}), NEW_STREAMS / 2)
         headers = request("GET", proxy.public, "/events/a", headers={"Origin": "https://other.example"})[1]
         self.assertNotIn("access-control-allow-origin", headers)
+        body = request("GET", proxy.public, "/events?channel=a&control=comment")[2]
+        self.assertRegex(body, r"\Aretry: [12]\d{4}\n: \$busy\n\n\Z")
+        status, headers, _ = request("OPTIONS", proxy.public, "/events/a", headers=PREFLIGHT)
+        self.assertEqual(status, 200)
+        self.assertEqual(headers["access-control-allow-origin"], ORIGIN)
+        self.assertIn("last-event-id", headers["access-control-allow-headers"].split(","))
         # A publisher is not told that all is well.
         self.assertGreaterEqual(proxy.publish("/events/published", "lost"), 500)
 

@@ -308,7 +308,7 @@ async fn limits_hold_for_all_replicas_together() {
     eventually("it is told", async || {
         two.log()
             .iter()
-            .any(|line| line.contains("each replica has its limits for itself"))
+            .any(|line| line.contains("per-client limits apply per replica"))
     })
     .await;
     redis.restart().await;
@@ -320,17 +320,17 @@ async fn limits_hold_for_all_replicas_together() {
     eventually("it is shared again", async || {
         two.log()
             .iter()
-            .any(|line| line.contains("for all replicas together again"))
+            .any(|line| line.contains("across all replicas again"))
     })
     .await;
     let three = Gateway::start(&settings).await;
     refused_in_the_end(&three, "192.0.2.4").await;
 }
 
-/// Gives a gateway the rights that the README names, and returns its URL.
+/// Gives a gateway the rights that docs/protocol.md lists, and returns its URL.
 async fn documented_user(redis: &Redis) -> String {
-    let readme = include_str!("../../README.md");
-    let rights = readme
+    let page = include_str!("../../docs/protocol.md");
+    let rights = page
         .lines()
         .find_map(|line| line.strip_prefix("ACL SETUSER gateway "))
         .unwrap();
@@ -440,7 +440,7 @@ async fn a_limit_that_descriptors_do_not_allow_stops_the_start() {
         .unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(
-        !output.status.success() && told.contains("at most 256 here"),
+        !output.status.success() && told.contains("at most 256:"),
         "{told}"
     );
 }

@@ -19,6 +19,7 @@ mod churn;
 mod cli;
 mod cluster;
 mod console;
+mod engines;
 mod examples;
 mod faults;
 mod functions;
@@ -40,3 +41,5 @@ mod stop;
 mod streams;
 mod support;
 mod traces;
+#[cfg(feature = "long-tests")]
+mod upgrade;

@@ -7,7 +7,11 @@ import (
 	"fmt"
 	"math/rand"
 	"net/http"
+	"net/url"
 )
+
+// What a gateway allows pages of other origins to set.
+const allowedHeaders = "authorization,content-type,cache-control,last-event-id,idempotency-key,traceparent"
 
 // Config lists the origins whose pages may read the answer.
 type Config struct {
@@ -40,7 +44,18 @@ func (a *answer) ServeHTTP(response http.ResponseWriter, request *http.Request) 
 	if origin := request.Header.Get("Origin"); a.origins[origin] {
 		headers.Set("Access-Control-Allow-Origin", origin)
 		headers.Set("Access-Control-Allow-Credentials", "true")
+		// A page that sets headers sends OPTIONS first. Without an answer to it the page gets no reconnection
+		// time. Traefik has turned the method into GET.
+		if request.Header.Get("Access-Control-Request-Method") != "" {
+			headers.Set("Access-Control-Allow-Headers", allowedHeaders)
+		}
+	}
+	message := "event: $busy\ndata: {}"
+	// A comment is for readers that treat all data as their own.
+	asked, err := url.Parse(request.URL.Query().Get("url"))
+	if err == nil && asked.Query().Get("control") == "comment" {
+		message = ": $busy"
 	}
 	// Drawn for each client, so that not all of them return together.
-	fmt.Fprintf(response, "retry: %d\nevent: $busy\ndata: {}\n\n", 10000+rand.Intn(20000))
+	fmt.Fprintf(response, "retry: %d\n%s\n\n", 10000+rand.Intn(20000), message)
 }
