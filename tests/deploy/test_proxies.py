@@ -43,9 +43,8 @@ class Failover(unittest.TestCase):
                 self.answers_pages_of_other_origins(proxy)
                 self.shows_the_outside_only_streams(proxy)
                 self.survives_replicas(proxy, replicas)
-            except BaseException:
-                print(proxy.log())
-                raise
+            except AssertionError as error:
+                raise AssertionError(proxy.log()) from error
 
     def passes_events_at_once(self, proxy):
         stream = proxy.stream("/events/at-once")
@@ -94,7 +93,8 @@ class Failover(unittest.TestCase):
         # All of it was published where one replica is left.
         history = Stream(replicas.data_port, "/events/published?history=1000", host=third)
         until(lambda: replicas.metric(third, "fanfare_connections") > 0)
-        self.assertEqual(proxy.publish("/events/published", "the last"), 200)
+        # Caddy refuses some while it learns that a replica is dead.
+        until(lambda: proxy.publish("/events/published", "the last") == 200)
         arrived = Counter(iter(history.event, "the last"))
         self.assertEqual({data for data, count in arrived.items() if count > 1}, set())
         self.assertLessEqual(self.published, set(arrived))
@@ -117,7 +117,7 @@ class Failover(unittest.TestCase):
         headers = request("GET", proxy.public, "/events/a", headers={"Origin": "https://other.example"})[1]
         self.assertNotIn("access-control-allow-origin", headers)
         body = request("GET", proxy.public, "/events?channel=a&control=comment")[2]
-        self.assertRegex(body, r"\Aretry: [12]\d{4}\n: \$busy\n\n\Z")
+        self.assertRegex(body, r"\Aretry: [12]\d{4}\n: \$busy\n(: .*\n)?\n\Z")
         status, headers, _ = request("OPTIONS", proxy.public, "/events/a", headers=PREFLIGHT)
         self.assertEqual(status, 200)
         self.assertEqual(headers["access-control-allow-origin"], ORIGIN)
@@ -148,9 +148,8 @@ class Failover(unittest.TestCase):
         done = at_once(NEW_STREAMS + POSTS, lambda number: (publish if number < POSTS else stream)(number))
         self.published = self.published | {data for data in done[:POSTS] if data}
         outcomes = Counter(done[POSTS:])
-        outcomes["published"] = sum(data is not None for data in done[:POSTS])
-        print(proxy.name, case, dict(outcomes))
-        return outcomes
+        # One replica takes all; the others may be met more than once.
+        self.assertGreater(outcomes["stream"], NEW_STREAMS / 2, outcomes)
 
 
 class Requests(unittest.TestCase):
