@@ -27,7 +27,7 @@ use crate::hub::{
 };
 use crate::supervision::{self, Hanging, Patience, Pulse};
 use crate::tasks::{TaskEnded, Tasks};
-use crate::telemetry::{LAST_SPANS, Metrics, Storms, TraceError, TracePipeline};
+use crate::telemetry::{LAST_SPANS, Metrics, TraceError, TracePipeline, start_log};
 
 /// After the drain period: for the last bytes to reach clients that read slowly.
 const DRAIN_GRACE: Duration = Duration::from_secs(2);
@@ -79,7 +79,6 @@ pub enum AppError {
 /// A gateway whose addresses are bound and that does not serve yet.
 pub struct App {
     config: Config,
-    storms: Arc<Storms>,
     control: Runtime,
     data_listeners: Vec<std::net::TcpListener>,
     /// Those for the PROXY protocol, one a shard, if there are any.
@@ -88,11 +87,11 @@ pub struct App {
 }
 
 impl App {
-    /// Binds both listeners. `storms`: what the log leaves out, to be summed up.
+    /// Binds both listeners. It logs nothing: the log starts when the gateway runs.
     ///
     /// # Errors
     /// When an address cannot be bound or the control runtime cannot be had.
-    pub fn bind(config: Config, storms: Arc<Storms>) -> Result<Self, AppError> {
+    pub fn bind(config: Config) -> Result<Self, AppError> {
         // The control runtime owns Redis, the admin listener and signals.
         let control = Builder::new_current_thread().enable_all().build()?;
         let bind_shards = |setting, address| {
@@ -118,7 +117,6 @@ impl App {
         })?;
         Ok(Self {
             config,
-            storms,
             control,
             data_listeners,
             proxied_listeners,
@@ -133,14 +131,12 @@ impl App {
     pub fn run(self) -> Result<(), AppError> {
         let Self {
             config,
-            storms,
             control,
             data_listeners,
             proxied_listeners,
             admin_listener,
         } = self;
         let mut tasks = Tasks::on(control.handle());
-        tasks.spawn("the log's summary", Arc::clone(&storms).run());
         let data_address = data_listeners
             .first()
             .map_or(Ok(config.listen), std::net::TcpListener::local_addr)?;
@@ -162,6 +158,8 @@ impl App {
             .as_ref()
             .map(|traces| TracePipeline::start(traces, &replica, &metrics.traces_dropped))
             .transpose()?;
+        let storms = start_log(&config.log, config.log_format, pipeline.as_ref());
+        tasks.spawn("the log's summary", Arc::clone(&storms).run());
         let traces = pipeline.as_ref().map(TracePipeline::traces);
         let (inboxes, shard_inboxes): (Vec<_>, Vec<_>) = data_listeners
             .iter()
@@ -174,7 +172,7 @@ impl App {
             inboxes.clone(),
             Arc::clone(&revocations),
             metrics.bus.clone(),
-            traces.clone(),
+            traces,
         )?;
         let admission = Admission::new(config.max_connections, config.clients.clone());
         if let Some(tally) = bus.tally {
@@ -196,7 +194,7 @@ impl App {
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
             demo: data_address.ip().is_loopback(),
-            traces: traces.clone(),
+            traces,
         });
 
         let edge = EdgeParts {

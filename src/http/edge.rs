@@ -28,9 +28,9 @@ use super::takeover::{Handoff, StreamHead};
 use super::tickets::{HeldTicket, NotSpent, wrong_ticket};
 use super::{host, origin};
 use crate::bus::BusHealth;
-use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
+use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, Session, StreamRequest};
 use crate::protocol::Framing;
-use crate::telemetry::{self, Traces};
+use crate::telemetry::{self, AdmissionSpan, Traces};
 
 /// How long a stream waits for its channels while the bus is away. nginx/nginx.conf waits longer for an
 /// answer.
@@ -192,8 +192,9 @@ impl Edge {
         let span = requester.span();
         let asks_for_stream =
             request.method() == Method::GET && request.uri().path().starts_with("/events");
+        let traces = self.traces.filter(|_| asks_for_stream);
         let asking = Asking {
-            edge: &self,
+            span: traces.map(|traces| traces.admission(&requester.connection, requester.client)),
             requester,
             channels: 0,
             is_unanswered: asks_for_stream,
@@ -205,7 +206,7 @@ impl Edge {
 
     async fn answer_to<B>(
         &self,
-        mut asking: Asking<'_>,
+        mut asking: Asking,
         request: Request<B>,
         asked: Asked,
     ) -> Response<EdgeBody>
@@ -221,6 +222,9 @@ impl Edge {
                 response.headers_mut().insert(CONNECTION, close);
             }
         };
+        if self.is_open {
+            asking.join_trace();
+        }
         if let Err(problem) = self.check(&request, asked.head_fault) {
             let mut response = problem.into_response();
             asking.end(REFUSED, response.status());
@@ -245,7 +249,7 @@ impl Edge {
         let Ok(mut response) = router.call(request.map(Body::new)).await;
         // What is answered here, instead of what the router has answered.
         let cors = cors_headers(response.headers());
-        let instead = |asking: &mut Asking<'_>, outcome, mut answer: Response| {
+        let instead = |asking: &mut Asking, outcome, mut answer: Response| {
             asking.end(outcome, answer.status());
             answer.headers_mut().extend(cors.clone());
             asking.requester.mark(&mut answer);
@@ -272,7 +276,7 @@ impl Edge {
             if let Some(asker) = response.extensions_mut().remove::<Asker>() {
                 asking.channels = asker.channels;
                 if let Some(session) = &asker.session {
-                    asking.requester.is(session);
+                    asking.is(session);
                 }
             }
             asking.end(REFUSED, response.status());
@@ -286,7 +290,7 @@ impl Edge {
         let ticket = response.extensions_mut().remove::<HeldTicket>();
         asking.channels = stream.channels.len();
         if let Some(session) = &stream.session {
-            asking.requester.is(session);
+            asking.is(session);
         }
         asking.requester.mark(&mut response);
         if has_body {
@@ -432,16 +436,30 @@ const GONE: &str = "gone";
 
 /// A request. One for a stream is told to the log and traces once it is known what becomes of it,
 /// at the latest when it is dropped because its client is gone.
-struct Asking<'a> {
-    edge: &'a Edge,
+struct Asking {
     requester: Requester,
     /// How many channels it asks for; 0 until that is understood.
     channels: usize,
     /// It is for a stream, and nothing has been told of it.
     is_unanswered: bool,
+    span: Option<AdmissionSpan>,
 }
 
-impl Asking<'_> {
+impl Asking {
+    /// Takes note of the client's session, which is verified.
+    fn is(&mut self, session: &Session) {
+        self.requester.is(session);
+        self.join_trace();
+    }
+
+    /// Decides whether the span is part of the trace that the client names.
+    fn join_trace(&mut self) {
+        let requester = &self.requester;
+        if let Some(span) = &mut self.span {
+            span.join(requester.trace_parent, requester.is_trusted);
+        }
+    }
+
     /// Tells what has become of it.
     fn end(&mut self, outcome: &'static str, status: StatusCode) {
         self.tell(outcome, Some(status));
@@ -452,6 +470,8 @@ impl Asking<'_> {
             return;
         }
         let channels = self.channels;
+        self.join_trace();
+        let span = self.span.take();
         match outcome {
             "limit" => tracing::warn!("a stream was refused: FANFARE_MAX_CONNECTIONS are open"),
             _ => tracing::debug!(
@@ -461,15 +481,9 @@ impl Asking<'_> {
                 "a stream was asked for"
             ),
         }
-        if let Some(traces) = &self.edge.traces {
-            let requester = &self.requester;
-            traces.admission(&telemetry::Admission {
-                began: requester.began,
-                parent: requester.trace_parent,
-                is_trusted: requester.is_trusted,
-                connection: &requester.connection.to_string(),
-                client: requester.client,
-                subject: requester.subject.as_deref(),
+        if let Some(span) = span {
+            span.end(&telemetry::Admission {
+                subject: self.requester.subject.as_deref(),
                 channels,
                 outcome,
                 status,
@@ -478,7 +492,7 @@ impl Asking<'_> {
     }
 }
 
-impl Drop for Asking<'_> {
+impl Drop for Asking {
     fn drop(&mut self) {
         self.tell(GONE, None);
     }

@@ -80,7 +80,7 @@ pub(super) async fn publish(
         .retry_after(wait)
     })?;
     let mut fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
-    let Some(traces) = &state.traces else {
+    let Some(traces) = state.traces else {
         return Ok(publish_body(&state, &channel, fields, body).await?);
     };
     let span = traces.publish(&channel, fields.trace_parent);

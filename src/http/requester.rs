@@ -3,7 +3,6 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use tracing::Span;
@@ -46,8 +45,6 @@ pub(super) struct Requester {
     pub(super) client: IpAddr,
     /// Whom the client's token names, once it is verified.
     pub(super) subject: Option<Arc<str>>,
-    /// When its head was read.
-    pub(super) began: SystemTime,
     /// The trace that the client says it belongs to.
     pub(super) trace_parent: Option<TraceParent>,
     /// The client may do what it says: it has shown a token, or everybody may do everything.
@@ -67,7 +64,6 @@ impl Requester {
             connection,
             client,
             subject: None,
-            began: SystemTime::now(),
             trace_parent: trace_parent(headers),
             is_trusted: false,
             id: given_id(headers).unwrap_or_else(new_id),
@@ -84,6 +80,7 @@ impl Requester {
             request = self.id.to_str().unwrap_or_default(),
             client = %self.client,
             subject = tracing::field::Empty,
+            trace_id = tracing::field::Empty,
         )
     }
 
