@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::authority::Refusal;
 use super::client_address::ClientAddress;
 use super::error::Problem;
-use super::requester::trace_parent;
+use super::request_context::trace_parent;
 use super::state::RouterState;
 use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};

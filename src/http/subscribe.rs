@@ -8,7 +8,8 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::answer::stream_headers;
-use super::authority::{Asker, Caller, Refusal};
+use super::authority::{Caller, Refusal};
+use super::decision::Decision;
 use super::error::Problem;
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};
@@ -51,11 +52,8 @@ async fn stream_head(
         ticket,
     } = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
     let caller = state.authority.caller(headers, ticket.as_deref()).await?;
-    let asker = Asker {
-        session: caller.session.clone(),
-        channels: channels.names.len(),
-    };
-    let refused = |problem| Refusal::Of(problem, asker.clone());
+    let (reader, count) = (caller.session.clone(), channels.names.len());
+    let refused = |problem| Refusal::OfStream(problem, reader.clone(), count);
     for channel in &channels.names {
         let checked = state.authority.check_read(&caller, channel);
         checked.map_err(refused)?;
@@ -64,7 +62,6 @@ async fn stream_head(
         session,
         grants,
         ticket,
-        ..
     } = caller;
     for channel in grants.join {
         channels.add(channel).map_err(refused)?;
@@ -79,16 +76,13 @@ async fn stream_head(
     }
     let mut response = StatusCode::OK.into_response();
     stream_headers(response.headers_mut());
-    if let Some(ticket) = ticket {
-        response.extensions_mut().insert(ticket);
-    }
-    response.extensions_mut().insert(StreamRequest {
+    let stream = StreamRequest {
         channels: channels.names,
         start: begin.start(),
         cursor_style,
         session,
-    });
-    Ok(response)
+    };
+    Ok(Decision::Open { stream, ticket }.with(response))
 }
 
 /// What the URL of a stream asks for.
