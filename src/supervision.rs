@@ -129,7 +129,7 @@ pub(crate) async fn watch(pulses: Vec<Pulse>, patience: Patience, hanging: Hangi
         hanging.0.store(shards, Ordering::Relaxed);
         let idle = watchdog.idle_for(1);
         if !idle.is_empty() {
-            tracing::warn!(shards = ?idle, "threads of shards have not turned since the last look");
+            tracing::warn!(shards = ?idle, "shard threads stalled");
         } else if is_watched {
             // One after the other: what is not read does not pile up here.
             let _ = tell([NotifyState::Watchdog]).await;
@@ -156,7 +156,7 @@ pub(crate) fn stopping(longest: Duration) {
 fn tell(state: impl AsRef<[NotifyState<'static>]> + Send + 'static) -> JoinHandle<()> {
     spawn_blocking(move || {
         if let Err(error) = sd_notify::notify(state.as_ref()) {
-            tracing::warn!(%error, "the service manager cannot be told");
+            tracing::warn!(%error, "notifying the service manager failed");
         }
     })
 }

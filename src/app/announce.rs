@@ -30,10 +30,10 @@ pub(super) fn announce(config: &Config, addresses: &Addresses) {
     }
     match &config.access {
         Access::Open => tracing::warn!(
-            "open: whoever reaches the data listener, on loopback, may read and publish everything"
+            "no access rules: all clients of the data listener, on loopback, may read and publish everything"
         ),
         Access::Rules(rules) if rules.tokens.is_none() => tracing::info!(
-            "no key is configured: public channels may be read, and nobody may publish over HTTP"
+            "no key is configured: clients may read public channels and cannot publish over HTTP"
         ),
         Access::Rules(_) => {}
     }

@@ -32,7 +32,7 @@ pub(super) async fn drain(
         .as_ref()
         .map_or(Duration::ZERO, |_| LAST_SPANS);
     supervision::stopping(config.drain_delay + config.drain_period + DRAIN_GRACE + last_spans);
-    tracing::info!(delay = ?config.drain_delay, "not ready any more: waiting for the balancer");
+    tracing::info!(delay = ?config.drain_delay, "not ready: waiting for the load balancer");
     sleep(config.drain_delay).await;
     tracing::info!(
         streams = admin.metrics.connections(),
@@ -65,6 +65,10 @@ pub(super) async fn drain(
     }
     let (streams, requests) = (admin.metrics.connections(), admin.metrics.requests());
     if streams > 0 || requests > 0 {
-        tracing::warn!(streams, requests, "cut off at the deadline");
+        tracing::warn!(
+            streams,
+            requests,
+            "closed the remaining streams and requests at the deadline"
+        );
     }
 }

@@ -57,7 +57,7 @@ pub enum AppError {
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
     /// A shard ended by itself.
-    #[error("shard {number} has failed: {error}")]
+    #[error("shard {number} failed: {error}")]
     ShardFailed {
         /// Which one.
         number: usize,
@@ -65,7 +65,7 @@ pub enum AppError {
         error: io::Error,
     },
     /// A task of the control runtime ended by itself.
-    #[error("a part of the gateway has failed: {0}")]
+    #[error("the gateway failed: {0}")]
     TaskEnded(#[from] TaskEnded),
 }
 
@@ -216,7 +216,7 @@ impl Serving {
         supervision::ready();
         let pulses = std::mem::take(&mut self.shards.pulses);
         let watching = supervision::watch(pulses, self.shards.patience, hanging);
-        self.tasks.spawn("the watch over threads", watching);
+        self.tasks.spawn("the watchdog", watching);
 
         tokio::select! {
             name = signals.next() => tracing::info!(signal = name, "stopping"),
@@ -233,7 +233,7 @@ impl Serving {
         };
         tokio::select! {
             () = leave => {}
-            name = signals.next() => tracing::warn!(signal = name, "stopping at once"),
+            name = signals.next() => tracing::warn!(signal = name, "stopping immediately"),
             Some(failure) = self.shards.failed.recv() => return Err(failure),
             ended = self.tasks.ended() => return Err(ended.into()),
         }
@@ -267,7 +267,7 @@ impl Serving {
         // Streams do not need it: its end is no reason to end them.
         tokio::spawn(async move {
             if showing.await.is_err_and(|error| error.is_panic()) {
-                tracing::error!("the console has failed: it shows nothing until a restart");
+                tracing::error!("the console failed and is empty until a restart");
             }
         });
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -278,7 +278,7 @@ impl Serving {
         }
         self.tasks.spawn("the admin listener", async move {
             if let Err(error) = axum::serve(listener, service).await {
-                tracing::error!(%error, "the admin listener has failed");
+                tracing::error!(%error, "the admin listener failed");
             }
         });
         Ok(state)

@@ -8,7 +8,7 @@ const COOKIE_NAME: &str = "fanfare";
 
 /// A request has two credentials of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0} stands twice")]
+#[error("{0} is given twice")]
 pub(crate) struct GivenTwice(&'static str);
 
 /// What a request brings.

@@ -86,7 +86,7 @@ impl Key {
             return Err("repeats a few characters, so it can be guessed".into());
         }
         if KNOWN_SECRETS.iter().any(|known| known.as_bytes() == secret) {
-            return Err("is an example that everybody knows".into());
+            return Err("is a published example".into());
         }
         let algorithms = [
             (Algorithm::HS256, 32),

@@ -230,12 +230,12 @@ impl Watched {
             .and_then(|content| self.file.parse(content));
         match keys {
             Ok(keys) => {
-                tracing::info!(%path, keys = keys.len(), "keys are read");
+                tracing::info!(%path, keys = keys.len(), "loaded keys");
                 self.keys.store(Arc::new(keys));
                 self.fault.store(Arc::new(None));
             }
             Err(fault) => {
-                tracing::warn!(%path, fault, "keys cannot be read: those before stay in force");
+                tracing::warn!(%path, fault, "failed to load keys; keeping the previous ones");
                 self.fault.store(Arc::new(Some(fault)));
             }
         }

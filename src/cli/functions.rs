@@ -11,12 +11,12 @@ use crate::config::{BusConfig, Settings};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Functions {
-    /// Print the library, for redis-cli -x FUNCTION LOAD REPLACE. It knows the prefix of these
-    /// settings only: loading it takes other prefixes' publishers their function away, until a
-    /// gateway of theirs loads it again. `functions load` keeps all prefixes
+    /// Print the library, for redis-cli -x FUNCTION LOAD REPLACE. It serves the prefix of these
+    /// settings only: publishers with other prefixes fail until one of their gateways loads it
+    /// again. `functions load` keeps all prefixes
     Print(Box<Settings>),
-    /// Load the library unless a newer one is there, and write the lengths and times of these
-    /// settings to Redis, for all publishers and gateways of the prefix
+    /// Load the library unless Redis has a newer one, and store the history length and TTLs of
+    /// these settings in Redis, for all publishers and gateways with this prefix
     Load(Box<Settings>),
 }
 

@@ -22,7 +22,7 @@ pub(super) struct Health {
     )]
     admin_listen: SocketAddr,
 
-    /// Ask only whether it answers, and not whether it takes streams now
+    /// Check only that the gateway answers, not that it is ready for streams
     #[arg(long)]
     live: bool,
 }

@@ -22,7 +22,7 @@ use crate::config::{Config, Faults, Settings, exposed_secrets, unknown_variables
 #[command(
     version = env!("VERSION_AND_REVISION"),
     args_conflicts_with_subcommands = true,
-    after_help = "Traces are sent where OTEL_EXPORTER_OTLP_ENDPOINT says; OpenTelemetry's other variables \
+    after_help = "Traces are sent to OTEL_EXPORTER_OTLP_ENDPOINT. OpenTelemetry's other variables \
                   (OTEL_SERVICE_NAME, OTEL_TRACES_SAMPLER, …) hold as well."
 )]
 struct Cli {
@@ -38,13 +38,12 @@ enum Command {
     Publish(publish::Publish),
     /// Print the events of channels as they arrive, one line each
     Tail(tail::Tail),
-    /// Check the configuration, print what it comes to, and exit
+    /// Validate the configuration, print the effective values, and exit
     Check(Box<Check>),
-    /// The Redis functions through which events are kept
+    /// Manage the Redis functions that publish kept events
     #[command(subcommand)]
     Functions(functions::Functions),
-    /// Ask the gateway of this machine whether it takes streams, for health checks; the exit
-    /// status tells
+    /// Health check: exit with 0 if the gateway on this machine is ready for streams
     Health(health::Health),
     /// Print a completion script for a shell
     Completions(pages::Completions),

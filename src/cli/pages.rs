@@ -24,7 +24,7 @@ impl Completions {
 
 #[derive(Debug, Args)]
 pub(super) struct ManPages {
-    /// A folder that exists: one page a command is written there
+    /// Existing directory for the pages, one per command
     folder: PathBuf,
 }
 

@@ -28,22 +28,22 @@ pub(super) struct Publish {
     /// The event's name
     #[arg(long)]
     event: Option<String>,
-    /// The reconnection time clients should use from now on, such as 5s; at most a day
+    /// New reconnection time of clients, such as 5s; at most a day
     #[arg(long, value_parser = humantime::parse_duration)]
     retry: Option<Duration>,
-    /// Only sessions whose claims hold every member of this JSON object get it
+    /// Deliver only to sessions whose claims contain every member of this JSON object
     #[arg(long, value_name = "JSON")]
     to: Option<String>,
-    /// Cut the channel's history to this many events
+    /// Trim the channel's history to this many events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     history: Option<u32>,
-    /// An idempotency key: a second event of the same key is not published
+    /// Idempotency key: an event with a key that was used before is not published
     #[arg(long)]
     key: Option<String>,
-    /// Publish a live event, which is not kept and has no id
+    /// Publish a live event: it is not kept and has no id
     #[arg(long, conflicts_with_all = ["history", "key"])]
     live: bool,
-    /// The W3C trace context that the event belongs to. Clients do not get it
+    /// W3C trace context of the event. It is not sent to clients
     #[arg(long, value_name = "TRACEPARENT")]
     traceparent: Option<TraceParent>,
     /// Publish through this Redis
@@ -54,11 +54,11 @@ pub(super) struct Publish {
         value_parser = secret
     )]
     redis_url: Option<SecretString>,
-    /// What stands before the channel's name in Redis
+    /// Prefix of channel names in Redis
     #[arg(long, env = "FANFARE_PREFIX", default_value = "sse:")]
     prefix: String,
-    /// Publish over HTTP to this gateway. As an argument it wins over FANFARE_REDIS_URL; as a
-    /// variable it counts when no Redis is named
+    /// Publish over HTTP to this gateway. As an argument it takes precedence over
+    /// FANFARE_REDIS_URL; as a variable it is used when no Redis URL is given
     #[arg(long, env = "FANFARE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
     #[command(flatten)]
@@ -81,7 +81,7 @@ impl Publish {
             event = event.with_name(name)?;
         }
         if let Some(retry) = self.retry {
-            let rule = "--retry is a duration such as 5s, at most a day";
+            let rule = "--retry must be a duration such as 5s, at most a day";
             event = event.with_retry(retry).map_err(|_| rule)?;
         }
         if let Some(to) = &self.to {

@@ -23,13 +23,13 @@ pub(super) struct Tail {
     /// The channels to read
     #[arg(required = true)]
     channels: Vec<ChannelName>,
-    /// The gateway to read from
+    /// Gateway to read from
     #[arg(long, env = "FANFARE_URL", default_value = "http://127.0.0.1:8080")]
     url: String,
-    /// Begin after this cursor: the id of the last event that was had
+    /// Start after this cursor: the id of the last event received
     #[arg(long, value_name = "CURSOR")]
     after: Option<Cursor>,
-    /// Begin with the newest N kept events of each channel
+    /// Start with the newest N kept events of each channel
     #[arg(long, value_name = "N", conflicts_with = "after")]
     history: Option<u32>,
     /// Exit after this many events

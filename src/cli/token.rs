@@ -12,7 +12,8 @@ use crate::config::secret;
 /// The token that a command shows to a gateway.
 #[derive(Args, Debug)]
 pub(super) struct Token {
-    /// A token for the gateway. As a variable only: everybody on the machine can read arguments
+    /// Token for the gateway. Only as an environment variable: other users of the machine can read
+    /// arguments
     #[arg(
         long,
         env = "FANFARE_TOKEN",
@@ -22,7 +23,7 @@ pub(super) struct Token {
         conflicts_with = "token_file"
     )]
     token: Option<SecretString>,
-    /// A file that holds the token; it is read again for every connection
+    /// File that contains the token. It is read again for every connection
     #[arg(long, env = "FANFARE_TOKEN_FILE", value_name = "FILE")]
     token_file: Option<PathBuf>,
 }

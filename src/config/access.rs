@@ -15,18 +15,19 @@ use crate::protocol::ChannelPattern;
 /// The settings of who may read and publish.
 #[derive(Args, Clone, Debug)]
 pub struct AccessSettings {
-    /// Channels that anybody may read, exact or ending in *. [default: all on a loopback
-    /// listener without keys; any other listener needs these, or keys]
+    /// Channels that clients without a token may read, exact names or prefixes ending in *.
+    /// [default: all, on a loopback listener without keys; any other listener needs these, or
+    /// keys]
     #[arg(long, env = "FANFARE_PUBLIC_CHANNELS", value_name = "PATTERNS")]
     pub public_channels: Option<String>,
 
-    /// Channels that whoever has a token may read, exact or ending in *; {sub} stands for the
-    /// token's subject, as in user.{sub}
+    /// Channels that every client with a valid token may read, exact names or prefixes ending in
+    /// *. {sub} is replaced by the token's subject, as in user.{sub}
     #[arg(long, env = "FANFARE_TOKEN_CHANNELS", value_name = "PATTERNS")]
     pub token_channels: Option<String>,
 
-    /// A secret of at least 32 bytes that tokens are signed with (HS256; HS384 from 48 bytes on,
-    /// HS512 from 64). As a variable only: everybody on the machine can read arguments
+    /// Secret of at least 32 bytes with which tokens are signed (HS256; HS384 from 48 bytes, HS512
+    /// from 64). Only as an environment variable: other users of the machine can read arguments
     #[arg(
         long,
         env = "FANFARE_JWT_SECRET",
@@ -36,28 +37,29 @@ pub struct AccessSettings {
     )]
     pub jwt_secret: Option<SecretString>,
 
-    /// A file that holds this secret; it is read again when it changes
+    /// File that contains this secret. It is read again when it changes
     #[arg(long, env = "FANFARE_JWT_SECRET_FILE", value_name = "FILE")]
     pub jwt_secret_file: Option<String>,
 
-    /// A PEM file of the public keys that tokens are signed with (RSA, EC, Ed25519); it is read
-    /// again when it changes
+    /// PEM file with the public keys that verify tokens (RSA, EC, Ed25519). It is read again when
+    /// it changes
     #[arg(long, env = "FANFARE_JWT_PUBLIC_KEY_FILE", value_name = "FILE")]
     pub jwt_public_key_file: Option<String>,
 
-    /// Where the JWK set of who signs tokens is: https://…, or http:// on this machine
+    /// URL of the token issuer's JWK set: https://…, or http:// on this machine
     #[arg(long, env = "FANFARE_JWKS_URL", value_name = "URL")]
     pub jwks_url: Option<String>,
 
-    /// How long a JWK set stays in force that cannot be fetched any more. [default: 24h]
+    /// How long the last JWK set is used while fetching it fails. [default: 24h]
     #[arg(long, env = "FANFARE_JWKS_MAX_AGE", value_name = "TIME")]
     pub jwks_max_age: Option<String>,
 
-    /// Who may have issued tokens (iss). [default: anybody who has the key]
+    /// Accepted issuers of tokens (claim iss). [default: any issuer with a valid key]
     #[arg(long, env = "FANFARE_JWT_ISSUER", value_name = "ISSUERS")]
     pub jwt_issuer: Option<String>,
 
-    /// For whom tokens are (aud): one of these. [default: tokens that name nobody]
+    /// Accepted audiences of tokens (claim aud): a token must contain one of them. [default: only
+    /// tokens without aud]
     #[arg(long, env = "FANFARE_JWT_AUDIENCE", value_name = "AUDIENCES")]
     pub jwt_audience: Option<String>,
 }
@@ -118,10 +120,10 @@ impl JwksUrl {
     /// # Errors
     /// With the rule that is broken; the URL itself is never part of the message.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let rule = "is https://host/path, or http:// to a loopback address";
+        let rule = "must be https://host/path, or http:// to a loopback address";
         let url: reqwest::Url = text.parse().map_err(|_| rule.to_owned())?;
         if !url.username().is_empty() || url.password().is_some() {
-            return Err("holds no user and no password".into());
+            return Err("must not contain a user or password".into());
         }
         let host = url.host_str().unwrap_or_default();
         let is_local = host == "localhost"
@@ -244,7 +246,7 @@ impl AccessSettings {
             ChannelPattern::parse(pattern).map_err(|rule| rule.to_string())
         });
         if list(text).next().is_none() {
-            reader.fault("PUBLIC_CHANNELS", "names no channel");
+            reader.fault("PUBLIC_CHANNELS", "contains no channel");
         }
         Some(patterns)
     }
@@ -274,14 +276,14 @@ impl AccessSettings {
                 if is_set {
                     reader.fault(
                         setting,
-                        "is of no use without a key: FANFARE_JWT_SECRET_FILE, \
+                        "has no effect without a key: FANFARE_JWT_SECRET_FILE, \
                          FANFARE_JWT_PUBLIC_KEY_FILE or FANFARE_JWKS_URL",
                     );
                 }
             }
         }
         if self.jwks_max_age.is_some() && self.jwks_url.is_none() {
-            reader.fault("JWKS_MAX_AGE", "is of no use without FANFARE_JWKS_URL");
+            reader.fault("JWKS_MAX_AGE", "has no effect without FANFARE_JWKS_URL");
         }
         self.names_a_key().then_some(TokenConfig {
             rules: TokenRules { issuers, audiences },
@@ -300,7 +302,7 @@ impl AccessSettings {
         if self.jwt_secret_file.is_some() {
             reader.fault(
                 "JWT_SECRET_FILE",
-                "and FANFARE_JWT_SECRET exclude each other",
+                "and FANFARE_JWT_SECRET must not both be set",
             );
         }
         let key = Key::from_secret(secret.expose_secret().as_bytes());
@@ -350,7 +352,7 @@ fn read_names(reader: &mut Reader, setting: &str, text: Option<&str>) -> Vec<Str
     let Some(text) = text else { return Vec::new() };
     let names: Vec<_> = list(text).map(str::to_owned).collect();
     if names.is_empty() {
-        reader.fault(setting, "names nobody");
+        reader.fault(setting, "is empty");
     }
     names
 }

@@ -17,19 +17,19 @@ use super::values::list;
 /// Who may connect, and how often.
 #[derive(Args, Clone, Debug)]
 pub struct ClientSettings {
-    /// Origins whose pages may read and publish here, exactly as browsers send them:
-    /// `https://app.example.com`. Pages of this host itself always may. nginx/site/origins.conf has
-    /// the same
+    /// Origins whose pages may read and publish, exactly as browsers send them:
+    /// `https://app.example.com`. Pages of the same origin are always allowed.
+    /// nginx/site/origins.conf has the same list
     #[arg(long, env = "FANFARE_ALLOW_ORIGINS", value_name = "ORIGINS")]
     pub allow_origins: Option<String>,
 
-    /// Addresses and networks of the proxies in front, such as 10.0.0.0/8: only they are believed
-    /// when they tell a client's address, as nginx/nginx.conf and nginx/l4.conf do
+    /// Addresses and networks of the proxies in front, such as 10.0.0.0/8. A client's address is
+    /// taken from the headers of these proxies only, as nginx/nginx.conf and nginx/l4.conf send it
     #[arg(long, env = "FANFARE_TRUSTED_PROXIES", value_name = "NETWORKS")]
     pub trusted_proxies: Option<String>,
 
-    /// The header in which trusted proxies tell it: x-forwarded-for or forwarded. They must set or
-    /// extend it on every request. [default: x-forwarded-for]
+    /// Header in which trusted proxies send the client's address: x-forwarded-for or forwarded.
+    /// They must set or extend it on every request. [default: x-forwarded-for]
     #[arg(long, env = "FANFARE_FORWARDED_HEADER", value_name = "HEADER")]
     pub forwarded_header: Option<String>,
 
@@ -38,23 +38,22 @@ pub struct ClientSettings {
     #[arg(long, env = "FANFARE_PROXY_PROTOCOL_LISTEN", value_name = "IP:PORT")]
     pub proxy_protocol_listen: Option<String>,
 
-    /// Open streams of one address at the most, on all replicas together; of IPv6, of one /64
-    /// network. [default: no limit]
+    /// Maximum number of open streams per client address (IPv6: per /64 network), across all
+    /// replicas. [default: no limit]
     #[arg(long, env = "FANFARE_MAX_CONNECTIONS_PER_IP", value_name = "N")]
     pub max_connections_per_ip: Option<String>,
 
-    /// Open streams of one token subject at the most, on all replicas together.
-    /// [default: no limit]
+    /// Maximum number of open streams per token subject, across all replicas. [default: no limit]
     #[arg(long, env = "FANFARE_MAX_CONNECTIONS_PER_SUBJECT", value_name = "N")]
     pub max_connections_per_subject: Option<String>,
 
-    /// How often one address may ask for a stream: 10/s, 100/m or 1000/h. So many at once are
-    /// allowed, too. [default: no limit]
+    /// Maximum rate of stream requests per client address: 10/s, 100/m or 1000/h. A burst may have
+    /// as many. [default: no limit]
     #[arg(long, env = "FANFARE_CONNECT_RATE_PER_IP", value_name = "RATE")]
     pub connect_rate_per_ip: Option<String>,
 
-    /// How often one token subject, or an address without one, may publish over HTTP, on each
-    /// replica: 10/s, 100/m or 1000/h. [default: no limit]
+    /// Maximum rate of events published over HTTP per token subject, or per address without a
+    /// token, on each replica: 10/s, 100/m or 1000/h. [default: no limit]
     #[arg(long, env = "FANFARE_PUBLISH_RATE_PER_SUBJECT", value_name = "RATE")]
     pub publish_rate_per_subject: Option<String>,
 }
@@ -156,7 +155,7 @@ impl TrustedProxies {
             Ok(address) => IpNet::from(address.to_canonical()),
             Err(_) => text
                 .parse()
-                .map_err(|_| "is an address, or a network such as 10.0.0.0/8")?,
+                .map_err(|_| "must be an address, or a network such as 10.0.0.0/8")?,
         };
         if network.prefix_len() == 0 {
             return Err("would have everybody believed");
@@ -232,7 +231,8 @@ impl Rate {
                 period: Duration::from_secs(seconds),
             })
         };
-        parse().ok_or_else(|| "is a rate such as 10/s, 100/m or 1000/h, at most a million".into())
+        parse()
+            .ok_or_else(|| "must be a rate such as 10/s, 100/m or 1000/h, at most a million".into())
     }
 }
 
@@ -266,7 +266,7 @@ impl ClientSettings {
             None | Some("x-forwarded-for") => ForwardedHeader::XForwardedFor,
             Some("forwarded") => ForwardedHeader::Forwarded,
             Some(_) => {
-                reader.fault("FORWARDED_HEADER", "is x-forwarded-for or forwarded");
+                reader.fault("FORWARDED_HEADER", "must be x-forwarded-for or forwarded");
                 ForwardedHeader::XForwardedFor
             }
         };
@@ -280,7 +280,7 @@ impl ClientSettings {
                 ("PROXY_PROTOCOL_LISTEN", proxy_protocol_listen.is_some()),
             ] {
                 if is_set {
-                    reader.fault(setting, "needs FANFARE_TRUSTED_PROXIES: nobody is believed");
+                    reader.fault(setting, "needs FANFARE_TRUSTED_PROXIES");
                 }
             }
         }

@@ -26,7 +26,7 @@ pub fn unknown_variables<C: CommandFactory>(
         .filter(|(name, value)| !is_service_link(name, value))
         .map(|(name, _)| Fault {
             setting: name,
-            rule: "is no setting of this version".into(),
+            rule: "is an unknown setting".into(),
         })
         .collect()
 }

@@ -38,7 +38,7 @@ fn exposed(setting: &str) -> Fault {
     Fault {
         setting: setting.to_owned(),
         rule: format!(
-            "is a secret, and everybody on the machine can read arguments: set the variable, or \
+            "is a secret, and other users of the machine can read arguments: set the variable, or \
              {setting}_FILE"
         ),
     }

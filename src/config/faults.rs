@@ -75,7 +75,10 @@ impl Reader {
 
     pub(super) fn address(&mut self, setting: &str, text: &str) -> SocketAddr {
         text.parse().unwrap_or_else(|_| {
-            self.fault(setting, "is IP:PORT, such as 0.0.0.0:8080 or [::1]:8080");
+            self.fault(
+                setting,
+                "must be IP:PORT, such as 0.0.0.0:8080 or [::1]:8080",
+            );
             SocketAddr::from(([127, 0, 0, 1], 0))
         })
     }
@@ -91,7 +94,7 @@ impl Reader {
             if (least..=most).contains(&value) {
                 Ok(value)
             } else {
-                Err(format!("is between {least:?} and {most:?}"))
+                Err(format!("must be between {least:?} and {most:?}"))
             }
         });
         self.read(setting, value)
@@ -105,7 +108,7 @@ impl Reader {
     pub(super) fn count(&mut self, setting: &str, text: &str, within: (usize, usize)) -> usize {
         let value = text
             .parse()
-            .map_err(|_| "is a whole number".to_owned())
+            .map_err(|_| "must be a whole number".to_owned())
             .and_then(|value| in_range(value, within));
         self.read(setting, value)
     }
@@ -115,6 +118,6 @@ fn in_range(value: usize, (least, most): (usize, usize)) -> Result<usize, String
     if (least..=most).contains(&value) {
         Ok(value)
     } else {
-        Err(format!("is between {least} and {most}"))
+        Err(format!("must be between {least} and {most}"))
     }
 }

@@ -53,14 +53,12 @@ impl RedisUrl {
                 .map(|group| Self(Box::new(RedisPlace::Sentinels(group))));
         }
         let info = url.into_connection_info().map_err(|_| {
-            "is redis://[user:password@]host[:port], rediss://…, redis+unix:///path \
+            "must be redis://[user:password@]host[:port], rediss://…, redis+unix:///path \
              or redis-sentinel://host[:port],…/NAME"
                 .to_owned()
         })?;
         if info.redis_settings().db() != 0 {
-            return Err(
-                "names a database: pub/sub knows none, so only database 0 is allowed".into(),
-            );
+            return Err("names a database other than 0: pub/sub ignores databases".into());
         }
         Ok(Self(Box::new(RedisPlace::Server(info))))
     }
@@ -90,7 +88,7 @@ impl SentinelGroup {
     /// Reads what follows `redis-sentinel://`.
     fn parse(scheme: &str, rest: &str) -> Result<Self, String> {
         let shape = || {
-            "is redis-sentinel://[user:password@]host[:port],…/NAME\
+            "must be redis-sentinel://[user:password@]host[:port],…/NAME\
              [?sentinel_user=…&sentinel_password=…]"
                 .to_owned()
         };
@@ -130,7 +128,7 @@ impl SentinelGroup {
                 settings = settings.set_password(password);
             }
             if sentinels.iter().any(|other| other.addr() == info.addr()) {
-                return Err("names a Sentinel twice: more than half of them have to agree".into());
+                return Err("names a Sentinel twice: more than half of them must agree".into());
             }
             sentinels.push(info.set_redis_settings(settings));
         }

@@ -23,7 +23,7 @@ const DESCRIPTOR_RESERVE: usize = 256;
 /// sizes 64KiB or 1MiB, lists with commas.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
-    /// Address of the data listener: streams, publishing, the demo page
+    /// Address of the data listener: streams, publishing and the demo page
     #[arg(
         long,
         env = "FANFARE_LISTEN",
@@ -32,8 +32,8 @@ pub struct Settings {
     )]
     pub listen: String,
 
-    /// Address of the admin listener: health, metrics and the console. It knows no authentication and is
-    /// meant for the inside of your network
+    /// Address of the admin listener: health, metrics and the console. It has no authentication:
+    /// keep it inside your network
     #[arg(
         long,
         env = "FANFARE_ADMIN_LISTEN",
@@ -42,8 +42,9 @@ pub struct Settings {
     )]
     pub admin_listen: String,
 
-    /// Where events come from: redis://, rediss://, redis+unix://, redis-sentinel://HOST:PORT,…/NAME
-    /// (or rediss-sentinel://), or memory: for a single replica without Redis. [default: memory: on a loopback listener]
+    /// Source of events: redis://, rediss://, redis+unix://, redis-sentinel://HOST:PORT,…/NAME,
+    /// rediss-sentinel://, or memory: for a single replica without Redis. [default: memory: on a
+    /// loopback listener]
     #[arg(
         long,
         env = "FANFARE_REDIS_URL",
@@ -53,12 +54,11 @@ pub struct Settings {
     )]
     pub redis_url: Option<SecretString>,
 
-    /// A file that holds the Redis URL, for a URL with a password
+    /// File that contains the Redis URL, for a URL with a password
     #[arg(long, env = "FANFARE_REDIS_URL_FILE", value_name = "FILE")]
     pub redis_url_file: Option<String>,
 
-    /// What stands before a channel's name in Redis, so that no client can read a Redis channel
-    /// that is not meant for it
+    /// Prefix of channel names in Redis. Clients cannot read Redis channels without it
     #[arg(
         long,
         env = "FANFARE_PREFIX",
@@ -67,12 +67,12 @@ pub struct Settings {
     )]
     pub prefix: String,
 
-    /// Threads that own connections. [default: the number of cores]
+    /// Number of threads that own connections. [default: the number of cores]
     #[arg(long, env = "FANFARE_SHARDS", value_name = "N")]
     pub shards: Option<String>,
 
-    /// The longest silence on a stream before a comment is sent; proxies cut silent connections
-    /// after 30 to 60 seconds. nginx/nginx.conf waits for three of them
+    /// Maximum silence on a stream before a heartbeat is sent. Proxies close silent connections
+    /// after 30 to 60 seconds; nginx/nginx.conf waits for three heartbeats
     #[arg(
         long,
         env = "FANFARE_HEARTBEAT",
@@ -81,8 +81,8 @@ pub struct Settings {
     )]
     pub heartbeat: String,
 
-    /// Range of the reconnection time that each stream draws its own from, so that clients cut
-    /// off together do not come back together
+    /// Range of the reconnection time. Each stream draws its own, so that clients that were
+    /// disconnected together do not reconnect together
     #[arg(
         long,
         env = "FANFARE_RETRY",
@@ -91,8 +91,8 @@ pub struct Settings {
     )]
     pub retry: String,
 
-    /// What happens to a client whose buffer is full: close (it comes back) or latest (it loses
-    /// its oldest waiting events)
+    /// Action when the buffer of a client is full: close (the client reconnects) or latest (its
+    /// oldest waiting events are dropped)
     #[arg(
         long,
         env = "FANFARE_SLOW_CLIENT",
@@ -101,11 +101,11 @@ pub struct Settings {
     )]
     pub slow_client: String,
 
-    /// Open streams at the most. [default: the descriptor limit less a reserve of 256]
+    /// Maximum number of open streams. [default: the descriptor limit minus a reserve of 256]
     #[arg(long, env = "FANFARE_MAX_CONNECTIONS", value_name = "N")]
     pub max_connections: Option<String>,
 
-    /// Channels of one stream at the most
+    /// Maximum number of channels per stream
     #[arg(
         long,
         env = "FANFARE_MAX_CHANNELS_PER_CONNECTION",
@@ -114,8 +114,8 @@ pub struct Settings {
     )]
     pub max_channels_per_connection: String,
 
-    /// Data of one event at the most; larger ones are refused or dropped. nginx/nginx.conf takes
-    /// bodies of as much
+    /// Maximum size of the data of one event. Larger events are refused or dropped.
+    /// client_max_body_size in nginx/nginx.conf has the same value
     #[arg(
         long,
         env = "FANFARE_MAX_EVENT_BYTES",
@@ -124,7 +124,7 @@ pub struct Settings {
     )]
     pub max_event_bytes: String,
 
-    /// Kept events of one channel at the most: clients that missed more are told so
+    /// Maximum number of kept events per channel. Clients that missed more get a $gap
     #[arg(
         long,
         env = "FANFARE_HISTORY_LENGTH",
@@ -133,8 +133,8 @@ pub struct Settings {
     )]
     pub history_length: String,
 
-    /// How long a channel's history lives after its newest event: clients that come back later
-    /// are told that they may have missed some
+    /// Lifetime of a channel's history after its newest event. Clients that reconnect later get a
+    /// $gap
     #[arg(
         long,
         env = "FANFARE_HISTORY_TTL",
@@ -143,8 +143,8 @@ pub struct Settings {
     )]
     pub history_ttl: String,
 
-    /// How far a Redis replica may be behind when it takes over. Ids jump ahead by this much, so
-    /// that none is used twice; the history has to live longer
+    /// Maximum replication lag of a Redis replica that becomes the primary. After a failover ids
+    /// jump ahead by this much, so that none is used twice. FANFARE_HISTORY_TTL must be longer
     #[arg(
         long,
         env = "FANFARE_MAX_REPLICATION_LAG",
@@ -153,7 +153,7 @@ pub struct Settings {
     )]
     pub max_replication_lag: String,
 
-    /// What may wait for a client that reads slowly. A client is slow once this much waits
+    /// Maximum number of bytes that wait for a client. A client for which more would wait is slow
     #[arg(
         long,
         env = "FANFARE_CLIENT_BUFFER_BYTES",
@@ -162,7 +162,8 @@ pub struct Settings {
     )]
     pub client_buffer_bytes: String,
 
-    /// The kernel's send buffer of each connection: what it holds is not counted above
+    /// Size of the kernel's send buffer per connection. Its contents do not count towards
+    /// FANFARE_CLIENT_BUFFER_BYTES
     #[arg(
         long,
         env = "FANFARE_SOCKET_SEND_BUFFER_BYTES",
@@ -171,8 +172,8 @@ pub struct Settings {
     )]
     pub socket_send_buffer_bytes: String,
 
-    /// When stopping: from "not ready" to the first stream closed, so that the balancer has
-    /// stopped sending new ones
+    /// On shutdown: time between "not ready" and the first closed stream, for balancers to stop
+    /// sending new streams
     #[arg(
         long,
         env = "FANFARE_DRAIN_DELAY",
@@ -181,7 +182,7 @@ pub struct Settings {
     )]
     pub drain_delay: String,
 
-    /// When stopping: the time over which the open streams are closed, evenly
+    /// On shutdown: time over which the open streams are closed, evenly
     #[arg(
         long,
         env = "FANFARE_DRAIN_PERIOD",
@@ -190,9 +191,9 @@ pub struct Settings {
     )]
     pub drain_period: String,
 
-    /// Streams are closed at an age between half of this and the whole, each at its own; browsers
-    /// come back by themselves, to the replica that has the fewest. So replicas that were started
-    /// later get their share. off, or at least two heartbeats
+    /// Maximum age of a stream. Each stream is closed at a random age between half of this and all
+    /// of it; browsers reconnect by themselves, to the replica with the fewest streams, so
+    /// replicas that were started later get their share. off, or at least two heartbeats
     #[arg(
         long,
         env = "FANFARE_MAX_CONNECTION_AGE",
@@ -205,11 +206,11 @@ pub struct Settings {
     #[command(flatten)]
     pub access: AccessSettings,
 
-    /// Who may connect, and what one client may take.
+    /// Who may connect, and limits per client
     #[command(flatten)]
     pub clients: ClientSettings,
 
-    /// Which log lines are written: error, warn, info, debug, or target=level directives
+    /// Log filter: error, warn, info, debug, or target=level directives
     #[arg(
         long,
         env = "FANFARE_LOG",
@@ -218,7 +219,7 @@ pub struct Settings {
     )]
     pub log: String,
 
-    /// How log lines look: text or json
+    /// Format of log lines: text or json
     #[arg(
         long,
         env = "FANFARE_LOG_FORMAT",
@@ -238,14 +239,17 @@ impl Settings {
         let listen = reader.address("LISTEN", &self.listen);
         let admin_listen = reader.address("ADMIN_LISTEN", &self.admin_listen);
         if listen == admin_listen && listen.port() != 0 {
-            reader.fault("ADMIN_LISTEN", "is another address than FANFARE_LISTEN");
+            reader.fault("ADMIN_LISTEN", "must differ from FANFARE_LISTEN");
         }
         let clients = self.clients.read(&mut reader);
         if let Some(address) = clients.proxy_protocol_listen
             && address.port() != 0
             && (address == listen || address == admin_listen)
         {
-            reader.fault("PROXY_PROTOCOL_LISTEN", "is an address of its own");
+            reader.fault(
+                "PROXY_PROTOCOL_LISTEN",
+                "must differ from the other listeners",
+            );
         }
         let open = [Some(listen), clients.proxy_protocol_listen]
             .iter()
@@ -256,7 +260,7 @@ impl Settings {
         if clients.max_connections_per_subject.is_some() && !access.has_tokens() {
             reader.fault(
                 "MAX_CONNECTIONS_PER_SUBJECT",
-                "needs a key to verify tokens with: without tokens there are no subjects",
+                "needs a key that verifies tokens: without tokens there are no subjects",
             );
         }
         let prefix_is_plain = !self.prefix.is_empty()
@@ -267,12 +271,12 @@ impl Settings {
         if !prefix_is_plain {
             reader.fault(
                 "PREFIX",
-                "is 1 to 64 printable ASCII characters without space, * ? [ ] \\ and $",
+                "must be 1 to 64 printable ASCII characters without space, * ? [ ] \\ and $",
             );
         }
         let retry = duration_range(&self.retry).and_then(|(least, most)| {
             RetryRange::new(least, most).ok_or_else(|| {
-                "is a range from the shorter to the longer, at most a day".to_owned()
+                "must be a range from the shorter to the longer, at most a day".to_owned()
             })
         });
         let retry = reader.read("RETRY", retry);
@@ -280,7 +284,7 @@ impl Settings {
             "close" => SlowClientPolicy::Close,
             "latest" => SlowClientPolicy::Latest,
             _ => {
-                reader.fault("SLOW_CLIENT", "is close or latest");
+                reader.fault("SLOW_CLIENT", "must be close or latest");
                 SlowClientPolicy::Close
             }
         };
@@ -288,14 +292,14 @@ impl Settings {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
             _ => {
-                reader.fault("LOG_FORMAT", "is text or json");
+                reader.fault("LOG_FORMAT", "must be text or json");
                 LogFormat::Text
             }
         };
         if self.log.parse::<EnvFilter>().is_err() {
             reader.fault(
                 "LOG",
-                "is a level such as info, or directives such as fanfare=debug",
+                "must be a level such as info, or directives such as fanfare=debug",
             );
         }
         let shards = match &self.shards {
@@ -312,7 +316,7 @@ impl Settings {
         if !history_ttl.is_zero() && history_ttl.as_millis() <= max_replication_lag.as_millis() {
             reader.fault(
                 "HISTORY_TTL",
-                "is longer than FANFARE_MAX_REPLICATION_LAG: after a failover, nothing would be \
+                "must be longer than FANFARE_MAX_REPLICATION_LAG: after a failover, nothing would be \
                  young enough to prove that none is missing",
             );
         }
@@ -383,13 +387,13 @@ impl Settings {
         };
         let url = match (&self.redis_url, &self.redis_url_file) {
             (Some(_), Some(_)) => {
-                reader.fault(named, "and FANFARE_REDIS_URL exclude each other");
+                reader.fault(named, "and FANFARE_REDIS_URL must not both be set");
                 return BusConfig::Embedded;
             }
             (Some(url), None) => Some(url.expose_secret().to_owned()),
             (None, Some(file)) => match std::fs::read_to_string(file) {
                 Ok(url) if url.trim().is_empty() => {
-                    let rule = format!("is empty: {file} has to hold the Redis URL");
+                    let rule = format!("is empty: {file} must contain the Redis URL");
                     reader.fault(named, rule);
                     return BusConfig::Embedded;
                 }
@@ -437,7 +441,7 @@ impl Settings {
                     reader.fault(
                         "MAX_CONNECTIONS",
                         format!(
-                            "is at most {most} here: the descriptor limit of {descriptors} less \
+                            "must be at most {most}: the descriptor limit of {descriptors} minus \
                              {DESCRIPTOR_RESERVE}; raise it with ulimit -n or LimitNOFILE"
                         ),
                     );

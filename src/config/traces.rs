@@ -46,7 +46,10 @@ pub(super) fn read(
         .ok();
     let protocol = of_traces_first("PROTOCOL").filter(|(_, value)| value != "http/protobuf");
     if let Some((name, _)) = protocol {
-        reader.foreign_fault(&name, "is http/protobuf: the only protocol there is here");
+        reader.foreign_fault(
+            &name,
+            "must be http/protobuf: the only protocol there is here",
+        );
     }
     let spans = variable("OTEL_BSP_MAX_QUEUE_SIZE").and_then(|text| text.parse().ok());
     let timeout = of_traces_first("TIMEOUT").and_then(|(_, text)| text.parse().ok());
@@ -63,12 +66,10 @@ pub(super) fn read(
 
 /// Host and port of the collector.
 fn collector(endpoint: &str) -> Result<String, &'static str> {
-    let no_collector = "is the http or https URL of a collector";
+    let no_collector = "must be the http or https URL of a collector";
     let url = Url::parse(endpoint).map_err(|_| no_collector)?;
     if !url.username().is_empty() || url.password().is_some() {
-        return Err(
-            "has no user and password, which are not sent: OTEL_EXPORTER_OTLP_HEADERS takes them",
-        );
+        return Err("must not contain a user or password: use OTEL_EXPORTER_OTLP_HEADERS");
     }
     match (url.scheme(), url.host_str(), url.port_or_known_default()) {
         ("http" | "https", Some(host), Some(port)) => Ok(format!("{host}:{port}")),

@@ -7,14 +7,15 @@ use secrecy::SecretString;
 
 /// `500ms`, `15s`, `2m`, `0s`.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).map_err(|_| "is a duration such as 500ms, 15s or 2m".to_owned())
+    humantime::parse_duration(text)
+        .map_err(|_| "must be a duration such as 500ms, 15s or 2m".to_owned())
 }
 
 /// `2s,6s`.
 pub(super) fn duration_range(text: &str) -> Result<(Duration, Duration), String> {
     let (least, most) = text
         .split_once(',')
-        .ok_or("is two durations such as 2s,6s")?;
+        .ok_or("must be two durations such as 2s,6s")?;
     Ok((duration(least.trim())?, duration(most.trim())?))
 }
 
@@ -22,7 +23,7 @@ pub(super) fn duration_range(text: &str) -> Result<(Duration, Duration), String>
 pub(super) fn size(text: &str) -> Result<usize, String> {
     let size: ByteSize = text
         .parse()
-        .map_err(|_| "is a size such as 4096, 64KiB or 1MiB".to_owned())?;
+        .map_err(|_| "must be a size such as 4096, 64KiB or 1MiB".to_owned())?;
     usize::try_from(size.as_u64()).map_err(|_| "is too large for this machine".to_owned())
 }
 

@@ -256,7 +256,7 @@ impl Drop for OpenStream {
             _ => {
                 let reason = reason.label();
                 let subject = subject.as_deref();
-                tracing::debug!(%connection, %client, subject, reason, "a stream has ended");
+                tracing::debug!(%connection, %client, subject, reason, "stream closed");
             }
         }
     }

@@ -204,7 +204,7 @@ impl Authority {
         let Some(tokens) = &rules.tokens else {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
-                format!("channel {channel} is not public here"),
+                format!("channel {channel} is not public"),
             ));
         };
         let Some(session) = &caller.session else {
@@ -224,7 +224,7 @@ impl Authority {
         }
         Err(Problem::new(
             StatusCode::FORBIDDEN,
-            format!("channel {channel} may not be read with this token"),
+            format!("this token does not allow reading channel {channel}"),
         ))
     }
 
@@ -243,7 +243,7 @@ impl Authority {
         if rules.tokens.is_none() {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
-                "publishing over HTTP needs a token, and there is no key here to verify one with; \
+                "publishing over HTTP needs a token, but no key is configured to verify tokens; \
                  publish through Redis",
             ));
         }
@@ -258,7 +258,7 @@ impl Authority {
         }
         Err(Problem::new(
             StatusCode::FORBIDDEN,
-            format!("channel {channel} may not be published to with this token"),
+            format!("this token does not allow publishing to channel {channel}"),
         ))
     }
 
@@ -270,7 +270,7 @@ impl Authority {
         if !self.knows_tokens() {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
-                "there are no tokens here: no key is configured to verify them with",
+                "no key is configured to verify tokens",
             ));
         }
         if caller.session.is_none() {

@@ -64,7 +64,7 @@ impl HeldTicket {
             Ok(true) => Ok(()),
             Ok(false) => Err(NotSpent::Gone),
             Err(TicketsUnavailable(reason)) => {
-                tracing::warn!(reason, "a ticket was not spent");
+                tracing::warn!(reason, "redeeming a ticket failed");
                 Err(NotSpent::NotNow)
             }
         }
@@ -104,7 +104,7 @@ pub(super) async fn draw(
     let value = Value::Object(claims).to_string();
     let kept = store.keep(&key.0, value, life).await;
     kept.map_err(|error| {
-        tracing::warn!(%error, "a ticket was not drawn");
+        tracing::warn!(%error, "issuing a ticket failed");
         TicketFault::NotNow
     })?;
     Ok(ticket)
@@ -120,7 +120,7 @@ pub(super) async fn look(
 ) -> Result<(VerifiedClaims, HeldTicket), TicketFault> {
     let key = Key::of(text).ok_or(TicketFault::Wrong)?;
     let kept = store.look(&key.0).await.map_err(|error| {
-        tracing::warn!(%error, "a ticket was not looked up");
+        tracing::warn!(%error, "looking up a ticket failed");
         TicketFault::NotNow
     })?;
     // Only gateways write tickets; anything else under the key is not one.

@@ -20,7 +20,7 @@ pub(super) fn of<B>(request: &Request<B>) -> Result<Option<Authority>, Problem> 
     let mut lines = request.headers().get_all(HOST).into_iter();
     let (line, second) = (lines.next(), lines.next());
     if second.is_some() {
-        return Err(refused("stands twice"));
+        return Err(refused("is given twice"));
     }
     if line.is_none() && request.version() == Version::HTTP_11 {
         return Err(refused("is required in HTTP/1.1"));
@@ -29,13 +29,13 @@ pub(super) fn of<B>(request: &Request<B>) -> Result<Option<Authority>, Problem> 
         .filter(|line| !line.is_empty())
         .map(|line| Authority::try_from(line.as_bytes()))
         .transpose()
-        .map_err(|_| refused("is a host and perhaps a port"))?;
+        .map_err(|_| refused("must be a host and perhaps a port"))?;
     let target = request.uri().authority().cloned();
     let named = match (target, header) {
         (Some(target), Some(header))
             if target != header && request.version() >= Version::HTTP_2 =>
         {
-            return Err(refused("is another one than :authority"));
+            return Err(refused("differs from :authority"));
         }
         // An absolute target is what counts (RFC 9112, section 3.2.2).
         (target, header) => target.or(header),
@@ -44,7 +44,7 @@ pub(super) fn of<B>(request: &Request<B>) -> Result<Option<Authority>, Problem> 
         .as_ref()
         .is_some_and(|named| named.as_str().contains('@'))
     {
-        return Err(refused("holds no user"));
+        return Err(refused("must not contain a user"));
     }
     Ok(named)
 }
@@ -74,7 +74,7 @@ pub(super) fn not_here(host: &Authority) -> Problem {
     Problem::new(
         StatusCode::MISDIRECTED_REQUEST,
         format!(
-            "{host} is not this machine: an open listener answers to localhost and addresses \
+            "{host} is not this machine: a listener without access rules answers only to localhost and addresses \
              only, so that no foreign page can use it"
         ),
     )

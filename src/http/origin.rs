@@ -45,7 +45,7 @@ pub(super) fn check(
     }
     Err(Problem::new(
         StatusCode::FORBIDDEN,
-        "pages of this origin may not ask here (FANFARE_ALLOW_ORIGINS)",
+        "pages of this origin are not allowed (FANFARE_ALLOW_ORIGINS)",
     ))
 }
 
@@ -65,7 +65,7 @@ pub async fn only_own_pages(request: Request<Body>, next: Next) -> Response {
     }
     let refused = Problem::new(
         StatusCode::FORBIDDEN,
-        "pages of other sites may not ask here",
+        "pages of other sites are not allowed",
     );
     refused.into_response()
 }

@@ -75,7 +75,7 @@ pub(super) async fn publish(
     state.admission.publish(client, subject).map_err(|wait| {
         Problem::new(
             StatusCode::TOO_MANY_REQUESTS,
-            "too many events in too short a time (FANFARE_PUBLISH_RATE_PER_SUBJECT)",
+            "the publish rate limit is exceeded (FANFARE_PUBLISH_RATE_PER_SUBJECT)",
         )
         .retry_after(wait)
     })?;
@@ -190,7 +190,7 @@ async fn read_frames(mut body: Body, limit: usize) -> Result<Option<Bytes>, Prob
     let mut total = 0_usize;
     while let Some(frame) = body.frame().await {
         let frame = frame
-            .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the body broke off"))?
+            .map_err(|_| Problem::new(StatusCode::BAD_REQUEST, "the request body ended early"))?
             .into_data()
             .unwrap_or_default();
         total = total.saturating_add(frame.len());
@@ -223,7 +223,7 @@ impl Fields {
             .decode_utf8()
             .is_err()
         {
-            return Err(Problem::field("query", "is UTF-8, percent-encoded"));
+            return Err(Problem::field("query", "must be UTF-8, percent-encoded"));
         }
         let mut fields = Self::default();
         let mut seen = Vec::new();
@@ -232,7 +232,7 @@ impl Fields {
                 "event" => fields.event = value.into_owned(),
                 "retry" => {
                     let milliseconds = value.parse().map_err(|_| {
-                        Problem::field("retry", "is a whole number of milliseconds")
+                        Problem::field("retry", "must be a whole number of milliseconds")
                     })?;
                     fields.retry = Some(Duration::from_millis(milliseconds));
                 }
@@ -241,7 +241,7 @@ impl Fields {
                     fields.live = match &*value {
                         "true" => false,
                         "false" => true,
-                        _ => return Err(Problem::field("keep", "is true or false")),
+                        _ => return Err(Problem::field("keep", "must be true or false")),
                     }
                 }
                 "key" => fields.options.key = Some(idempotency_key("key", &value)?),
@@ -249,7 +249,7 @@ impl Fields {
                     let length = value.parse().ok();
                     fields.options.history = length.filter(|n| (1..=MAX_HISTORY).contains(n));
                     if fields.options.history.is_none() {
-                        let rule = format!("is a whole number from 1 to {MAX_HISTORY}");
+                        let rule = format!("must be a whole number from 1 to {MAX_HISTORY}");
                         return Err(Problem::field("history", rule));
                     }
                 }
@@ -262,7 +262,7 @@ impl Fields {
                 }
             }
             if seen.contains(&key) {
-                return Err(Problem::field("query", format!("{key:?} stands twice")));
+                return Err(Problem::field("query", format!("{key:?} is given twice")));
             }
             seen.push(key);
         }
@@ -287,7 +287,7 @@ impl Fields {
         let mut keys = headers.get_all(IDEMPOTENCY_KEY).into_iter();
         if let Some(value) = keys.next() {
             let text = value.to_str().map_err(|_| {
-                Problem::field(IDEMPOTENCY_KEY, "holds visible ASCII characters only")
+                Problem::field(IDEMPOTENCY_KEY, "must consist of visible ASCII characters")
             })?;
             let key = idempotency_key(IDEMPOTENCY_KEY, text)?;
             let is_other = |found: &String| *found != key;
@@ -329,7 +329,7 @@ fn idempotency_key(field: &'static str, key: &str) -> Result<String, Problem> {
     if (1..=MAX_KEY_BYTES).contains(&key.len()) {
         Ok(key.to_owned())
     } else {
-        let rule = format!("has 1 to {MAX_KEY_BYTES} bytes");
+        let rule = format!("must have 1 to {MAX_KEY_BYTES} bytes");
         Err(Problem::field(field, rule))
     }
 }

@@ -148,12 +148,12 @@ impl RequestContext {
         self.join_trace();
         let channels = self.channels;
         match outcome {
-            "limit" => tracing::warn!("a stream was refused: FANFARE_MAX_CONNECTIONS are open"),
+            "limit" => tracing::warn!("refused a stream: FANFARE_MAX_CONNECTIONS streams are open"),
             _ => tracing::debug!(
                 channels,
                 outcome,
                 status = status.map(|status| status.as_u16()),
-                "a stream was asked for"
+                "stream request"
             ),
         }
         if let Some(span) = self.admission.take() {

@@ -50,7 +50,7 @@ pub(super) async fn revoke(
     let caller = state.authority.caller(&headers, None).await?;
     state.authority.check_admin(&caller)?;
     // Not before: whoever may not revoke is not waited for.
-    let rule = format!("a revocation has at most {MAX_BODY_BYTES} bytes");
+    let rule = format!("a revocation must have at most {MAX_BODY_BYTES} bytes");
     let body = read_body(body, MAX_BODY_BYTES, rule).await?;
     let request = Request::parse(&headers, &body)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
@@ -70,13 +70,13 @@ pub(super) async fn revoke(
 fn refused(error: PublishError) -> Problem {
     let told = match error {
         PublishError::Rejected(rule) => return Problem::new(StatusCode::BAD_REQUEST, rule),
-        PublishError::NotAHistory(_) => "the key of revocations in Redis holds something else",
+        PublishError::NotAHistory(_) => "the Redis key of the revocations contains another type",
         PublishError::Unavailable(_) | PublishError::NotNow { .. } => {
-            "the bus is not available, or holds no more revocations"
+            "the bus is unavailable or cannot store more revocations"
         }
         PublishError::Unsupported(_) => "this Redis does not have the function for it",
     };
-    tracing::warn!(%error, "a revocation was not taken");
+    tracing::warn!(%error, "a revocation failed");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, told).retry_after(RETRY_AFTER)
 }
 
@@ -90,14 +90,14 @@ impl Request {
         if !headers.get(CONTENT_TYPE).is_some_and(is_json) {
             return Err(Problem::new(
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "a revocation has content-type: application/json",
+                "a revocation must have content-type: application/json",
             ));
         }
         serde_json::from_slice(body)
             .and_then(|UniqueObject(members)| serde_json::from_value(Value::Object(members)))
             .map_err(|error| {
                 let rule = format!(
-                    "the body is a JSON object with sub or jti, and perhaps exp or ttl: {error}"
+                    "the body must be a JSON object with sub or jti, and perhaps exp or ttl: {error}"
                 );
                 Problem::new(StatusCode::BAD_REQUEST, rule)
             })
@@ -117,12 +117,12 @@ impl Request {
             (None, None) => now_seconds + REVOCATION_TIME.as_secs(),
             (None, Some(ttl)) if (1..=most).contains(&ttl) => now_seconds + 1 + ttl,
             (None, Some(_)) => {
-                let rule = format!("is a number of seconds from 1 to {most}");
+                let rule = format!("must be a number of seconds from 1 to {most}");
                 return Err(Problem::field("ttl", rule));
             }
             (Some(exp), None) if exp > now_seconds && exp - now_seconds <= most => exp,
             (Some(_), None) => {
-                let rule = "is a time to come in Unix seconds, at most ten years from now";
+                let rule = "must be a time to come in Unix seconds, at most ten years from now";
                 return Err(Problem::field("exp", rule));
             }
             (Some(_), Some(_)) => return Err(Problem::field("exp", "not beside ttl")),
@@ -138,7 +138,7 @@ fn bounded(field: &'static str, value: String) -> Result<String, Problem> {
     if (1..=MAX_REVOKED_BYTES).contains(&value.len()) {
         Ok(value)
     } else {
-        let rule = format!("has 1 to {MAX_REVOKED_BYTES} bytes");
+        let rule = format!("must have 1 to {MAX_REVOKED_BYTES} bytes");
         Err(Problem::field(field, rule))
     }
 }

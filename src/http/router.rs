@@ -41,7 +41,7 @@ async fn not_found(OriginalUri(uri): OriginalUri) -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         format!(
-            "nothing is at {}: streams are at /events/{{channel}} and /events?channel=…",
+            "no such resource: {}. Streams are at /events/{{channel}} and /events?channel=…",
             uri.path()
         ),
     )
@@ -51,7 +51,7 @@ async fn method_not_allowed(method: Method) -> Problem {
     Problem::new(
         StatusCode::METHOD_NOT_ALLOWED,
         format!(
-            "{method} is not possible here: GET opens a stream, POST /events/{{channel}} publishes"
+            "method {method} is not allowed: GET opens a stream, POST /events/{{channel}} publishes"
         ),
     )
 }

@@ -156,5 +156,5 @@ impl http_body::Body for EdgeBody {
 
 /// A body ended before its time: the client was cut off.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the stream was cut off")]
+#[error("the stream was aborted")]
 pub(super) struct StreamBroken;

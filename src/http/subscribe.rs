@@ -121,13 +121,13 @@ impl StreamQuery {
             match &*key {
                 "channel" => asked.channels.add(parse(&value)?)?,
                 "ticket" if asked.ticket.is_some() => {
-                    return Err(Problem::field("ticket", "stands twice"));
+                    return Err(Problem::field("ticket", "is given twice"));
                 }
                 "ticket" => asked.ticket = Some(value.into_owned()),
                 "last_event_id" => asked.begin.after(&value),
                 "history" => asked.begin.newest = Some(newest(&value)?),
                 "cursor" if value == "event" => asked.cursor_style = CursorStyle::Event,
-                "cursor" => return Err(Problem::field("cursor", "is event, or left out")),
+                "cursor" => return Err(Problem::field("cursor", "must be event or absent")),
                 "token" | "jwt" => return Err(token_in_query()),
                 _ => {}
             }
@@ -145,8 +145,8 @@ impl StreamQuery {
 pub(super) fn token_in_query() -> Problem {
     Problem::new(
         StatusCode::BAD_REQUEST,
-        "a token does not belong into a URL, where logs and histories keep it: send it in the \
-         Authorization header or the cookie fanfare, or draw a ticket",
+        "tokens must not be passed in the URL, where logs and histories keep them: send the token in the \
+         Authorization header or in the cookie fanfare, or get a ticket from POST /tickets",
     )
 }
 
@@ -163,7 +163,7 @@ impl Channels {
         }
         if self.names.len() >= self.most {
             let rule = format!(
-                "a stream has at most {} channels (FANFARE_MAX_CHANNELS_PER_CONNECTION)",
+                "a stream must have at most {} channels (FANFARE_MAX_CHANNELS_PER_CONNECTION)",
                 self.most
             );
             return Err(Problem::field("channel", rule));
@@ -204,7 +204,10 @@ impl Begin {
 fn newest(value: &str) -> Result<u32, Problem> {
     let is_number = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
     if !is_number {
-        return Err(Problem::field("history", "is a whole number of events"));
+        return Err(Problem::field(
+            "history",
+            "must be a whole number of events",
+        ));
     }
     // Digits that do not fit are more than there can be.
     Ok(value.parse().unwrap_or(u32::MAX))

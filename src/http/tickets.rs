@@ -37,7 +37,7 @@ pub(super) async fn draw(
     if !authority.knows_tokens() {
         return Err(Problem::new(
             StatusCode::FORBIDDEN,
-            "nobody needs a ticket here: no key is configured to verify tokens with",
+            "tickets are not needed: no key is configured to verify tokens",
         )
         .into());
     }

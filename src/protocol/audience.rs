@@ -20,16 +20,16 @@ const EXACT: f64 = 9_007_199_254_740_992.0;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AudienceFault {
     /// It is something else, or nests deeper than 127 levels.
-    #[error("is a JSON object")]
+    #[error("must be a JSON object")]
     NotAnObject,
     /// An object in it names a member twice: readers could each take another for it.
-    #[error("names no member twice")]
+    #[error("must not contain a member twice")]
     Repeated,
     /// It is longer than [`MAX_AUDIENCE_BYTES`].
-    #[error("has at most {MAX_AUDIENCE_BYTES} bytes")]
+    #[error("must have at most {MAX_AUDIENCE_BYTES} bytes")]
     TooLarge,
     /// One of its numbers cannot be compared.
-    #[error("holds no number that 64 bits cannot tell from others")]
+    #[error("must not contain a number that needs more than 64 bits")]
     InexactNumber,
 }
 

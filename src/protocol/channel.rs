@@ -16,13 +16,13 @@ pub struct ChannelName(Arc<str>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidChannelName {
     /// The name has no bytes.
-    #[error("a channel name has at least one character")]
+    #[error("a channel name must not be empty")]
     Empty,
     /// The name is longer than [`ChannelName::MAX_BYTES`].
-    #[error("a channel name has at most {} bytes", ChannelName::MAX_BYTES)]
+    #[error("a channel name must have at most {} bytes", ChannelName::MAX_BYTES)]
     TooLong,
     /// The name holds a byte outside the alphabet.
-    #[error("a channel name is made of A-Z a-z 0-9 . _ - ~ : only")]
+    #[error("a channel name may contain only A-Z a-z 0-9 . _ - ~ :")]
     Alphabet,
 }
 

@@ -19,7 +19,7 @@ pub struct Cursor {
 /// Why a text is no [`Cursor`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a cursor is <id> or <id>.<later id>, at most {} bytes",
+    "a cursor must be <id> or <id>.<later id>, at most {} bytes",
     Cursor::MAX_BYTES
 )]
 pub struct InvalidCursor;

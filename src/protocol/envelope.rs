@@ -28,7 +28,7 @@ pub enum EnvelopeFault {
     #[error("`to` {0}")]
     Audience(#[from] AudienceFault),
     /// The envelope's members are not as they should be.
-    #[error("broken envelope: {0}")]
+    #[error("invalid envelope: {0}")]
     Broken(#[from] BrokenEnvelope),
 }
 
@@ -37,10 +37,10 @@ pub enum EnvelopeFault {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BrokenEnvelope {
     /// `sse` holds something else than members.
-    #[error("`sse` is no object")]
+    #[error("`sse` must be an object")]
     NoObject,
     /// A member, or `sse` itself, is given more than once.
-    #[error("`{0}` stands twice")]
+    #[error("`{0}` is given twice")]
     Twice(&'static str),
     /// There is no `data`.
     #[error("`data` is missing")]
@@ -49,7 +49,7 @@ pub enum BrokenEnvelope {
     #[error("`{0}` is not {1}")]
     WrongType(&'static str, &'static str),
     /// There is no such member.
-    #[error("there is no member \"{0}\"")]
+    #[error("unknown member \"{0}\"")]
     UnknownMember(String),
 }
 

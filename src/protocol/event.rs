@@ -82,25 +82,25 @@ pub struct EventName(Box<str>);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EventFault {
     /// The name would break out of its line.
-    #[error("an event name holds no CR, LF or NUL")]
+    #[error("an event name must not contain CR, LF or NUL")]
     NameBreaksLine,
     /// The name is one of the gateway's own.
-    #[error("event names that begin with $ are the gateway's own")]
+    #[error("event names that begin with $ are reserved")]
     NameReserved,
     /// The name is longer than [`MAX_EVENT_NAME_BYTES`].
-    #[error("an event name has at most {MAX_EVENT_NAME_BYTES} bytes")]
+    #[error("an event name must have at most {MAX_EVENT_NAME_BYTES} bytes")]
     NameTooLong,
     /// The data is not text.
-    #[error("event data is UTF-8")]
+    #[error("event data must be UTF-8")]
     NotUtf8,
     /// The data is larger than the configured limit.
-    #[error("event data has at most {limit} bytes (FANFARE_MAX_EVENT_BYTES)")]
+    #[error("event data must have at most {limit} bytes (FANFARE_MAX_EVENT_BYTES)")]
     TooLarge {
         /// The limit, in bytes.
         limit: usize,
     },
     /// The reconnection time is above [`MAX_RETRY`].
-    #[error("retry is a whole number of milliseconds, at most a day")]
+    #[error("retry must be a whole number of milliseconds, at most a day")]
     RetryTooLong,
 }
 

@@ -67,13 +67,13 @@ pub struct KeptFrame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrameFault {
     /// It has another version.
-    #[error("the frame has a version this gateway does not know")]
+    #[error("the frame has an unknown version")]
     Version,
     /// It is none of those above.
-    #[error("the frame is of a kind this gateway does not know")]
+    #[error("the frame has an unknown kind")]
     Kind,
     /// The header is not as it should be.
-    #[error("the frame's header is broken")]
+    #[error("the frame has an invalid header")]
     Header,
 }
 

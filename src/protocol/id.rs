@@ -17,7 +17,7 @@ pub struct EventId {
 
 /// Why a text is not an [`EventId`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an id is <milliseconds>-<number>, both decimal and below 2^64")]
+#[error("an id must be <milliseconds>-<number>, both decimal and below 2^64")]
 pub struct InvalidEventId;
 
 impl EventId {

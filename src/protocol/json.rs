@@ -7,7 +7,7 @@ use serde_json::{Map, Number, Value};
 
 /// What an object says that names a member twice, at any depth: RFC 8259, section 4, leaves open
 /// which of the two counts, so a signer, a publisher and the gateway could each read another.
-const REPEATED: &str = "a member stands twice";
+const REPEATED: &str = "a member is given twice";
 
 /// Whether a text was not read because an object in it names a member twice.
 pub fn is_repetition(error: &serde_json::Error) -> bool {

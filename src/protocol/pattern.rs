@@ -16,7 +16,7 @@ pub enum ChannelPattern {
 
 /// Why a text is not a [`ChannelPattern`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a pattern is a channel name, or a beginning of one followed by a single *")]
+#[error("a pattern must be a channel name, or a prefix of one followed by a single *")]
 pub struct InvalidPattern;
 
 impl ChannelPattern {

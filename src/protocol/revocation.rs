@@ -39,7 +39,7 @@ pub struct Revocation {
 
 /// Why a text is no [`Revoked`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("is sub:<subject> or jti:<token id>, of 1 to {MAX_REVOKED_BYTES} bytes")]
+#[error("must be sub:<subject> or jti:<token id>, of 1 to {MAX_REVOKED_BYTES} bytes")]
 pub struct InvalidRevoked;
 
 impl Revoked {

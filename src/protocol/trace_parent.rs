@@ -14,7 +14,7 @@ pub struct TraceParent {
 
 /// Text is no `traceparent` of version 00.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a traceparent is 00-<32 hex digits>-<16>-<2> (W3C Trace Context)")]
+#[error("a traceparent must be 00-<32 hex digits>-<16>-<2> (W3C Trace Context)")]
 pub struct InvalidTraceParent;
 
 /// The flag that says: whoever records traces should record this one.

@@ -94,7 +94,7 @@ pub(crate) struct RedisUp;
 impl RedisUp {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.note_up(None);
-        tracing::info!(target: "fanfare::bus", "Redis is up: events arrive");
+        tracing::info!(target: "fanfare::bus", "connected to Redis");
     }
 }
 
@@ -119,10 +119,10 @@ impl RedisDown<'_> {
             target: "fanfare::bus",
                            cause,
                            reason,
-                           "Redis lost: streams stay open, nothing arrives"
+                           "lost connection to Redis; streams stay open but receive no events"
                        );
         } else if self.is_new {
-            tracing::warn!(target: "fanfare::bus", cause, reason, "Redis is not available");
+            tracing::warn!(target: "fanfare::bus", cause, reason, "Redis is unavailable");
         }
     }
 }
@@ -137,7 +137,7 @@ impl ChannelRefused<'_> {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.refused_channels.inc();
         let Self { channel, error } = self;
-        tracing::warn!(target: "fanfare::bus", %channel, %error, "Redis refuses a channel");
+        tracing::warn!(target: "fanfare::bus", %channel, %error, "Redis refused the subscription to a channel");
     }
 }
 
@@ -151,7 +151,7 @@ impl EventsKept {
     pub(crate) fn emit(self, metrics: &BusMetrics) {
         metrics.keeps.set(1);
         if self.again {
-            tracing::info!(target: "fanfare::bus", "Redis keeps events again");
+            tracing::info!(target: "fanfare::bus", "Redis accepts kept events again");
         }
     }
 }
@@ -254,7 +254,7 @@ impl JwksFetched<'_> {
             is_new,
         } = self;
         if is_new {
-            tracing::info!(target: "fanfare::http::auth", host, keys, ?left_out, "the JWK set is fetched");
+            tracing::info!(target: "fanfare::http::auth", host, keys, ?left_out, "fetched the JWK set");
         }
     }
 }
@@ -274,7 +274,7 @@ impl JwksNotFetched<'_> {
             tracing::warn!(
             target: "fanfare::http::auth",
                            fault,
-                           "keys cannot be fetched: the last good ones are in force"
+                           "JWKS fetch failed; keeping the previous keys"
                        );
         }
     }
@@ -287,7 +287,7 @@ impl AcceptFailed<'_> {
     pub(crate) fn emit(self, stats: &ShardStats) {
         stats.accept_errors.add(1);
         let error = self.0;
-        tracing::error!(target: "fanfare::http", %error, "cannot accept connections for the moment");
+        tracing::error!(target: "fanfare::http", %error, "accepting a connection failed");
     }
 }
 
@@ -308,7 +308,7 @@ impl ClientCutOff<'_> {
             reason,
         } = self;
         let reason = reason.label();
-        tracing::info!(target: "fanfare::http", %connection, %client, subject, reason, "a client that did not keep up was cut off");
+        tracing::info!(target: "fanfare::http", %connection, %client, subject, reason, "disconnected a slow client");
     }
 }
 
@@ -319,7 +319,7 @@ impl SpanTooMany {
     pub(crate) fn emit(self, dropped: &IntCounter) {
         dropped.inc();
         // Why they wait is told when they are not sent.
-        tracing::debug!(target: "fanfare::telemetry", "a span was dropped: too many wait for the collector");
+        tracing::debug!(target: "fanfare::telemetry", "dropped a span: the export queue is full");
     }
 }
 
@@ -341,6 +341,6 @@ impl SpansDropped<'_> {
             cause,
         } = self;
         dropped.inc_by(spans as u64);
-        tracing::warn!(target: "fanfare::telemetry", %error, cause, collector, spans, "spans did not reach the collector");
+        tracing::warn!(target: "fanfare::telemetry", %error, cause, collector, spans, "failed to export spans");
     }
 }

@@ -63,6 +63,18 @@ class Settings(unittest.TestCase):
         }
         self.assertEqual(unknown, set())
 
+    def test_the_documentation_lists_every_setting_with_its_default(self):
+        told = run(FANFARE, "--help")
+        known = set(re.findall(r"\[env:\s+(FANFARE_[A-Z_]+)", told))
+        page = (ROOT / "docs/configuration.md").read_text()
+        rows = re.findall(r"^\| (`FANFARE_.*?) \| (.*?) \|", page, re.M)
+        listed = {name: default for names, default in rows for name in re.findall(r"`(FANFARE_[A-Z_]+)`", names)}
+        self.assertEqual(set(listed), known)
+        defaults = re.findall(r"\[env:\s+(FANFARE_[A-Z_]+)=\]\s+\[default:\s+([^\]]+)\]", told)
+        self.assertGreater(len(defaults), 15)
+        for name, default in defaults:
+            self.assertEqual(listed[name], f"`{default}`", name)
+
     def test_variables_of_others_are_theirs(self):
         named = {
             name
@@ -182,6 +194,57 @@ class Release(unittest.TestCase):
         # They build from source.
         for file in ("deploy/compose.yaml", "deploy/Dockerfile"):
             self.assertFalse((self.release / file).exists())
+
+
+class Pages(unittest.TestCase):
+    """The links between the pages of the documentation."""
+
+    @classmethod
+    def setUpClass(cls):
+        listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md", cwd=ROOT)
+        cls.pages = [page for page in map(ROOT.joinpath, listed.splitlines()) if page.exists()]
+
+    @staticmethod
+    def prose(page):
+        return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+
+    @classmethod
+    def anchors(cls, page):
+        """As GitHub makes them of headings, and those that are set by hand."""
+        text = cls.prose(page)
+        made = []
+        for heading in re.findall(r"^#+ (.*)$", text, re.M):
+            words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).strip().lower()
+            slug = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+            before = sum(re.fullmatch(rf"{re.escape(slug)}(-\d+)?", one) is not None for one in made)
+            made.append(f"{slug}-{before}" if before else slug)
+        return set(made) | set(re.findall(r'<a id="([^"]+)"', text))
+
+    def test_every_relative_link_and_anchor_exists(self):
+        checked = 0
+        for page in self.pages:
+            for target in re.findall(r"\]\((?![a-z]+:)([^)\s]+)\)", self.prose(page)):
+                checked += 1
+                path, _, anchor = target.partition("#")
+                linked = (page.parent / path).resolve() if path else page
+                with self.subTest(page=str(page.relative_to(ROOT)), target=target):
+                    self.assertTrue(linked.exists())
+                    if anchor:
+                        self.assertIn(anchor, self.anchors(linked))
+        self.assertGreater(checked, 100)
+
+    def test_every_page_that_a_file_names_exists(self):
+        listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
+        for name in listed:
+            file = ROOT / name
+            if file.suffix in {".png", ".svg", ".lock"} or not file.is_file():
+                continue
+            text = file.read_text(errors="ignore")
+            for page, anchor in re.findall(r"(?<![\w./-])(docs/[\w-]+\.md)(?:#([\w-]+))?", text):
+                with self.subTest(file=name, page=page):
+                    self.assertTrue((ROOT / page).exists())
+                    if anchor:
+                        self.assertIn(anchor, self.anchors(ROOT / page))
 
 
 class Compose(unittest.TestCase):

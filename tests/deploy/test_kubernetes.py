@@ -357,7 +357,7 @@ class Pieces(unittest.TestCase):
             # What kube-prometheus-stack looks for.
             self.assertIn("release", monitor["metadata"]["labels"])
         self.assertIn("release", named(Prod.resources, "PrometheusRule", "fanfare")["metadata"]["labels"])
-        for file in ("k8s/components/monitoring/kustomization.yaml", "docs/deploy.md"):
+        for file in ("k8s/components/monitoring/kustomization.yaml", "docs/kubernetes.md"):
             self.assertIn("release: kube-prometheus-stack", (ROOT / file).read_text())
 
         resources = GatewayApi.resources
@@ -408,23 +408,23 @@ class Pieces(unittest.TestCase):
         shipped = {
             "`FANFARE_SHARDS`": settings["FANFARE_SHARDS"],
             "`FANFARE_MAX_CONNECTIONS`": f"{int(settings['FANFARE_MAX_CONNECTIONS']):,}",
-            "`cpu` requested": resources["requests"]["cpu"],
-            "`memory` requested, limit": f"{resources['requests']['memory']}, {resources['limits']['memory']}",
-            "streams a replica that are aimed at": scaler["metrics"][0]["pods"]["target"]["averageValue"],
-            "replicas at most": str(scaler["maxReplicas"]),
+            "`cpu` request": resources["requests"]["cpu"],
+            "`memory` request, limit": f"{resources['requests']['memory']}, {resources['limits']['memory']}",
+            "target of streams per replica": scaler["metrics"][0]["pods"]["target"]["averageValue"],
+            "max replicas": str(scaler["maxReplicas"]),
         }
         self.assertEqual({name: told[name][0] for name in shipped}, shipped)
         # And what it leads to fits together as what is shipped does.
         larger = {name: values[1] for name, values in told.items()}
         most = larger["`FANFARE_MAX_CONNECTIONS`"].replace(",", "")
-        limit = quantity(larger["`memory` requested, limit"].split(", ")[1])
+        limit = quantity(larger["`memory` request, limit"].split(", ")[1])
         self.assertGreater(limit, 1.5 * memory_bytes({"FANFARE_MAX_CONNECTIONS": most}))
-        self.assertEqual(quantity(larger["streams a replica that are aimed at"]), 0.6 * int(most))
+        self.assertEqual(quantity(larger["target of streams per replica"]), 0.6 * int(most))
 
     def test_keda_is_new_enough_for_what_it_is_told(self):
         fallback = named(IngressAndKeda.resources, "ScaledObject", "fanfare")["spec"]["fallback"]
         if "behavior" in fallback:
-            for file in ("k8s/components/autoscaling-keda/kustomization.yaml", "docs/deploy.md"):
+            for file in ("k8s/components/autoscaling-keda/kustomization.yaml", "docs/kubernetes.md"):
                 self.assertIn("KEDA 2.17", (ROOT / file).read_text(), file)
 
     def test_a_replica_whose_shard_hangs_is_killed(self):

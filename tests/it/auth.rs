@@ -805,7 +805,7 @@ async fn the_commands_show_a_token() {
     assert!(!exposed.status.success());
     let told = String::from_utf8_lossy(&exposed.stderr);
     assert!(
-        told.contains("everybody") && !told.contains(&token),
+        told.contains("other users") && !told.contains(&token),
         "{told}"
     );
 }

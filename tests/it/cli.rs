@@ -308,11 +308,11 @@ async fn publish_tells_why_it_was_refused() {
 #[test]
 fn publish_names_the_argument_that_is_wrong() {
     for (argument, value, rule) in [
-        ("--to", "{bad", "--to is a JSON object"),
+        ("--to", "{bad", "--to must be a JSON object"),
         (
             "--retry",
             "2d",
-            "--retry is a duration such as 5s, at most a day",
+            "--retry must be a duration such as 5s, at most a day",
         ),
     ] {
         let output = fanfare(&["publish", "a", "x", argument, value], &[]);

@@ -308,7 +308,7 @@ async fn limits_hold_for_all_replicas_together() {
     eventually("it is told", async || {
         two.log()
             .iter()
-            .any(|line| line.contains("each replica has its limits for itself"))
+            .any(|line| line.contains("per-client limits apply per replica"))
     })
     .await;
     redis.restart().await;
@@ -320,7 +320,7 @@ async fn limits_hold_for_all_replicas_together() {
     eventually("it is shared again", async || {
         two.log()
             .iter()
-            .any(|line| line.contains("for all replicas together again"))
+            .any(|line| line.contains("across all replicas again"))
     })
     .await;
     let three = Gateway::start(&settings).await;
@@ -440,7 +440,7 @@ async fn a_limit_that_descriptors_do_not_allow_stops_the_start() {
         .unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(
-        !output.status.success() && told.contains("at most 256 here"),
+        !output.status.success() && told.contains("at most 256:"),
         "{told}"
     );
 }

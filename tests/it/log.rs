@@ -28,13 +28,13 @@ async fn lines_about_a_request_say_whose_it_is() {
     let mut stream = Raw::get(gateway.data, "/events/a").await;
     let head = stream.until("\r\n\r\n").await;
     assert!(!head.contains("x-request-id"), "{head}");
-    let asked = line(&gateway, "a stream was asked for").await;
+    let asked = line(&gateway, "stream request").await;
     assert_eq!(asked["outcome"], "opened");
     let span = &asked["span"];
     assert_eq!(span["request"].as_str().unwrap().len(), 16);
     assert_eq!(span["client"], "127.0.0.1");
     drop(stream);
-    let ended = line(&gateway, "a stream has ended").await;
+    let ended = line(&gateway, "stream closed").await;
     assert_eq!(ended["connection"], span["connection"]);
     assert_eq!(
         (&ended["client"], &ended["reason"]),

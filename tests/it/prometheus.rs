@@ -153,9 +153,9 @@ const WELL_AT_ZERO: [&str; 12] = [
     "Error budget burn",
     "Gaps by reason",
     "History reads and backfill",
-    "Cut off",
-    "Events lost to slowness",
-    "Losses and attempts",
+    "Slow clients disconnected",
+    "Events dropped for slow clients",
+    "Connections lost and failed",
     "Refused channels",
     "Why events do not arrive",
 ];
@@ -252,8 +252,8 @@ async fn variables_and_annotations_are_answered(prometheus: &Prometheus) {
 
 /// Every rule is evaluated without an error, nothing fires, and every alert says what to do.
 async fn rules_are_healthy(prometheus: &Prometheus) {
-    let operations = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md");
-    let operations = std::fs::read_to_string(operations).unwrap();
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/alerts.md");
+    let page = std::fs::read_to_string(page).unwrap();
     let rules = async || {
         let groups = prometheus.api("rules").await["groups"].clone();
         let groups = groups.as_array().unwrap().clone();
@@ -285,16 +285,16 @@ async fn rules_are_healthy(prometheus: &Prometheus) {
         assert_ne!(rule["state"], "firing", "{rule}");
         let severity = rule["labels"]["severity"].as_str().unwrap();
         assert!(["critical", "warning"].contains(&severity), "{rule}");
-        let anchor = format!("docs/operations.md#{}", name.to_lowercase());
+        let anchor = format!("docs/alerts.md#{}", name.to_lowercase());
         assert_eq!(
             rule["annotations"]["runbook_url"],
             anchor.as_str(),
             "{rule}"
         );
         let heading = format!("\n### {name}\n");
-        assert!(operations.contains(&heading), "no runbook for {name}");
+        assert!(page.contains(&heading), "no runbook for {name}");
     }
-    let runbooks = operations.matches("\n### Fanfare").count();
+    let runbooks = page.matches("\n### Fanfare").count();
     assert_eq!(runbooks, alerts, "a runbook without its alert");
 }
 

@@ -237,11 +237,11 @@ async fn the_embedded_bus_and_http_publishers_restrict_events_alike() {
     let mut again = open(&gateway, "/events/a?history=9", Some(&admin)).await;
     assert_eq!(until(&mut again, &end).await.0, [&*secret]);
     for (to, rule) in [
-        ("[]", "to: is a JSON object"),
-        ("{\"n\":1e99}", "to: holds no number"),
+        ("[]", "to: must be a JSON object"),
+        ("{\"n\":1e99}", "to: must not contain a number"),
         (
             &format!("{{\"n\":\"{}\"}}", "x".repeat(16 << 10)),
-            "to: has at most 16384 bytes",
+            "to: must have at most 16384 bytes",
         ),
     ] {
         let path = format!("/events/a?to={to}");

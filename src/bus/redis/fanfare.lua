@@ -197,7 +197,7 @@ local function domain_of(key)
       .. table.concat(PREFIXES, ', ')
   end
   if not is_channel(channel) then
-    return nil, 'is a prefix and a channel of 1 to 200 bytes of A-Z a-z 0-9 . _ - ~ :'
+    return nil, 'must be a prefix and a channel of 1 to 200 bytes of A-Z a-z 0-9 . _ - ~ :'
   end
   if known_keys_count >= MAX_KNOWN_KEYS then
     known_keys, known_keys_count = {}, 0
@@ -362,30 +362,30 @@ end
 local OPTIONS = {
   event = function(fields, name)
     if #name > MAX_NAME_BYTES then
-      return 'has at most ' .. MAX_NAME_BYTES .. ' bytes'
+      return 'must have at most ' .. MAX_NAME_BYTES .. ' bytes'
     elseif name:sub(1, 1) == '$' then
       return 'names that begin with $ are the gateway\'s own'
     elseif name:find('[%z\r\n]') then
-      return 'holds no CR, LF or NUL'
+      return 'must not contain CR, LF or NUL'
     elseif not is_utf8(name) then
-      return 'is UTF-8'
+      return 'must be UTF-8'
     end
     fields.event = name
   end,
   retry = function(fields, text)
     local retry_ms = whole(text, 0, MAX_RETRY_MS)
     if not retry_ms then
-      return 'is a whole number of milliseconds, at most a day (' .. MAX_RETRY_MS .. ')'
+      return 'must be a whole number of milliseconds, at most a day (' .. MAX_RETRY_MS .. ')'
     end
     fields.retry = ('%.0f'):format(retry_ms)
   end,
   to = function(fields, text)
     if #text > MAX_TO_BYTES then
-      return 'has at most ' .. MAX_TO_BYTES .. ' bytes'
+      return 'must have at most ' .. MAX_TO_BYTES .. ' bytes'
     end
     local members = json_object(text)
     if not members then
-      return 'is a JSON object'
+      return 'must be a JSON object'
     end
     -- The empty object restricts nothing.
     fields.to = next(members) ~= nil and text or ''
@@ -393,13 +393,13 @@ local OPTIONS = {
   history = function(fields, text)
     local length = whole(text, 1, MOST.length)
     if not length then
-      return 'is a whole number from 1 to ' .. MOST.length
+      return 'must be a whole number from 1 to ' .. MOST.length
     end
     fields.length_text = ('%.0f'):format(length)
   end,
   key = function(fields, text)
     if #text < 1 or #text > MAX_KEY_BYTES then
-      return 'has 1 to ' .. MAX_KEY_BYTES .. ' bytes'
+      return 'must have 1 to ' .. MAX_KEY_BYTES .. ' bytes'
     end
     fields.key = text
   end,
@@ -407,7 +407,7 @@ local OPTIONS = {
     local trace, span, flags = text:match('^00%-([0-9a-f]+)%-([0-9a-f]+)%-([0-9a-f]+)$')
     if not trace or #trace ~= 32 or #span ~= 16 or #flags ~= 2
       or not trace:find('[^0]') or not span:find('[^0]') then
-      return 'is 00-<32 hex digits>-<16>-<2> (W3C Trace Context)'
+      return 'must be 00-<32 hex digits>-<16>-<2> (W3C Trace Context)'
     end
     fields.traceparent = text
   end,
@@ -422,9 +422,9 @@ local function read_options(argv)
     if not check then
       -- Its bytes may be anything, an error reply is one line.
       local shown = (option:sub(1, 40)):gsub('[^%w_-]', '?')
-      return nil, fault(shown, 'is none of event, retry, to, history, key, traceparent')
+      return nil, fault(shown, 'must be one of event, retry, to, history, key, traceparent')
     elseif seen[option] then
-      return nil, fault(option, 'stands twice')
+      return nil, fault(option, 'is given twice')
     elseif not value then
       return nil, fault(option, 'has no value')
     end
@@ -441,7 +441,7 @@ end
 local function publish(keys, argv)
   local key, data = keys[1], argv[1]
   if #keys ~= 1 then
-    return fault('number of keys', 'is 1: the prefix and the channel')
+    return fault('number of keys', 'must be 1: the prefix and the channel')
   end
   local domain = known_keys[key]
   if not domain then
@@ -457,11 +457,11 @@ local function publish(keys, argv)
   local now = now_ms()
   local config = config_of(domain, now)
   if #data > config.max_event_bytes then
-    return fault('data', 'has at most ' .. config.max_event_bytes .. ' bytes')
+    return fault('data', 'must have at most ' .. config.max_event_bytes .. ' bytes')
   end
   local _, ascii_end = data:find('^[^\128-\255]*')
   if ascii_end ~= #data and not is_utf8(data) then
-    return fault('data', 'is UTF-8')
+    return fault('data', 'must be UTF-8')
   end
   local fields
   if argv[2] then
@@ -556,13 +556,13 @@ local function revoke(keys, argv)
   local key = keys[1]
   local domain, name = find_domain(key or '')
   if #keys ~= 1 or not domain or name ~= '$revocations' then
-    return revoke_fault('key', 'is <prefix>$revocations, the only key')
+    return revoke_fault('key', 'must be <prefix>$revocations, the only key')
   end
   local kind, value, option, number = argv[1], argv[2], argv[3], argv[4]
   if kind ~= 'sub' and kind ~= 'jti' then
     return revoke_fault('arguments', 'begin with sub or jti')
   elseif not value or #value < 1 or #value > MAX_REVOKED_BYTES or not is_utf8(value) then
-    return revoke_fault(kind, 'is UTF-8 of 1 to ' .. MAX_REVOKED_BYTES .. ' bytes')
+    return revoke_fault(kind, 'must be UTF-8 of 1 to ' .. MAX_REVOKED_BYTES .. ' bytes')
   elseif option and option ~= 'exp' and option ~= 'ttl' or argv[5] then
     return revoke_fault('arguments', 'end with exp or ttl and a number, or neither')
   end
@@ -572,14 +572,14 @@ local function revoke(keys, argv)
   if option == 'ttl' then
     local seconds = whole(number, 1, MOST_REVOCATION_SECONDS)
     if not seconds then
-      return revoke_fault('ttl', 'is a whole number of seconds from 1 to ' .. MOST_REVOCATION_SECONDS)
+      return revoke_fault('ttl', 'must be a whole number of seconds from 1 to ' .. MOST_REVOCATION_SECONDS)
     end
     -- Not shorter: the second that has begun counts.
     until_s = now_s + 1 + seconds
   elseif option == 'exp' then
     until_s = whole(number, now_s + 1, now_s + 1 + MOST_REVOCATION_SECONDS)
     if not until_s then
-      return revoke_fault('exp', 'is a time to come in Unix seconds, at most ten years from now')
+      return revoke_fault('exp', 'must be a time to come in Unix seconds, at most ten years from now')
     end
   end
 
@@ -609,9 +609,9 @@ local function probe(keys, argv)
   local channel, number = keys[1], argv[1]
   local domain, name = find_domain(channel or '')
   if #keys ~= 1 or not domain or not name:find('^%$probe%.%x+$') then
-    return redis.error_reply('ERR fanfare_probe: channel: is <prefix>$probe.<hex>, the only key')
+    return redis.error_reply('ERR fanfare_probe: channel: must be <prefix>$probe.<hex>, the only key')
   elseif not number or not number:find('^%d+$') or #number > 20 then
-    return redis.error_reply('ERR fanfare_probe: number: is a whole number')
+    return redis.error_reply('ERR fanfare_probe: number: must be a whole number')
   end
   local now = now_ms()
   config_of(domain, now)
@@ -697,7 +697,7 @@ end
 local function history(keys, argv)
   local key = keys[1]
   if #keys ~= 1 then
-    return history_fault('number of keys', 'is 1: the prefix and the channel')
+    return history_fault('number of keys', 'must be 1: the prefix and the channel')
   end
   local domain, rule = known_keys[key], nil
   if not domain then
@@ -711,13 +711,13 @@ local function history(keys, argv)
     from = argv[2] and argv[2]:match('^%d+%-%d+$')
     preceding = whole(argv[3], 0, MOST.length)
     if not from or not preceding then
-      return history_fault('from', 'is an id and how many events before it')
+      return history_fault('from', 'must be an id and how many events before it')
     end
     events_index = 4
   elseif argv[1] == 'newest' then
     newest = whole(argv[2], 1, MOST.length)
     if not newest then
-      return history_fault('newest', 'is a whole number from 1 to ' .. MOST.length)
+      return history_fault('newest', 'must be a whole number from 1 to ' .. MOST.length)
     end
     events_index = 3
   else
@@ -784,7 +784,7 @@ end
 local function config(keys)
   local domain, name = find_domain(keys[1] or '')
   if #keys ~= 1 or not domain or name ~= '$config' then
-    return redis.error_reply('ERR fanfare_config: key: is <prefix>$config, the only key')
+    return redis.error_reply('ERR fanfare_config: key: must be <prefix>$config, the only key')
   end
   local found = read_config(domain, now_ms())
   return config_reply(not found.absent, found)
@@ -797,14 +797,14 @@ end
 local function configure(keys, argv)
   local domain, name = find_domain(keys[1] or '')
   if #keys ~= 1 or not domain or name ~= '$config' then
-    return redis.error_reply('ERR fanfare_configure: key: is <prefix>$config, the only key')
+    return redis.error_reply('ERR fanfare_configure: key: must be <prefix>$config, the only key')
   end
   local length, ttl_ms = whole(argv[2], 1, MOST.length), whole(argv[3], 1, MOST.ttl_ms)
   local lag_ms = whole(argv[4], 1, MOST.lag_ms)
   local max_event_bytes = whole(argv[5], 1, MOST.max_event_bytes)
   if argv[1] ~= 'absent' and argv[1] ~= 'set' or argv[6]
     or not length or not ttl_ms or not lag_ms or not max_event_bytes or ttl_ms <= lag_ms then
-    return redis.error_reply('ERR fanfare_configure: arguments: are absent or set, length, '
+    return redis.error_reply('ERR fanfare_configure: arguments: must be absent or set, length, '
       .. 'ttl_ms, lag_ms (below ttl_ms), max_event_bytes')
   end
   local config = read_config(domain, now_ms())

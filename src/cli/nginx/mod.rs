@@ -138,7 +138,7 @@ impl Check<'_> {
             self.fault(
                 found.unwrap_or(location),
                 "proxy_http_version",
-                "is 1.1: in HTTP/1.0 no connection is kept, and the end of a stream looks like a \
+                "must be 1.1: in HTTP/1.0 no connection is kept, and the end of a stream looks like a \
                  connection that broke",
             );
         }
@@ -200,7 +200,11 @@ impl Check<'_> {
         if let Some(found) = effective(around, "gzip")
             && found.words.iter().any(|word| word == "on")
         {
-            self.fault(found, "gzip", "is off for streams: it holds events back");
+            self.fault(
+                found,
+                "gzip",
+                "must be off for streams: it holds events back",
+            );
         }
         let silence = time(effective(around, "proxy_read_timeout"), "60s");
         let found = effective(around, "proxy_next_upstream_timeout");
@@ -210,7 +214,7 @@ impl Check<'_> {
             self.fault(
                 found.unwrap_or(location),
                 "proxy_next_upstream_timeout",
-                "is longer than proxy_read_timeout: when a replica that hangs is given up, the next \
+                "must be longer than proxy_read_timeout: when a replica that hangs is given up, the next \
                  is to be tried",
             );
         }
@@ -288,7 +292,7 @@ impl Check<'_> {
                 found.unwrap_or(location),
                 "proxy_read_timeout",
                 format!(
-                    "is longer than {ANSWER_DEADLINE:?} where POST is allowed, in which the gateway \
+                    "must be longer than {ANSWER_DEADLINE:?} where POST is allowed, in which the gateway \
                      answers"
                 ),
             );
@@ -302,7 +306,7 @@ impl Check<'_> {
             self.fault(
                 found.unwrap_or(location),
                 "client_max_body_size",
-                format!("is at least FANFARE_MAX_EVENT_BYTES, {wanted} bytes"),
+                format!("must be at least FANFARE_MAX_EVENT_BYTES, {wanted} bytes"),
             );
         }
     }
@@ -353,7 +357,7 @@ impl Check<'_> {
             self.fault(
                 found.unwrap_or(block),
                 name,
-                format!("is at least {least:?}, {HEARTBEATS} times FANFARE_HEARTBEAT"),
+                format!("must be at least {least:?}, {HEARTBEATS} times FANFARE_HEARTBEAT"),
             );
         }
     }

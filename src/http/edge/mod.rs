@@ -242,7 +242,7 @@ impl Edge {
         context.mark(&mut response);
         if asked.has_body {
             // Unread bytes would hide from hyper that the client is gone.
-            let rule = "a stream is asked for without a body";
+            let rule = "a request for a stream must not have a body";
             return Err(Instead {
                 outcome: REFUSED,
                 answer: Problem::new(StatusCode::BAD_REQUEST, rule).into_response(),

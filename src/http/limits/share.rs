@@ -54,7 +54,7 @@ pub(in crate::http) async fn share(counts: Arc<Counts>, tally: Tally) {
                 }
                 counts.be_among_others();
                 if is_told {
-                    tracing::info!("limits hold for all replicas together again");
+                    tracing::info!("per-client limits apply across all replicas again");
                     is_told = false;
                 }
                 // The first report makes the entry that later ones find.
@@ -63,7 +63,7 @@ pub(in crate::http) async fn share(counts: Arc<Counts>, tally: Tally) {
             Err(error) => {
                 counts.stand_alone();
                 if !is_told {
-                    tracing::warn!(%error, "each replica has its limits for itself for now");
+                    tracing::warn!(%error, "cannot reach Redis: per-client limits apply per replica until it is back");
                     is_told = true;
                 }
                 anew = true;

@@ -51,7 +51,7 @@ impl Metrics {
     /// Metrics over these shards, which may have so many streams together.
     ///
     /// # Errors
-    /// When a name is not valid or stands twice: a mistake in this module.
+    /// When a name is not valid or is given twice: a mistake in this module.
     pub fn new(shards: Vec<Arc<ShardStats>>, connections_limit: usize) -> prometheus::Result<Self> {
         let registry = Registry::new();
         let draining = register_int_gauge_with_registry!(
