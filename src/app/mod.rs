@@ -1,6 +1,5 @@
 //! A whole gateway: bind, run, stop. The only place that knows every part.
 
-mod announce;
 mod drain;
 mod parts;
 mod shard;
@@ -15,13 +14,12 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use self::announce::announce;
 use self::drain::drain;
 use self::parts::Parts;
 use self::shard::Shards;
 use self::signals::Signals;
 use crate::admin::{self, AdminState, Console, Sampler};
-use crate::config::Config;
+use crate::config::{Access, BusConfig, Config};
 use crate::http::{bind, bind_alone, only_own_pages, only_this_machine};
 use crate::hub::ShardMessage;
 use crate::supervision::{self, Hanging};
@@ -282,6 +280,45 @@ impl Serving {
             }
         });
         Ok(state)
+    }
+}
+
+/// Logs where the gateway listens, and what an operator has to know of its configuration.
+fn announce(config: &Config, addresses: &Addresses) {
+    let Addresses {
+        data,
+        proxied,
+        admin,
+    } = *addresses;
+    let bus = match &config.bus {
+        BusConfig::Embedded => "memory:".to_owned(),
+        BusConfig::Redis(url) => url.address(),
+    };
+    tracing::info!(
+        version = env!("VERSION_AND_REVISION"),
+        %data,
+        proxied = proxied.map(tracing::field::display),
+        %admin,
+        bus,
+        shards = config.shards,
+        max_connections = config.max_connections,
+        "listening"
+    );
+    if let Some(warning) = config.warning() {
+        tracing::warn!("{warning}");
+    }
+    match &config.access {
+        Access::Open => tracing::warn!(
+            "no access rules: all clients of the data listener, on loopback, may read and publish everything"
+        ),
+        Access::Rules(rules) if rules.tokens.is_none() => tracing::info!(
+            "no key is configured: clients may read public channels and cannot publish over HTTP"
+        ),
+        Access::Rules(_) => {}
+    }
+    tracing::info!("the admin listener has no authentication: keep it inside your network");
+    if data.ip().is_loopback() {
+        tracing::info!("demo page: http://{data}/");
     }
 }
 

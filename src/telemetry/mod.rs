@@ -12,6 +12,5 @@ pub use log::{LogFormat, Storms, start_log};
 pub use metrics::{AuthMetrics, BusMetrics, Metrics};
 pub use reasons::{DownCause, DropReason, EventKind, TokenFaultKind};
 pub use trace::{
-    Admission, AdmissionSpan, LAST_SPANS, PublishSpan, TraceConfig, TraceError, TracePipeline,
-    Traces,
+    Admission, AdmissionSpan, LAST_SPANS, TraceConfig, TraceError, TracePipeline, Traces,
 };

@@ -551,10 +551,14 @@ async fn a_collector_that_hangs_holds_up_nothing() {
 async fn log_lines_of_a_request_name_its_trace() {
     let (collector, url) = Collector::start().await;
     let mut variables = sending_to(&url);
-    variables.extend([("FANFARE_MAX_CONNECTIONS", "1"), ("FANFARE_LOG", "warn")]);
+    variables.extend([
+        ("FANFARE_MAX_CONNECTIONS", "1"),
+        // Nothing of the requests but warnings, and where it listens.
+        ("FANFARE_LOG", "warn,fanfare::app=info"),
+    ]);
     let mut redis = Redis::start().await;
     let gateway = Gateway::behind(&redis, &variables).await;
-    let named = format!("trace_id={TRACE}");
+    let named = format!(r#""trace_id":"{TRACE}""#);
     let is_in_the_log = async |text: &str| {
         eventually(&format!("{text:?} is in the log"), async || {
             let mut lines = gateway.log().into_iter();

@@ -166,8 +166,13 @@ impl<S: Subscriber> Filter<S> for Calm {
         true
     }
 
-    fn callsite_enabled(&self, _: &'static Metadata<'static>) -> Interest {
-        Interest::always()
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        // `tracing-subscriber` asserts that an event which a filter drops was not enabled for good.
+        if metadata.is_event() {
+            Interest::sometimes()
+        } else {
+            Interest::always()
+        }
     }
 
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
