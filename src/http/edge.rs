@@ -29,7 +29,7 @@ use super::tickets::{HeldTicket, NotSpent, wrong_ticket};
 use super::{host, origin};
 use crate::bus::BusHealth;
 use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
-use crate::protocol::Framing;
+use crate::protocol::{ControlForm, Framing};
 use crate::telemetry::{self, Traces};
 
 /// How long a stream waits for its channels while the bus is away. nginx/nginx.conf waits longer for an
@@ -257,7 +257,8 @@ impl Edge {
             if let (true, Some(Undecided(told))) = (is_stream, undecided) {
                 let reason = RejectReason::Undecided;
                 self.hub.stats().count_rejected(reason);
-                let answer = busy(wants_503, told);
+                let control = response.extensions_mut().remove::<ControlForm>();
+                let answer = busy(wants_503, control.unwrap_or_default(), told);
                 return instead(&mut asking, reason.label(), answer);
             }
             if is_stream && is_denied(response.status()) {
@@ -338,9 +339,9 @@ impl Edge {
             Err(Rejection { reason, busy: kind }) => {
                 self.hub.stats().count_rejected(reason);
                 let answer = match kind {
-                    Busy::Here(why) => busy(wants_503, why),
+                    Busy::Here(why) => busy(wants_503, stream.control, why),
                     // A proxy would ask all replicas in vain, and count the client there too.
-                    Busy::Client => retry_and_close(),
+                    Busy::Client => retry_and_close(stream.control),
                 };
                 return instead(&mut asking, reason.label(), answer);
             }

@@ -19,6 +19,7 @@ mod churn;
 mod cli;
 mod cluster;
 mod console;
+mod engines;
 mod examples;
 mod faults;
 mod functions;

@@ -3,6 +3,7 @@
 
 pub mod browser;
 pub mod client;
+pub mod engines;
 pub mod nginx;
 pub mod oracle;
 pub mod proxy;
@@ -561,15 +562,17 @@ impl Events {
     /// Waits for the first block, after which every event arrives.
     pub async fn opened(mut self) -> Self {
         let first = self.block().await.expect("a first block");
-        assert!(first.retry.is_some() && first.data.is_none(), "{first:?}");
+        let is_cursor = first.event.as_deref() == Some("$cursor") && first.data.is_some();
+        assert!(first.retry.is_some() && is_cursor, "{first:?}");
         self
     }
 
-    /// The next event.
+    /// The next event; a `$cursor` is none that an application hears of.
     pub async fn event(&mut self) -> Sse {
         loop {
             let block = self.block().await.expect("the stream goes on");
-            if block.data.is_some() {
+            assert!(block.data.is_some(), "a block without data: {block:?}");
+            if block.event.as_deref() != Some("$cursor") {
                 return block;
             }
         }
