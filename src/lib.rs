@@ -36,19 +36,21 @@
 //! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
 //! it better), and a protocol beside Server-Sent Events.
 
-pub mod admin;
-pub mod app;
-pub mod auth;
-pub mod bus;
+mod admin;
+mod app;
+mod auth;
+mod bus;
 pub mod cli;
-pub mod config;
+mod config;
 #[cfg(test)]
 mod exploration;
 pub mod fuzzing;
-pub mod http;
-pub mod hub;
-pub mod labels;
+mod http;
+mod hub;
+mod labels;
 pub mod protocol;
 mod supervision;
-pub mod tasks;
-pub mod telemetry;
+mod tasks;
+mod telemetry;
+
+pub use bus::library;

@@ -8,7 +8,8 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::answer::stream_headers;
-use super::authority::{Asker, Caller, Refusal};
+use super::authority::{Caller, Refusal};
+use super::decision::Decision;
 use super::error::Problem;
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};
@@ -47,8 +48,7 @@ async fn answer(
     let asked = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
     let control = asked.control;
     let mut response = stream_head(state, asked, headers).await.into_response();
-    // For the edge, which may have to answer instead.
-    response.extensions_mut().insert(control);
+    Decision::answer_in(control, &mut response);
     Ok(response)
 }
 
@@ -64,11 +64,8 @@ async fn stream_head(
         ticket,
     } = asked;
     let caller = state.authority.caller(headers, ticket.as_deref()).await?;
-    let asker = Asker {
-        session: caller.session.clone(),
-        channels: channels.names.len(),
-    };
-    let refused = |problem| Refusal::Of(problem, asker.clone());
+    let (reader, count) = (caller.session.clone(), channels.names.len());
+    let refused = |problem| Refusal::OfStream(problem, reader.clone(), count);
     for channel in &channels.names {
         let checked = state.authority.check_read(&caller, channel);
         checked.map_err(refused)?;
@@ -77,7 +74,6 @@ async fn stream_head(
         session,
         grants,
         ticket,
-        ..
     } = caller;
     for channel in grants.join {
         channels.add(channel).map_err(refused)?;
@@ -92,16 +88,13 @@ async fn stream_head(
     }
     let mut response = StatusCode::OK.into_response();
     stream_headers(response.headers_mut());
-    if let Some(ticket) = ticket {
-        response.extensions_mut().insert(ticket);
-    }
-    response.extensions_mut().insert(StreamRequest {
+    let stream = StreamRequest {
         channels: channels.names,
         start: begin.start(),
         control,
         session,
-    });
-    Ok(response)
+    };
+    Ok(Decision::Open { stream, ticket }.with(response))
 }
 
 /// What the URL of a stream asks for.

@@ -86,11 +86,6 @@ impl Hub {
         &self.stats
     }
 
-    /// The settings it was made with.
-    pub fn settings(&self) -> &HubSettings {
-        &self.settings
-    }
-
     /// Whether a session is kept out.
     pub fn is_revoked(&self, session: &Session) -> bool {
         self.revocations.is_revoked(session)

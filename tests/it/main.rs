@@ -3,7 +3,6 @@
 //! `faults` has tests that take minutes or need root; they are behind the feature `long-tests`
 //! (`make test-faults`).
 
-#![allow(unreachable_pub, reason = "a test program exports nothing")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
