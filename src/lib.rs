@@ -24,7 +24,7 @@
 //!
 //! - A shard is a thread that owns its connections. Nothing on the way of an event is locked or
 //!   shared with another shard.
-//! - Whatever is published after a client has seen its first byte reaches it, unless the bus is
+//! - Whatever is published after a client has seen its first `$cursor` reaches it, unless the bus is
 //!   lost in between.
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.

@@ -43,6 +43,42 @@ pub(crate) fn arrival(seen: Option<EventId>, event: Link, retention: Retention) 
     }
 }
 
+/// Where the recovery of a channel goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct RecoverFrom {
+    /// Everything up to its position was seen, or read.
+    pub(crate) cursor: Cursor,
+    /// The first id of the next page.
+    pub(crate) from: EventId,
+    /// An earlier page has held the cursor's event: the same primary vouches for it.
+    event_was_read: bool,
+}
+
+impl RecoverFrom {
+    /// The first page.
+    pub(crate) fn start(cursor: Cursor, lag_bound: Duration) -> Self {
+        Self {
+            cursor,
+            from: cursor.read_from(lag_bound),
+            event_was_read: false,
+        }
+    }
+
+    /// The page after one that ended with `last`.
+    fn after(self, last: EventId) -> Self {
+        let cursor = if last > self.cursor.position() {
+            Cursor::new(last, EventId::ZERO)
+        } else {
+            self.cursor
+        };
+        Self {
+            cursor,
+            from: last.next(),
+            event_was_read: true,
+        }
+    }
+}
+
 /// What a read tells of the time when nothing arrived.
 #[derive(Debug)]
 pub(crate) struct Recovered<E> {
@@ -51,8 +87,8 @@ pub(crate) struct Recovered<E> {
     pub(crate) gap: Option<GapReason>,
     /// What is retained, oldest first.
     pub(crate) events: Vec<E>,
-    /// More is to be read from here on.
-    pub(crate) goes_on: Option<Cursor>,
+    /// More is to be read.
+    pub(crate) goes_on: Option<RecoverFrom>,
 }
 
 /// The newest event that a client may have from a read of its channel's history, where the
@@ -85,11 +121,11 @@ pub(crate) fn backfill_from(
     }
 }
 
-/// Judges the read of one channel from [`Cursor::read_from`] on. What is later than `until`, the
-/// first id that came after all channels were subscribed, arrives by itself: taking it from here
-/// would let it overtake what other channels have before it.
+/// Judges a page of one channel. What is later than `until`, the first id that came after all
+/// channels were subscribed, arrives by itself: taking it from here would let it overtake what
+/// other channels have before it.
 pub(crate) fn recover<E: Linked + Clone>(
-    cursor: Cursor,
+    begin: RecoverFrom,
     page: &HistoryPage<E>,
     until: EventId,
     lag_bound: Duration,
@@ -98,7 +134,8 @@ pub(crate) fn recover<E: Linked + Clone>(
         page,
         floor: EventId::ZERO,
     };
-    let mut gap = judge(cursor, false, &[Some(evidence)], lag_bound)
+    let cursor = begin.cursor;
+    let mut gap = judge(cursor, begin.event_was_read, &[Some(evidence)], lag_bound)
         .into_iter()
         .flatten()
         .next()
@@ -109,15 +146,15 @@ pub(crate) fn recover<E: Linked + Clone>(
         });
     let is_missed = |event: &&E| event.link().id > cursor.position() && event.link().id <= until;
     let events: Vec<E> = page.events.iter().filter(is_missed).cloned().collect();
-    let end = page.end();
-    let goes_on = if page.complete || end >= until {
-        None
-    } else if end > cursor.position() {
-        Some(Cursor::new(end, EventId::ZERO))
-    } else {
-        // So small a page leads nowhere, and everything behind it stays unread.
-        gap.get_or_insert(GapReason::Lost);
-        None
+    let goes_on = match page.events.last().map(|last| last.link().id) {
+        _ if page.complete => None,
+        Some(last) if last >= until => None,
+        Some(last) => Some(begin.after(last)),
+        // None of its events can be read, and everything behind them stays unread.
+        None => {
+            gap.get_or_insert(GapReason::Lost);
+            None
+        }
     };
     Recovered {
         gap,
@@ -161,23 +198,42 @@ mod tests {
     fn a_cut_page_is_followed_by_another_one() {
         let cursor = Cursor::new(EventId::new(100, 0), EventId::ZERO);
         let cut = page(100, &[link(100, 0), link(200, 100)], false);
-        let recovered = recover(cursor, &cut, EventId::MAX, LAG);
+        let recovered = recover(RecoverFrom::start(cursor, LAG), &cut, EventId::MAX, LAG);
         assert_eq!(recovered.gap, None);
         assert_eq!(recovered.events, [link(200, 100)]);
         let next = recovered.goes_on.unwrap();
-        assert_eq!(next.read_from(LAG), EventId::new(200, 0));
+        assert_eq!(next.from, EventId::new(200, 0).next());
+        // It need not hold the event before.
+        let rest = page(201, &[link(300, 200)], true);
+        let recovered = recover(next, &rest, EventId::MAX, LAG);
+        assert_eq!(recovered.gap, None);
+        assert_eq!(recovered.events, [link(300, 200)]);
+        let rest = page(201, &[link(300, 250)], true);
+        let recovered = recover(next, &rest, EventId::MAX, LAG);
+        assert_eq!(recovered.gap, Some(GapReason::Lost));
+    }
+
+    #[test]
+    fn a_page_of_the_known_event_alone_leads_on() {
+        let cursor = Cursor::new(EventId::new(100, 0), EventId::new(105, 0));
+        let begin = RecoverFrom::start(cursor, LAG);
+        let recovered = recover(begin, &page(100, &[link(100, 0)], false), EventId::MAX, LAG);
+        assert_eq!(recovered.gap, None);
+        let next = recovered.goes_on.unwrap();
+        assert_eq!((next.from, next.cursor), (EventId::new(100, 1), cursor));
+        let recovered = recover(next, &page(101, &[link(200, 100)], true), EventId::MAX, LAG);
+        assert_eq!(
+            (recovered.gap, recovered.events),
+            (None, vec![link(200, 100)])
+        );
     }
 
     #[test]
     fn a_page_that_leads_nowhere_is_a_gap_and_not_the_end() {
         let cursor = Cursor::new(EventId::new(100, 0), EventId::ZERO);
-        let recovered = recover(
-            cursor,
-            &page(100, &[link(100, 0)], false),
-            EventId::MAX,
-            LAG,
-        );
-        assert_eq!(recovered.gap, Some(GapReason::Lost));
+        let begin = RecoverFrom::start(cursor, LAG);
+        let recovered = recover(begin, &page(100, &[], false), EventId::MAX, LAG);
+        assert!(recovered.gap.is_some());
         assert_eq!(recovered.goes_on, None);
     }
 
@@ -185,7 +241,8 @@ mod tests {
     fn what_the_subscription_brings_is_not_recovered() {
         let cursor = Cursor::new(EventId::new(100, 0), EventId::ZERO);
         let whole = page(100, &[link(100, 0), link(200, 100), link(300, 200)], true);
-        let recovered = recover(cursor, &whole, EventId::new(250, 0), LAG);
+        let begin = RecoverFrom::start(cursor, LAG);
+        let recovered = recover(begin, &whole, EventId::new(250, 0), LAG);
         assert_eq!(recovered.events, [link(200, 100)]);
         assert_eq!(
             seen_in(&whole, EventId::new(250, 0)),

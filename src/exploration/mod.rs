@@ -123,7 +123,7 @@ worlds! {
     histories_are_trimmed_and_expire: {}
         { ticks: 6, publishes: 3, probes: 1, connects: 3, tells: 1 }
     a_client_on_two_channels: {
-        channels: vec![0, 1], clients: vec![vec![0, 1]], part_events: 1, page_events: 2,
+        channels: vec![0, 1], clients: vec![vec![0, 1]], part_events: 1, page_events: 2, backfill_events: 1,
     } { ticks: 1, publishes: 3, connects: 3, losses: 1, tells: 1 }
     two_channels_and_expiry: {
         channels: vec![0, 1], clients: vec![vec![0, 1]], length: 1, ttl: 4, before: 1,
@@ -140,7 +140,7 @@ worlds! {
     failover_of_a_replica_that_came_later: { replicas: 2 }
         { publishes: 2, connects: 2, failovers: 1 }
     failover_of_two_channels: {
-        channels: vec![0, 1], clients: vec![vec![0, 1]], part_events: 1, page_events: 2,
+        channels: vec![0, 1], clients: vec![vec![0, 1]], part_events: 1, page_events: 2, backfill_events: 1,
     } { ticks: 1, publishes: 3, connects: 2, failovers: 1 }
     isolation: { replicas: 2, connected: 2, isolation: true }
         { publishes: 3, connects: 2, failovers: 1 }
@@ -180,19 +180,19 @@ worlds! {
         { ticks: 5, publishes: 2, connects: 2, losses: 1 }
     reads_are_shared: {
         clients: vec![vec![0], vec![0]], shared_reads: true, reused_pages: true,
-        part_events: 1, page_events: 2,
+        part_events: 1, page_events: 2, backfill_events: 1,
     } { publishes: 3, connects: 4 }
     reads_are_shared_and_reused: {
-        shared_reads: true, reused_pages: true, part_events: 1, page_events: 2,
+        shared_reads: true, reused_pages: true, part_events: 1, page_events: 2, backfill_events: 1,
         channels: vec![0, 1], clients: vec![vec![0, 1]],
     } { publishes: 4, connects: 3 }
-    restricted_events: { restricts: true, part_events: 1, page_events: 2 }
+    restricted_events: { restricts: true, part_events: 1, page_events: 2, backfill_events: 1 }
         { ticks: 4, publishes: 3, probes: 1, connects: 2, tells: 1 }
     restricted_events_on_two_channels: {
         restricts: true, channels: vec![0, 1], clients: vec![vec![0, 1]], part_events: 1,
-        page_events: 2,
+        page_events: 2, backfill_events: 1,
     } { ticks: 1, publishes: 3, connects: 2, losses: 1, tells: 1 }
-    restricted_events_and_failover: { restricts: true, part_events: 1, page_events: 2 }
+    restricted_events_and_failover: { restricts: true, part_events: 1, page_events: 2, backfill_events: 1 }
         { ticks: 3, publishes: 2, probes: 1, connects: 2, failovers: 1, tells: 1 }
     restricted_events_and_isolation: { restricts: true, replicas: 2, connected: 2, isolation: true }
         { publishes: 2, connects: 2, failovers: 1, tells: 1 }
@@ -220,6 +220,7 @@ fn any_setup() -> impl Strategy<Value = Setup> {
             connected: 1,
             page_events,
             part_events,
+            backfill_events: part_events,
             before,
             budget: Budget {
                 ticks: 60,

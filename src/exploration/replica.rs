@@ -4,9 +4,9 @@ use std::collections::VecDeque;
 
 use super::primary::{LAG, Primary, lag_bound};
 use super::setup::is_restricted;
-use crate::bus::chain::{Arrival, arrival, backfill_from, recover, seen_in};
+use crate::bus::chain::{Arrival, RecoverFrom, arrival, backfill_from, recover, seen_in};
 use crate::hub::tail::{Tail, TailLimits};
-use crate::protocol::{Cursor, EventId, HistoryPage, Link};
+use crate::protocol::{EventId, HistoryPage, Link};
 
 /// What Redis has sent to a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,7 +30,7 @@ pub(super) enum Connection {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Recovery {
     /// From where on the next page is to be read; `None`: all is read.
-    pub(super) cursor: Option<Cursor>,
+    pub(super) cursor: Option<RecoverFrom>,
     gap: bool,
     events: Vec<Link>,
 }
@@ -111,7 +111,8 @@ impl Replica {
                 .filter(|_| wanted.contains(&channel))
                 .map(|position| {
                     let settled = self.settled();
-                    backfill_from(self.seen[channel], position, settled, lag_bound())
+                    let cursor = backfill_from(self.seen[channel], position, settled, lag_bound());
+                    RecoverFrom::start(cursor, lag_bound())
                 }),
             gap: false,
             events: Vec::new(),
@@ -121,7 +122,7 @@ impl Replica {
     }
 
     /// The next read of a channel's backfill.
-    pub(super) fn backfill(&self, channel: usize) -> Option<Cursor> {
+    pub(super) fn backfill(&self, channel: usize) -> Option<RecoverFrom> {
         match &self.connection {
             Connection::Recovering { channels, .. } => channels[channel].cursor,
             _ => None,

@@ -21,6 +21,8 @@ pub(super) struct Setup {
     /// The most events of a page, and of a part.
     pub(super) page_events: usize,
     pub(super) part_events: usize,
+    /// The most events of a page that a backfill reads.
+    pub(super) backfill_events: usize,
     /// Events of each channel from before the start, and from when.
     pub(super) before: usize,
     pub(super) before_ms: u64,
@@ -56,6 +58,7 @@ impl Setup {
             connected: 1,
             page_events: usize::MAX,
             part_events: usize::MAX,
+            backfill_events: usize::MAX,
             before: 0,
             before_ms: START_MS - 1,
             restricts: false,

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::actions::Action;
 use super::client::{Client, Published, Stage};
-use super::primary::{LAG, Primary, lag_bound};
+use super::primary::{LAG, Primary};
 use super::replica::{Message, Replica, Told};
 use super::setup::{Budget, Setup};
 use crate::protocol::{Cursor, EventId};
@@ -121,16 +121,16 @@ impl World {
                 self.finish_recovery(replica)?;
             }
             Action::Backfill { replica, channel } => {
-                let cursor = self.replicas[replica].backfill(channel).unwrap();
-                let from = cursor.read_from(lag_bound());
+                let begin = self.replicas[replica].backfill(channel).unwrap();
+                let cursor = begin.cursor;
                 let page = self
                     .primary
-                    .page(self.now, channel, from, setup.page_events);
+                    .page(self.now, channel, begin.from, setup.backfill_events);
                 let gap = self.replicas[replica].recover(channel, &page);
                 if gap && self.primary.proves(self.now, cursor, &[channel])[0] {
                     return Err(format!("a gap after {cursor}, which is proven: {page:?}"));
                 }
-                if self.replicas[replica].backfill(channel) == Some(cursor) {
+                if self.replicas[replica].backfill(channel) == Some(begin) {
                     return Err(format!("the backfill does not get beyond {cursor}"));
                 }
                 self.finish_recovery(replica)?;

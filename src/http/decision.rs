@@ -6,6 +6,7 @@ use axum::response::Response;
 
 use super::held_ticket::HeldTicket;
 use crate::hub::{Session, StreamRequest};
+use crate::protocol::ControlForm;
 
 /// All that passes from the router to the edge beside the answer. Without one the answer is complete.
 #[derive(Clone, Debug)]
@@ -24,8 +25,13 @@ pub(super) enum Decision {
         /// How many channels it names.
         channels: usize,
     },
-    /// It cannot be decided now, for this reason.
-    Undecided(&'static str),
+    /// It cannot be decided now.
+    Undecided {
+        /// The reason.
+        why: &'static str,
+        /// How a stream's client wants to be told.
+        control: ControlForm,
+    },
 }
 
 impl Decision {

@@ -13,7 +13,7 @@ use super::decision::Decision;
 use super::error::Problem;
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};
-use crate::protocol::{ChannelName, CursorStyle};
+use crate::protocol::{ChannelName, ControlForm};
 
 /// The most kept events of a channel that a new stream may begin with; who asks for more gets
 /// these.
@@ -27,7 +27,7 @@ pub(super) async fn by_path(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
-    stream_head(&state, Some(&channel), query.as_deref(), &headers).await
+    answer(&state, Some(&channel), query.as_deref(), &headers).await
 }
 
 /// Opens a stream on the channels of the query.
@@ -36,21 +36,32 @@ pub(super) async fn by_query(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    stream_head(&state, None, query.as_deref(), &headers).await
+    answer(&state, None, query.as_deref(), &headers).await
 }
 
-async fn stream_head(
+async fn answer(
     state: &RouterState,
     path: Option<&str>,
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Refusal> {
+    let asked = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
+    let control = asked.control;
+    let answer = stream_head(state, asked, headers).await;
+    answer.map_err(|refusal| refusal.in_form(control))
+}
+
+async fn stream_head(
+    state: &RouterState,
+    asked: StreamQuery,
+    headers: &HeaderMap,
+) -> Result<Response, Refusal> {
     let StreamQuery {
         mut channels,
         mut begin,
-        cursor_style,
+        control,
         ticket,
-    } = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
+    } = asked;
     let caller = state.authority.caller(headers, ticket.as_deref()).await?;
     let (reader, count) = (caller.session.clone(), channels.names.len());
     let refused = |problem| Refusal::OfStream(problem, reader.clone(), count);
@@ -79,7 +90,7 @@ async fn stream_head(
     let stream = StreamRequest {
         channels: channels.names,
         start: begin.start(),
-        cursor_style,
+        control,
         session,
     };
     Ok(Decision::Open { stream, ticket }.with(response))
@@ -89,7 +100,7 @@ async fn stream_head(
 pub(crate) struct StreamQuery {
     channels: Channels,
     begin: Begin,
-    cursor_style: CursorStyle,
+    control: ControlForm,
     ticket: Option<String>,
 }
 
@@ -109,7 +120,7 @@ impl StreamQuery {
                 most: max_channels,
             },
             begin: Begin::default(),
-            cursor_style: CursorStyle::Silent,
+            control: ControlForm::default(),
             ticket: None,
         };
         let parse =
@@ -126,8 +137,13 @@ impl StreamQuery {
                 "ticket" => asked.ticket = Some(value.into_owned()),
                 "last_event_id" => asked.begin.after(&value),
                 "history" => asked.begin.newest = Some(newest(&value)?),
-                "cursor" if value == "event" => asked.cursor_style = CursorStyle::Event,
-                "cursor" => return Err(Problem::field("cursor", "must be event or absent")),
+                "control" => {
+                    let form = ControlForm::parse(&value);
+                    let rule = || Problem::field("control", "must be event or comment");
+                    asked.control = form.ok_or_else(rule)?;
+                }
+                // What `control=event` was called once. Pages still send it.
+                "cursor" => {}
                 "token" | "jwt" => return Err(token_in_query()),
                 _ => {}
             }

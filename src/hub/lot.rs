@@ -14,7 +14,7 @@ use super::subscriber::{ChannelKey, Subscriber};
 use super::timing::{Round, Timing};
 use super::{GapNotice, Item};
 use crate::protocol::{
-    Audience, ChannelName, EventId, Framing, GapReason, Link, Linked, gap_block,
+    Audience, ChannelName, ControlForm, EventId, Framing, GapReason, Link, Linked,
 };
 
 /// Events of one channel in this round, encoded one behind the other. One that is not for
@@ -63,9 +63,16 @@ pub(super) enum What {
         id: Option<EventId>,
         after: Option<EventId>,
         complete_after: Option<EventId>,
-        /// As above.
-        late: Option<Wire>,
+        wires: GapWires,
     },
+}
+
+/// A gap's bytes beside those in its lot, which are an event with its id.
+pub(super) struct GapWires {
+    comment: Wire,
+    /// Without an id, as above.
+    late: Option<Wire>,
+    late_comment: Option<Wire>,
 }
 
 impl What {
@@ -102,11 +109,26 @@ impl What {
         })
     }
 
-    /// The bytes without an id, where it is late.
-    pub(super) fn late(&self) -> Option<&Wire> {
+    /// Whether connections that have had later ids of other channels get it without its id.
+    pub(super) fn is_late(&self) -> bool {
+        match self {
+            Self::Live => false,
+            Self::Kept { late, .. } => late.is_some(),
+            Self::Gap { wires, .. } => wires.late.is_some(),
+        }
+    }
+
+    /// The bytes for a connection, where they are not those in the lot. `late`: without the id.
+    pub(super) fn wire(&self, control: ControlForm, late: bool) -> Option<&Wire> {
         match self {
             Self::Live => None,
-            Self::Kept { late, .. } | Self::Gap { late, .. } => late.as_ref(),
+            Self::Kept { late: wire, .. } => wire.as_ref().filter(|_| late),
+            Self::Gap { wires, .. } => match (control, late) {
+                (ControlForm::Event, false) => None,
+                (ControlForm::Event, true) => wires.late.as_ref(),
+                (ControlForm::Comment, false) => Some(&wires.comment),
+                (ControlForm::Comment, true) => wires.late_comment.as_ref(),
+            },
         }
     }
 
@@ -207,19 +229,24 @@ impl Lot {
                     id,
                     complete_after,
                 } = *notice;
-                let append = |id, buffer: &mut Vec<u8>| {
-                    let block = gap_block(&self.channel, reason, after, oldest, id);
+                let append = |control: ControlForm, id, buffer: &mut Vec<u8>| {
+                    let block = control.gap_block(&self.channel, reason, after, oldest, id);
                     Framing::Chunked.append(block.as_bytes(), buffer)
                 };
-                let late = late.then(|| Wire::encoded(|buffer| append(None, buffer)));
-                let payload = append(id, &mut self.buffer);
+                let wire = |control, id| Wire::encoded(|buffer| append(control, id, buffer));
+                let wires = GapWires {
+                    comment: wire(ControlForm::Comment, id),
+                    late: late.then(|| wire(ControlForm::Event, None)),
+                    late_comment: late.then(|| wire(ControlForm::Comment, None)),
+                };
+                let payload = append(ControlForm::Event, id, &mut self.buffer);
                 self.gaps.push(reason);
                 let what = What::Gap {
                     reason,
                     id,
                     after,
                     complete_after,
-                    late,
+                    wires,
                 };
                 (Some(payload), what)
             }

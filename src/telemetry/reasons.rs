@@ -18,6 +18,8 @@ labels! { "cause":
         Loading = "loading",
         /// Redis has closed the connection: it ended, or dropped a subscriber that was too slow.
         Closed = "closed",
+        /// Redis has closed the connection, and counts one that exceeded its output buffer limit.
+        OutputBuffer = "output_buffer",
         /// Redis does not answer, or a probe did not come back.
         Silent = "silent",
         /// This replica did not keep up, and starts over.

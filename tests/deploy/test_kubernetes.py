@@ -467,7 +467,7 @@ class Pieces(unittest.TestCase):
         for ingress in of(everything, "Ingress"):
             paths = {path["path"] for rule in ingress["spec"]["rules"] for path in rule["http"]["paths"]}
             self.assertEqual(paths, public)
-        nginx = (ROOT / "nginx/nginx.conf").read_text().split("only the inside reaches")[0]
+        nginx = (ROOT / "nginx/nginx.conf").read_text().split("only internal services reach")[0]
         locations = set(re.findall(r"location (?:= )?(/\w+)", nginx))
         self.assertEqual(locations, public)
 

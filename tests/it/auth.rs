@@ -231,8 +231,8 @@ async fn draw(gateway: &Gateway, token: &str) -> String {
 #[tokio::test]
 async fn a_ticket_opens_one_stream_on_any_replica() {
     let redis = Redis::start().await;
-    // With exactly the rights that the README names.
-    let rights = include_str!("../../README.md")
+    // With exactly the rights that docs/protocol.md lists.
+    let rights = include_str!("../../docs/protocol.md")
         .lines()
         .find_map(|line| line.strip_prefix("ACL SETUSER gateway "))
         .unwrap();

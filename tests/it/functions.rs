@@ -934,6 +934,23 @@ async fn a_page_holds_as_many_bytes_as_asked_for_and_at_least_two_events() {
         let page = history(&mut connection, &["newest", "3", "100", &max_bytes]).await;
         assert_eq!(page.data.len(), events.min(3));
     }
+    // Fewer, if asked for: then the answer never exceeds the bytes, and may hold nothing.
+    for (max_bytes, min_events, events) in [
+        ("1", "0", 0),
+        ("300000", "0", 0),
+        ("301000", "0", 1),
+        ("1", "1", 1),
+        ("602000", "1", 2),
+        ("1", "2", 2),
+    ] {
+        let from = &["from", "0-0", "0", "100", max_bytes, min_events];
+        let page = history(&mut connection, from).await;
+        assert_eq!(
+            (page.data.len(), page.complete),
+            (events, false),
+            "{from:?}"
+        );
+    }
     // What is read before the asked for leaves room for it.
     let from = stored(&mut connection, "a").await[15].0.to_string();
     let page = history(&mut connection, &["from", &from, "1000", "100", "1204000"]).await;
@@ -991,7 +1008,9 @@ async fn a_history_that_is_not_there_or_not_ours_is_read_too() {
         &["from", "0-0", "-1", "1", "1"],
         &["from", "0-0", "0", "0", "1"],
         &["from", "0-0", "0", "1", "0"],
-        &["from", "0-0", "0", "1", "1", "1"],
+        &["from", "0-0", "0", "1", "1", "3"],
+        &["from", "0-0", "0", "1", "1", "x"],
+        &["from", "0-0", "0", "1", "1", "1", "1"],
         &["newest", "0", "1", "1"],
         &["newest", "1", "1"],
         &["oldest", "1", "1", "1"],

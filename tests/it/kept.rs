@@ -265,8 +265,8 @@ async fn commands_follow_the_subscription_to_another_redis() {
 #[tokio::test]
 async fn a_gateway_with_the_documented_rights_uses_its_connections_again() {
     let redis = Redis::start().await;
-    let readme = include_str!("../../README.md");
-    let rights = readme
+    let page = include_str!("../../docs/protocol.md");
+    let rights = page
         .lines()
         .find_map(|line| line.strip_prefix("ACL SETUSER gateway "))
         .unwrap();
@@ -434,7 +434,7 @@ async fn ids_on_a_connection_increase_when_redis_begins_anew() {
                 let position = order(id.rsplit('.').next().unwrap());
                 assert!(position > last, "{block:?} after {last:?}, round {round}");
                 last = position;
-                let is_heartbeat = block.data.is_none() && id.contains('.');
+                let is_heartbeat = block.event.as_deref() == Some("$cursor");
                 is_vouched = is_heartbeat && position > own;
                 is_anew = block.event.as_deref() == Some("$gap");
             }
@@ -669,18 +669,20 @@ async fn a_restart_that_lost_nothing_leaves_no_gap() {
     assert_eq!(next_kept(&mut events).await, (after, "after".into()));
 }
 
-/// What is missed is bounded: beyond it, it is told as lost. Everything is one or the other.
-#[tokio::test]
-async fn a_backfill_is_bounded_and_says_what_it_left_out() {
-    const CHANNELS: usize = 48;
-    let redis = Redis::start().await;
-    let gateway = Gateway::behind(&redis, &[("FANFARE_CLIENT_BUFFER_BYTES", "128MiB")]).await;
-    let names: Vec<_> = (0..CHANNELS)
-        .map(|number| format!("channel=c{number}"))
-        .collect();
-    let path = format!("/events?{}", names.join("&"));
-    let mut events = gateway.events(&path).await.opened().await;
-    let mebibyte = "0123456789abcdef".repeat(1 << 16);
+/// A stream of the channels `c0`, `c1`, …
+fn path_of(channels: usize) -> String {
+    let names = (0..channels).map(|number| format!("channel=c{number}"));
+    format!("/events?{}", names.collect::<Vec<_>>().join("&"))
+}
+
+/// Publishes so many events to each of so many channels while no replica is subscribed: one
+/// transaction ends the subscriptions first. Returns the ids.
+async fn publish_unheard(
+    redis: &Redis,
+    channels: usize,
+    events: usize,
+    data: impl Fn(usize) -> String,
+) -> Vec<String> {
     let patient = redis::AsyncConnectionConfig::new().set_response_timeout(None);
     let mut connection = redis::Client::open(redis.url())
         .unwrap()
@@ -689,11 +691,104 @@ async fn a_backfill_is_bounded_and_says_what_it_left_out() {
         .unwrap();
     let mut pipe = redis::pipe();
     pipe.atomic().cmd("CLIENT").arg(&["KILL", "TYPE", "pubsub"]);
-    for number in 0..CHANNELS {
+    for number in 0..channels * events {
         pipe.cmd("FCALL").arg(&["fanfare_publish", "1"]);
-        pipe.arg(format!("sse:c{number}")).arg(&mebibyte);
+        pipe.arg(format!("sse:c{}", number % channels))
+            .arg(data(number));
     }
-    let _: Vec<redis::Value> = pipe.query_async(&mut connection).await.unwrap();
+    let answers: Vec<redis::Value> = pipe.query_async(&mut connection).await.unwrap();
+    let ids = answers.into_iter().skip(1);
+    ids.map(|id| redis::from_redis_value(id).unwrap()).collect()
+}
+
+/// Redis closes a subscriber whose answers exceed its output buffer limit. However much was
+/// missed, a replica asks for less than that at once: every stream gets every event, in order.
+#[tokio::test]
+async fn a_recovery_stays_below_the_output_buffer_limit_of_redis() {
+    // Channels, events of each, bytes, the largest event, Redis' limit.
+    for (channels, events, bytes, max_event, limit) in [
+        (16, 1000, 2500, "1MiB", None),
+        (16, 3, 1_000_000, "1MiB", None),
+        (6, 100, 100_000, "4MiB", None),
+        (3, 20, 1_000_000, "8MiB", None),
+        (3, 2, 8_000_000, "8MiB", None),
+        (4, 1000, 2500, "1MiB", Some("pubsub 1mb 1mb 10")),
+        (4, 10, 500_000, "1MiB", Some("pubsub 1mb 1mb 10")),
+    ] {
+        let case = format!("{channels} x {events} x {bytes}, {max_event}, {limit:?}");
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("redis.log");
+        let redis = Redis::start_with(&[("--logfile", log.to_str().unwrap())]).await;
+        let variables = [
+            ("FANFARE_CLIENT_BUFFER_BYTES", "256MiB"),
+            ("FANFARE_MAX_EVENT_BYTES", max_event),
+        ];
+        let gateway = Gateway::behind(&redis, &variables).await;
+        let mut stream = gateway.events(&path_of(channels)).await.opened().await;
+        if let Some(limit) = limit {
+            let set = ["CONFIG", "SET", "client-output-buffer-limit", limit];
+            let _: String = redis.command(&set).await;
+        }
+        let padding = "x".repeat(bytes - 8);
+        let data = |number: usize| format!("{number:08}{padding}");
+        let ids = publish_unheard(&redis, channels, events, data).await;
+        for (number, id) in ids.iter().enumerate() {
+            let (received, text) = next_kept(&mut stream).await;
+            assert_eq!(
+                (&received, &text[..8]),
+                (id, &*format!("{number:08}")),
+                "{case}"
+            );
+        }
+        gateway.ready().await;
+        if limit.is_none() {
+            let told = std::fs::read_to_string(&log).unwrap();
+            assert!(!told.contains("output buffer limits"), "{case}: {told}");
+        }
+        // The next event arrives by itself.
+        let id = redis.keep("c0", "next", &[]).await;
+        assert_eq!(next_kept(&mut stream).await, (id, "next".into()));
+    }
+}
+
+/// Redis closes the connection without a word: the limit that may be the cause is named.
+#[tokio::test]
+async fn a_connection_closed_while_histories_are_read_names_the_limit() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[("FANFARE_MAX_EVENT_BYTES", "2MiB")]).await;
+    let mut stream = gateway.events("/events/a").await.opened().await;
+    let set = async |limit: &str| {
+        let set = ["CONFIG", "SET", "client-output-buffer-limit", limit];
+        let _: String = redis.command(&set).await;
+    };
+    // Neither the message nor an answer with it fits.
+    set("pubsub 256kb 256kb 10").await;
+    let large = "x".repeat(2_000_000);
+    redis.keep("a", &large, &[]).await;
+    let limit = "client-output-buffer-limit for pubsub";
+    eventually("it is named", async || {
+        let (status, told) = gateway.admin_get("/readyz").await;
+        status == 503 && told.contains(limit) && gateway.log().join("\n").contains(limit)
+    })
+    .await;
+    set("pubsub 32mb 8mb 60").await;
+    assert_eq!(next_kept(&mut stream).await.1.len(), large.len());
+    gateway.ready().await;
+}
+
+/// What is missed is bounded: beyond it, it is told as lost. Everything is one or the other.
+#[tokio::test]
+async fn a_backfill_is_bounded_and_says_what_it_left_out() {
+    const CHANNELS: usize = 48;
+    let redis = Redis::start().await;
+    let variables = [
+        ("FANFARE_CLIENT_BUFFER_BYTES", "256MiB"),
+        ("FANFARE_MAX_EVENT_BYTES", "2MiB"),
+    ];
+    let gateway = Gateway::behind(&redis, &variables).await;
+    let mut events = gateway.events(&path_of(CHANNELS)).await.opened().await;
+    let large = "0123456789abcdef".repeat(2 << 16);
+    publish_unheard(&redis, CHANNELS, 1, |_| large.clone()).await;
     let (mut delivered, mut lost) = (0, 0);
     while delivered + lost < CHANNELS {
         let event = events.event().await;
@@ -701,7 +796,7 @@ async fn a_backfill_is_bounded_and_says_what_it_left_out() {
             assert!(event.data.unwrap().contains(r#""reason":"lost""#));
             lost += 1;
         } else {
-            assert_eq!(event.data.as_deref(), Some(&*mebibyte));
+            assert_eq!(event.data.as_deref(), Some(&*large));
             delivered += 1;
         }
     }

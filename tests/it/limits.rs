@@ -327,10 +327,10 @@ async fn limits_hold_for_all_replicas_together() {
     refused_in_the_end(&three, "192.0.2.4").await;
 }
 
-/// Gives a gateway the rights that the README names, and returns its URL.
+/// Gives a gateway the rights that docs/protocol.md lists, and returns its URL.
 async fn documented_user(redis: &Redis) -> String {
-    let readme = include_str!("../../README.md");
-    let rights = readme
+    let page = include_str!("../../docs/protocol.md");
+    let rights = page
         .lines()
         .find_map(|line| line.strip_prefix("ACL SETUSER gateway "))
         .unwrap();

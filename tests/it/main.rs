@@ -18,6 +18,7 @@ mod churn;
 mod cli;
 mod cluster;
 mod console;
+mod engines;
 mod examples;
 mod faults;
 mod functions;
@@ -39,3 +40,5 @@ mod stop;
 mod streams;
 mod support;
 mod traces;
+#[cfg(feature = "long-tests")]
+mod upgrade;

@@ -441,14 +441,14 @@ async fn a_password_is_used_and_never_printed() {
     assert!(!seen.contains("canary"), "{seen}");
 }
 
-/// Exactly the rights that the README names, and nothing in the server's log of refusals.
+/// Exactly the rights that docs/protocol.md lists, and nothing in the server's log of refusals.
 #[tokio::test]
 async fn the_documented_rights_suffice() {
     let redis = Redis::start().await;
-    let documented = include_str!("../../README.md")
+    let documented = include_str!("../../docs/protocol.md")
         .lines()
         .find(|line| line.starts_with("ACL SETUSER gateway "))
-        .expect("the README tells a gateway's rights");
+        .expect("docs/protocol.md lists a gateway's rights");
     for line in [
         documented,
         "ACL SETUSER publisher on >password resetchannels &sse:* -@all +publish",

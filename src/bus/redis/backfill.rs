@@ -1,29 +1,85 @@
 //! Reading what a subscription has missed.
 //!
 //! Reads go over the subscriber connection itself: they must come from the very server that the
-//! subscription is with.
+//! subscription is with. Redis closes a subscriber whose answers and messages together exceed
+//! `client-output-buffer-limit pubsub` (32 MiB, or 8 MiB for a minute), so a [`ReadBudget`] bounds
+//! what all reads under way may answer.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::stream::{self, StreamExt, TryStreamExt};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::functions::{Refusal, refusal};
-use super::history::HistoryReader;
-use crate::bus::chain::recover;
+use super::history::{HistoryReader, MAX_PAGE_BYTES, PageLimit};
+use crate::bus::chain::{RecoverFrom, recover};
 use crate::hub::{GapNotice, HistoryRead};
 use crate::protocol::{ChannelName, Cursor, EventId, GapReason, HistoryPage, KeptEvent, Retention};
 
 /// Reads under way at once: enough to keep Redis busy, few enough that probes and subscriptions
-/// get through.
-const AT_ONCE: usize = 16;
+/// get through. The [`ReadBudget`] bounds their bytes.
+const MAX_READS: usize = 64;
+
+/// The first page of a channel: most channels have missed little or nothing.
+const FIRST_PAGE_BYTES: usize = 64 << 10;
+const FIRST_PAGE: PageLimit = PageLimit {
+    bytes: FIRST_PAGE_BYTES,
+    min_events: 0,
+};
+
+/// Half of Redis' soft limit for subscribers.
+const MAX_BUDGET_BYTES: usize = 4 << 20;
+
+/// How many bytes the reads under way may answer together. A read of a single event that is larger
+/// than that is sent when no other read is under way.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReadBudget {
+    bytes: usize,
+    /// Redis said that it closes connections for their output buffer: its limit is lower.
+    is_limited: bool,
+}
+
+impl Default for ReadBudget {
+    fn default() -> Self {
+        Self {
+            bytes: MAX_BUDGET_BYTES,
+            is_limited: false,
+        }
+    }
+}
+
+impl ReadBudget {
+    /// Redis closed the connection while reads were under way: its limit may be lower. With every
+    /// further loss less is asked for, down to one event at a time.
+    pub(super) fn note_closed(&mut self) {
+        self.bytes = (self.bytes / 2).max(FIRST_PAGE_BYTES);
+    }
+
+    /// Redis counts connections that it closed for their output buffer.
+    pub(super) fn note_limited(&mut self) {
+        self.is_limited = true;
+    }
+
+    /// Everything was read. What was lost before may have been a failure of the network.
+    pub(super) fn note_done(&mut self) {
+        if !self.is_limited {
+            self.bytes = (self.bytes * 2).min(MAX_BUDGET_BYTES);
+        }
+    }
+
+    fn page_bytes(self) -> usize {
+        (self.bytes / 4).clamp(FIRST_PAGE_BYTES, MAX_PAGE_BYTES)
+    }
+}
 
 /// What may be recovered after one loss, all channels together: it waits in memory until
 /// everything is read and in order. What is beyond it is told as lost.
-const MOST_BYTES: usize = 32 << 20;
+const MOST_BYTES: usize = 64 << 20;
 
 /// For all channels together: a stream that is opened meanwhile waits. Ten thousand channels take
 /// about a second.
@@ -97,12 +153,30 @@ pub(super) struct Started {
 /// Reads over one connection.
 #[derive(Clone)]
 pub(super) struct Backfill {
-    pub(super) connection: MultiplexedConnection,
-    pub(super) reader: HistoryReader,
-    pub(super) lag_bound: Duration,
+    connection: MultiplexedConnection,
+    reader: HistoryReader,
+    lag_bound: Duration,
+    budget: ReadBudget,
+    /// A permit for each byte that the reads under way may answer.
+    bytes: Arc<Semaphore>,
 }
 
 impl Backfill {
+    pub(super) fn new(
+        connection: MultiplexedConnection,
+        reader: HistoryReader,
+        lag_bound: Duration,
+        budget: ReadBudget,
+    ) -> Self {
+        Self {
+            connection,
+            reader,
+            lag_bound,
+            budget,
+            bytes: Arc::new(Semaphore::new(budget.bytes)),
+        }
+    }
+
     /// Reads what was missed before everything was subscribed again.
     ///
     /// # Errors
@@ -119,7 +193,7 @@ impl Backfill {
         let deadline = Instant::now() + BACKFILL_DEADLINE;
         let recoveries = stream::iter(missed)
             .map(|missed| self.channel(missed, bound, &bytes_left, deadline))
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(MAX_READS)
             .try_collect()
             .await?;
         Ok(Started {
@@ -148,7 +222,8 @@ impl Backfill {
         id: EventId,
     ) -> RedisResult<Option<HistoryPage<KeptEvent>>> {
         let deadline = Instant::now() + BACKFILL_DEADLINE;
-        self.page(&channel, id, deadline).await
+        // What is asked for is no event of it.
+        self.page(&channel, id, FIRST_PAGE, deadline).await
     }
 
     async fn channel(
@@ -167,15 +242,26 @@ impl Backfill {
             retention: None,
         };
         let begin = cursor;
-        let mut cursor = cursor;
+        let mut at = RecoverFrom::start(cursor, self.lag_bound);
+        let mut limit = FIRST_PAGE;
         loop {
-            let from = cursor.read_from(self.lag_bound);
-            let Some(page) = self.page(&recovery.channel, from, deadline).await? else {
+            let cursor = at.cursor;
+            let page = self.page(&recovery.channel, at.from, limit, deadline);
+            let Some(page) = page.await? else {
                 recovery.lose(cursor, last);
                 return Ok(recovery);
             };
+            // The next event alone is larger than this page could be.
+            let is_too_small = !page.complete && page.events.is_empty() && limit.min_events == 0;
+            limit = PageLimit {
+                bytes: self.budget.page_bytes(),
+                min_events: u8::from(is_too_small),
+            };
+            if is_too_small {
+                continue;
+            }
             recovery.retention = Some(page.retention);
-            let found = recover(cursor, &page, last, self.lag_bound);
+            let found = recover(at, &page, last, self.lag_bound);
             let events = found.events;
             if let Some(reason) = found.gap {
                 let id = events.first().map_or(last, |first| first.id.pred());
@@ -201,8 +287,8 @@ impl Backfill {
                 .items
                 .extend(events.into_iter().map(Recovered::Event));
             match found.goes_on {
-                Some(next) if next.position() < last => cursor = next,
-                _ => return Ok(recovery),
+                Some(next) => at = next,
+                None => return Ok(recovery),
             }
         }
     }
@@ -212,6 +298,7 @@ impl Backfill {
         &self,
         channel: &ChannelName,
         from: EventId,
+        limit: PageLimit,
         deadline: Instant,
     ) -> RedisResult<Option<HistoryPage<KeptEvent>>> {
         let mut connection = self.connection.clone();
@@ -220,7 +307,13 @@ impl Backfill {
             preceding: 0,
         };
         for attempt in 1..=ATTEMPTS {
-            let reading = self.reader.read(&mut connection, channel, read);
+            let reading = async {
+                // Held until the answer is there. Fails only when the semaphore is closed: never.
+                let _permit = self.bytes.acquire_many(self.permits(limit)).await;
+                self.reader
+                    .read(&mut connection, channel, read, limit)
+                    .await
+            };
             match timeout_at(deadline, reading).await {
                 Ok(Ok(page)) => return Ok(Some(page)),
                 Ok(Err(error)) if is_lost(&error) => return Err(error),
@@ -234,6 +327,12 @@ impl Backfill {
             }
         }
         Ok(None)
+    }
+
+    /// All permits for a page that is larger than the budget.
+    fn permits(&self, limit: PageLimit) -> u32 {
+        let bytes = self.reader.max_answer_bytes(limit).min(self.budget.bytes);
+        u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 }
 

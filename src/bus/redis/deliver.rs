@@ -553,7 +553,7 @@ mod tests {
         Hub, HubSettings, InterestUpdate, Item, News, ShardMessage, SlowClientPolicy, Start,
         StreamRequest,
     };
-    use crate::protocol::{CursorStyle, Framing, RetryRange};
+    use crate::protocol::{ControlForm, Framing, RetryRange};
     use crate::telemetry::Metrics;
 
     const LAG: Duration = Duration::from_secs(60);
@@ -623,7 +623,7 @@ mod tests {
         let request = StreamRequest {
             channels: vec![name("a"), name("b")],
             start: Start::Live,
-            cursor_style: CursorStyle::Silent,
+            control: ControlForm::Event,
             session: None,
         };
         let (sender, mut told) = mpsc::channel(1);

@@ -688,9 +688,11 @@ local function history_fault(argument, rule)
 end
 
 -- FCALL_RO fanfare_history 1 <prefix><channel> from <id> <preceding> <max events> <max bytes>
--- FCALL_RO fanfare_history 1 <prefix><channel> newest <n> <max events> <max bytes>
---   The bytes do not count for two events: who begins with the last known one gets the one after
---   it too.
+--   [<min events>]
+-- FCALL_RO fanfare_history 1 <prefix><channel> newest <n> <max events> <max bytes> [<min events>]
+--   The first <min events> (0 to 2) are answered even if they exceed <max bytes>. The default is 2,
+--   so that a read that begins with the last known event also returns the event after it. With 0
+--   the frames of an answer never exceed <max bytes>; it may hold none, and not be complete.
 --   ->  newest id issued, epoch, the time in Unix milliseconds, ttl_ms, old_ttl_ms, ttl_since,
 --       evictable (0, 1; 2: the key holds something else, so that nothing is known of the
 --       channel's history), oldest id, its prev, start, complete, frame...
@@ -725,8 +727,12 @@ local function history(keys, argv)
   end
   local max_events = whole(argv[events_index], 1, MOST.length)
   local max_bytes = whole(argv[events_index + 1], 1, 4294967296)
-  if not max_events or not max_bytes or argv[events_index + 2] then
-    return history_fault('arguments', 'end with the most events and the most bytes')
+  local min_events = 2
+  if argv[events_index + 2] then
+    min_events = whole(argv[events_index + 2], 0, 2)
+  end
+  if not max_events or not max_bytes or not min_events or argv[events_index + 3] then
+    return history_fault('arguments', 'end with max events, max bytes and perhaps min events (0 to 2)')
   end
 
   local now = now_ms()
@@ -760,7 +766,7 @@ local function history(keys, argv)
   local events, bytes = 0, 0
   walk('XRANGE', key, start, '+', function(_, frame)
     bytes = bytes + #frame
-    if events == max_events or events > 1 and bytes > max_bytes then
+    if events == max_events or events >= min_events and bytes > max_bytes then
       reply[11] = 0
       return false
     end

@@ -29,7 +29,16 @@ use crate::telemetry::occurrences::{EntryUnreadable, HistoryReadSent};
 /// One read: so much that a long history takes few of them, so little that none holds Redis up
 /// for more than some milliseconds.
 const MAX_PAGE_EVENTS: usize = 1024;
-const MAX_PAGE_BYTES: usize = 1 << 20;
+pub(super) const MAX_PAGE_BYTES: usize = 1 << 20;
+
+/// How much one read may answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PageLimit {
+    pub(super) bytes: usize,
+    /// So many events are answered even if they exceed the bytes. Without any, a page that is not
+    /// complete may be empty.
+    pub(super) min_events: u8,
+}
 
 /// What stands in a frame beside the data, at the most.
 const FRAME_OVERHEAD_BYTES: usize = 32 << 10;
@@ -70,6 +79,7 @@ impl HistoryReader {
         connection: &mut impl ConnectionLike,
         channel: &ChannelName,
         read: HistoryRead,
+        limit: PageLimit,
     ) -> RedisResult<HistoryPage<KeptEvent>> {
         let mut command = call_read_only("fanfare_history", &format!("{}{channel}", self.prefix));
         match read {
@@ -80,14 +90,29 @@ impl HistoryReader {
                 command.arg("newest").arg(count);
             }
         }
-        // A read that begins with the last known event must hold the one after it too.
-        let two_events = 2 * (self.max_event_bytes + FRAME_OVERHEAD_BYTES);
         command
             .arg(MAX_PAGE_EVENTS)
-            .arg(MAX_PAGE_BYTES.max(two_events));
+            .arg(limit.bytes)
+            .arg(limit.min_events);
         HistoryReadSent.emit(&self.metrics);
         let answer = command.query_async(connection).await?;
         self.page(channel, answer)
+    }
+
+    /// The limit of reads for clients: a replay that begins with the last event its client knows
+    /// needs the event after it, too.
+    fn client_limit(&self) -> PageLimit {
+        let two_events = 2 * (self.max_event_bytes + FRAME_OVERHEAD_BYTES);
+        PageLimit {
+            bytes: MAX_PAGE_BYTES.max(two_events),
+            min_events: 2,
+        }
+    }
+
+    /// The most bytes that a read with this limit may answer.
+    pub(super) fn max_answer_bytes(&self, limit: PageLimit) -> usize {
+        let event_bytes = self.max_event_bytes + FRAME_OVERHEAD_BYTES;
+        limit.bytes.max(usize::from(limit.min_events) * event_bytes)
     }
 
     /// What stands before a channel's name in Redis.
@@ -299,7 +324,11 @@ impl HistoryService {
         let reading = timeout(COMMAND_DEADLINE, async {
             let pooled = self.pool.get().await;
             let mut connection = pooled.map_err(HistoryError::Unavailable)?;
-            let page = self.reader.read(&mut *connection, channel, read).await;
+            let limit = self.reader.client_limit();
+            let page = self
+                .reader
+                .read(&mut *connection, channel, read, limit)
+                .await;
             page.map_err(|error| match refusal(&error) {
                 Some(Refusal::Forbidden) => HistoryError::Unsupported,
                 Some(Refusal::Missing) => {

@@ -16,7 +16,7 @@ use crate::config::{Config, RedisUrl};
 use crate::protocol::EventId;
 
 /// Raised with every change of `fanfare.lua` that publishers or gateways could notice.
-pub const LIBRARY_VERSION: u64 = 2;
+pub const LIBRARY_VERSION: u64 = 3;
 
 const SOURCE: &str = include_str!("fanfare.lua");
 

@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
+use self::backfill::ReadBudget;
 use self::control::Control;
 use self::deliver::Delivery;
 use self::history::{HistoryReader, HistoryService};
@@ -94,6 +95,7 @@ pub(super) fn start(
         ),
         keeping,
         reader,
+        read_budget: ReadBudget::default(),
         updates: inputs.updates,
         reads,
         health: health_sender,

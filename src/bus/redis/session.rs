@@ -18,7 +18,7 @@ use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::backfill::{Backfill, Missed, Started};
+use super::backfill::{Backfill, Missed, ReadBudget, Started};
 use super::control::Control;
 use super::deliver::{Delivery, Filled, IdsWentBack, Interrupted, Interruption};
 use super::functions::{Refusal, refusal};
@@ -57,6 +57,12 @@ pub(super) enum SessionEnd {
     ProbeLate,
     #[error("a history could not be read: {0}")]
     History(RedisError),
+    /// Redis gives no reason when it closes a connection for its output buffer.
+    #[error(
+        "Redis closed the connection while histories were read; if this repeats, Redis' log says \
+         whether its client-output-buffer-limit for pubsub is too low"
+    )]
+    ClosedWhileReading,
     #[error("Redis is a replica: its primary is elsewhere")]
     Replica,
     #[error(transparent)]
@@ -79,7 +85,7 @@ impl SessionEnd {
                 DownCause::Silent | DownCause::Closed => DownCause::Unreachable,
                 cause => cause,
             },
-            Self::Queue(QueueEnd::Disconnected) => DownCause::Closed,
+            Self::Queue(QueueEnd::Disconnected) | Self::ClosedWhileReading => DownCause::Closed,
             Self::Queue(QueueEnd::Overflowed) => DownCause::Behind,
             Self::Subscribe(error) | Self::Probe(error) | Self::History(error) => cause(error),
             Self::ProbeLate => DownCause::Silent,
@@ -112,6 +118,7 @@ pub(super) struct SubscriberState {
     pub(super) delivery: Delivery,
     pub(super) keeping: Keeping,
     pub(super) reader: HistoryReader,
+    pub(super) read_budget: ReadBudget,
     pub(super) updates: mpsc::Receiver<InterestUpdate>,
     /// What clients' reads of history told.
     pub(super) reads: mpsc::Receiver<ReadNote>,
@@ -222,6 +229,13 @@ impl<'a> Session<'a> {
             Ok(never) => match never {},
             Err(end) => end,
         };
+        let is_reading = matches!(self.phase, Phase::Starting(_) | Phase::Filling(_));
+        let end = if is_reading && end.cause() == DownCause::Closed {
+            self.state.read_budget.note_closed();
+            SessionEnd::ClosedWhileReading
+        } else {
+            end
+        };
         let mut unhandled = self.held;
         unhandled.extend(self.queue.take_rest());
         self.state.delivery.abandon(unhandled);
@@ -321,15 +335,17 @@ impl<'a> Session<'a> {
     }
 
     fn backfill(&self) -> Backfill {
-        Backfill {
-            connection: self.connection.clone(),
-            reader: self.state.reader.clone(),
-            lag_bound: self.state.delivery.lag_bound,
-        }
+        Backfill::new(
+            self.connection.clone(),
+            self.state.reader.clone(),
+            self.state.delivery.lag_bound,
+            self.state.read_budget,
+        )
     }
 
     /// Hands on what was read, and goes on serving.
     async fn take_read(&mut self, read: Read) -> Result<(), SessionEnd> {
+        self.state.read_budget.note_done();
         let delivery = &mut self.state.delivery;
         match (std::mem::replace(&mut self.phase, Phase::Serving), read) {
             (Phase::Starting(channels), Read::Started(started)) => {

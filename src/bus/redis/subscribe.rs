@@ -11,6 +11,7 @@ use redis::{Client, ConnectionInfo, ProtocolVersion, PushInfo, RedisResult};
 use tokio::time::sleep;
 
 use super::connect::{connection_config, connection_info, is_primary};
+use super::functions::refusal;
 use super::ingest::PushQueue;
 use super::library::Library;
 use super::pool::CommandPool;
@@ -19,6 +20,7 @@ use super::session::{Session, SessionEnd, SubscriberState};
 use crate::bus::BusHealth;
 use crate::config::{RedisPlace, RedisUrl};
 use crate::tasks::Tasks;
+use crate::telemetry::DownCause;
 use crate::telemetry::occurrences::RedisDown;
 
 /// Between attempts to connect: doubled from the first to the last, each drawn from the upper
@@ -78,6 +80,49 @@ pub(super) struct Supervisor {
     pool: CommandPool,
     backoff: Duration,
     state: SubscriberState,
+    /// What the server counted when the last connection began.
+    cut_off: Option<CutOff>,
+}
+
+/// How many clients a server has cut off for their output buffer (`INFO` of Redis 7.4 and newer).
+#[derive(Debug, PartialEq, Eq)]
+struct CutOff {
+    /// Names the process.
+    run_id: String,
+    count: u64,
+}
+
+const CUT_OFF: &str = "Redis closed the connection, and counts a client that exceeded its output \
+                       buffer limit (client-output-buffer-limit pubsub)";
+
+impl CutOff {
+    /// `None` where Redis does not say.
+    async fn read(connection: &mut MultiplexedConnection) -> RedisResult<Option<Self>> {
+        match redis::cmd("INFO").query_async::<String>(connection).await {
+            Ok(info) => Ok(Self::parse(&info)),
+            // Without the right to ask.
+            Err(error) if refusal(&error).is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn parse(info: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let mut lines = info.lines();
+            lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        };
+        Some(Self {
+            run_id: field("run_id")?.to_owned(),
+            count: field("client_output_buffer_limit_disconnections")?
+                .parse()
+                .ok()?,
+        })
+    }
+
+    /// Whether the same process has cut off a client since.
+    fn grew_since(&self, earlier: &Self) -> bool {
+        self.run_id == earlier.run_id && self.count > earlier.count
+    }
 }
 
 impl Supervisor {
@@ -87,6 +132,7 @@ impl Supervisor {
             pool,
             backoff: *BACKOFF.start(),
             state,
+            cut_off: None,
         }
     }
 
@@ -145,11 +191,13 @@ impl Supervisor {
             if is_named && !is_primary(&mut connection).await? {
                 return Ok(None);
             }
+            let cut_off = CutOff::read(&mut connection).await?;
             connection.subscribe(probe_channel).await?;
-            Ok(Some(connection))
+            Ok(Some((connection, cut_off)))
         };
-        let connection = self.connecting(attempt).await?;
-        let connection = connection.ok_or(SessionEnd::Replica)?;
+        let connected = self.connecting(attempt).await?;
+        let (connection, cut_off) = connected.ok_or(SessionEnd::Replica)?;
+        self.note_cut_off(cut_off);
 
         let joining = self.state.control.join(connection.clone());
         let joined = self.connecting(joining).await?;
@@ -194,14 +242,52 @@ impl Supervisor {
         }
     }
 
+    /// Names the output buffer as the cause of the last loss, if the server says so. Redis closes
+    /// such a connection without a word, so only the next connection can know.
+    fn note_cut_off(&mut self, now: Option<CutOff>) {
+        let grew = now
+            .as_ref()
+            .zip(self.cut_off.as_ref())
+            .is_some_and(|(now, before)| now.grew_since(before));
+        self.cut_off = now;
+        if !grew || self.down_cause() != Some(DownCause::Closed) {
+            return;
+        }
+        self.state.read_budget.note_limited();
+        let (cause, reason) = (DownCause::OutputBuffer, CUT_OFF);
+        tracing::warn!(
+            target: "fanfare::bus",
+            cause = cause.label(),
+            reason,
+            "the last connection to Redis was lost for another cause"
+        );
+        self.state.delivery.metrics.note_up(Some(cause));
+        self.state.health.send_replace(BusHealth::Down {
+            cause,
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn down_cause(&self) -> Option<DownCause> {
+        match *self.state.health.borrow() {
+            BusHealth::Up => None,
+            BusHealth::Down { cause, .. } => Some(cause),
+        }
+    }
+
     async fn lose(&mut self, end: &SessionEnd) {
-        let reason = end.to_string();
+        let mut reason = end.to_string();
         let was_up = *self.state.health.borrow() == BusHealth::Up;
         if was_up {
             // It was proven: the next attempt is a first one.
             self.backoff = *BACKOFF.start();
         }
-        let cause = end.cause();
+        let mut cause = end.cause();
+        if cause == DownCause::Closed && self.down_cause() == Some(DownCause::OutputBuffer) {
+            // Most likely the same once more.
+            cause = DownCause::OutputBuffer;
+            reason = CUT_OFF.to_owned();
+        }
         let is_new = self.state.health.send_if_modified(|health| {
             let down = BusHealth::Down {
                 cause,
@@ -223,5 +309,27 @@ impl Supervisor {
         }
         .emit(&self.state.delivery.metrics);
         self.state.delivery.routing.tell_lost().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_cut_off_a_client_since_is_told_from_others() {
+        let info = |run_id: &str, count: u64| {
+            let count = format!("client_output_buffer_limit_disconnections:{count}\r\n");
+            CutOff::parse(&format!(
+                "# Server\r\nrun_id:{run_id}\r\n\r\n# Stats\r\n{count}"
+            ))
+            .unwrap()
+        };
+        assert!(info("a", 2).grew_since(&info("a", 1)));
+        assert!(!info("a", 1).grew_since(&info("a", 1)));
+        // `CONFIG RESETSTAT`, and another process.
+        assert!(!info("a", 0).grew_since(&info("a", 1)));
+        assert!(!info("b", 2).grew_since(&info("a", 1)));
+        assert_eq!(CutOff::parse("run_id:a\r\nredis_version:6.2.5"), None);
     }
 }

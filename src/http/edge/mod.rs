@@ -31,7 +31,7 @@ use super::takeover::{Handoff, StreamHead};
 use super::{host, origin};
 use crate::bus::BusHealth;
 use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
-use crate::protocol::Framing;
+use crate::protocol::{ControlForm, Framing};
 use crate::telemetry::Traces;
 
 /// How long a stream waits for its channels while the bus is away. nginx/nginx.conf waits longer for an
@@ -183,8 +183,8 @@ impl Edge {
                 let opened = self.open(&mut context, &asked, granted, handoff, response);
                 opened.await
             }
-            Some(Decision::Undecided(why)) if asked.is_for_stream => {
-                Err(self.reject(&Rejection::undecided(why), &asked))
+            Some(Decision::Undecided { why, control }) if asked.is_for_stream => {
+                Err(self.reject(&Rejection::undecided(why), &asked, control))
             }
             decision => Ok(Some(self.pass_on(&mut context, &asked, decision, response))),
         };
@@ -258,14 +258,15 @@ impl Edge {
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
         let head = StreamHead::new(response);
+        let control = stream.control;
         let written = handoff.as_ref().map(|_| &head);
         let mut stream = self
             .admit(&stream, written, context, self.patience(asked))
             .await
-            .map_err(|rejection| self.reject(&rejection, asked))?;
+            .map_err(|rejection| self.reject(&rejection, asked, control))?;
         if let Some(ticket) = &ticket {
             // Only now, so that a client that is told to come back can.
-            self.spend(ticket, asked).await?;
+            self.spend(ticket, asked, control).await?;
         }
         stream.subscription.count_open();
         context.end("opened", StatusCode::OK);
@@ -286,11 +287,17 @@ impl Edge {
         }
     }
 
-    async fn spend(&self, ticket: &HeldTicket, asked: &Asked) -> Result<(), Instead> {
+    async fn spend(
+        &self,
+        ticket: &HeldTicket,
+        asked: &Asked,
+        control: ControlForm,
+    ) -> Result<(), Instead> {
         ticket.spend().await.map_err(|fault| match fault {
             NotSpent::NotNow => self.reject(
                 &Rejection::undecided("the ticket could not be spent"),
                 asked,
+                control,
             ),
             NotSpent::Gone => {
                 let reason = RejectReason::Denied;
@@ -304,11 +311,11 @@ impl Edge {
     }
 
     /// Counts a stream that is not opened.
-    fn reject(&self, rejection: &Rejection, asked: &Asked) -> Instead {
+    fn reject(&self, rejection: &Rejection, asked: &Asked, control: ControlForm) -> Instead {
         self.hub.stats().count_rejected(rejection.reason);
         Instead {
             outcome: rejection.reason.label(),
-            answer: rejection.answer(asked.wants_503),
+            answer: rejection.answer(asked.wants_503, control),
         }
     }
 

@@ -6,6 +6,7 @@ use http::StatusCode;
 use crate::http::admission::Full;
 use crate::http::answer::{busy, retry_and_close};
 use crate::hub::{NotOpened, RejectReason};
+use crate::protocol::ControlForm;
 
 /// What is short when a stream is not opened.
 enum Busy {
@@ -30,12 +31,13 @@ impl Rejection {
         }
     }
 
-    /// The answer. `wants_503`: it is for a proxy that may ask another replica.
-    pub(super) fn answer(&self, wants_503: bool) -> Response {
+    /// The answer, with control blocks in this form. `wants_503`: it is for a proxy that may ask another
+    /// replica.
+    pub(super) fn answer(&self, wants_503: bool, control: ControlForm) -> Response {
         match self.busy {
-            Busy::Here(why) => busy(wants_503, why),
+            Busy::Here(why) => busy(wants_503, control, why),
             // A proxy would ask all replicas in vain, and count the client there too.
-            Busy::Client => retry_and_close(),
+            Busy::Client => retry_and_close(control),
         }
     }
 }

@@ -128,4 +128,10 @@ impl BusMetrics {
         let probes = &self.probe_seconds;
         (probes.get_sample_count(), probes.get_sample_sum())
     }
+
+    /// Kept events that were missed and read.
+    #[cfg(test)]
+    pub fn backfilled(&self) -> u64 {
+        self.backfilled.get()
+    }
 }

@@ -210,10 +210,10 @@ async fn a_primary_that_is_not_confirmed_is_left_within_the_bound() {
 async fn the_documented_rights_suffice_behind_sentinels() {
     test_within(MINUTE, async {
         let redis = primary().await;
-        let documented = include_str!("../../../README.md")
+        let documented = include_str!("../../../docs/protocol.md")
             .lines()
             .find_map(|line| line.strip_prefix("ACL SETUSER gateway "))
-            .expect("the README tells a gateway's rights");
+            .expect("docs/protocol.md lists a gateway's rights");
         let rights = format!("{} +role", documented.replace(">password", ">p%word"));
         let mut command = vec!["ACL", "SETUSER", "gateway"];
         command.extend(rights.split_whitespace());

@@ -1,7 +1,8 @@
-//! A client that follows the rules of the WHATWG for event streams, and writes down all it sees.
+//! A client that reads event streams as Firefox and WebKit do, and writes down all it sees.
 //!
-//! It shares no code with the gateway: what it makes of the bytes is what a browser makes of them
-//! (HTML, 9.2.6). Only its reconnection time is its own, so that tests need not wait for it.
+//! It shares no code with the gateway: what it makes of the bytes is what these browsers make of
+//! them. That is WHATWG HTML, 9.2.6, but an `id` counts only in a block with data. Only its
+//! reconnection time is its own, so that tests need not wait for it.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -153,9 +154,9 @@ pub struct Gap {
 pub enum Seen {
     /// A stream began; what was sent as `Last-Event-ID`.
     Opened(String),
-    /// An id without an event, in a block without data or with `$cursor`.
+    /// A `$cursor` with an id.
     Cursor(String),
-    /// A comment, or a block with nothing but `retry`.
+    /// One without, or a `$busy`.
     Nothing,
     /// An event; its id if it had one of its own.
     Event {
@@ -197,6 +198,7 @@ pub fn key_of(data: &str) -> &str {
 
 impl Log {
     fn take(&mut self, block: Block) {
+        assert!(block.data.is_some(), "a block without data: {block:?}");
         if let Some(id) = &block.id {
             self.last_event_id.clone_from(id);
             self.opened.get_or_insert_with(Instant::now);
@@ -207,7 +209,7 @@ impl Log {
         }
         let id = block.id.as_deref();
         let seen = match (block.event.as_deref(), block.data) {
-            (None, None) | (Some("$cursor"), _) => match block.id {
+            (Some("$cursor" | "$busy"), _) => match block.id {
                 Some(id) => Seen::Cursor(id),
                 None => Seen::Nothing,
             },
@@ -230,7 +232,7 @@ impl Log {
                 let id = id.map(|id| parse_id(id).unwrap_or_else(|| panic!("the id {id:?}")));
                 Seen::Event { id, data }
             }
-            (Some(name), None) => panic!("an event {name} without data"),
+            (_, None) => unreachable!("every block has data"),
         };
         self.seen.push(seen);
     }
