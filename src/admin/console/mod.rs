@@ -15,6 +15,7 @@ mod feed;
 mod fleet;
 mod latency;
 mod page;
+mod rates;
 mod report;
 mod sampler;
 
