@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
@@ -124,7 +125,7 @@ impl Storms {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Identifier, Place>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
