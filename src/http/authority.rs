@@ -50,24 +50,8 @@ pub(super) enum Refusal {
     Problem(Problem),
     /// The same, of a request for a stream on so many channels, by a caller that is known.
     OfStream(Problem, Option<Arc<Session>>, usize),
-    /// It cannot be decided now, for this reason. A stream is answered with retry-and-close, in this
-    /// form.
-    NotNow(&'static str, ControlForm),
-}
-
-impl Refusal {
-    /// It cannot be decided now.
-    fn not_now(why: &'static str) -> Self {
-        Self::NotNow(why, ControlForm::default())
-    }
-
-    /// The same, for a stream whose client wants control blocks in this form.
-    pub(super) fn in_form(self, control: ControlForm) -> Self {
-        match self {
-            Self::NotNow(why, _) => Self::NotNow(why, control),
-            refusal => refusal,
-        }
-    }
+    /// It cannot be decided now. A stream is answered with retry-and-close.
+    NotNow(&'static str),
 }
 
 impl From<Problem> for Refusal {
@@ -87,7 +71,7 @@ impl From<TicketFault> for Refusal {
         match fault {
             TicketFault::Wrong => wrong_ticket().into(),
             TicketFault::Token(fault) => wrong_token(&fault).into(),
-            TicketFault::NotNow => Self::not_now("tickets are not to be had at the moment"),
+            TicketFault::NotNow => Self::NotNow("tickets are not to be had at the moment"),
         }
     }
 }
@@ -99,10 +83,14 @@ impl IntoResponse for Refusal {
             Self::OfStream(problem, session, channels) => {
                 Decision::Refused { session, channels }.with(problem.into_response())
             }
-            Self::NotNow(why, control) => {
+            Self::NotNow(why) => {
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
                 let answer = problem.retry_after(RETRY_AFTER).into_response();
-                Decision::Undecided { why, control }.with(answer)
+                Decision::Undecided {
+                    why,
+                    control: ControlForm::default(),
+                }
+                .with(answer)
             }
         }
     }
@@ -160,7 +148,7 @@ impl Authority {
             None => return Ok(Default::default()),
             Some(Credential::Token(token)) => {
                 let claims = ring.verify(token).await.map_err(|error| match error {
-                    NotVerified::NotNow(why) => Refusal::not_now(why),
+                    NotVerified::NotNow(why) => Refusal::NotNow(why),
                     NotVerified::Refused(fault) => {
                         TokenRefused(fault.kind()).emit(&self.metrics);
                         wrong_token(&fault).into()

@@ -27,9 +27,9 @@ pub(super) enum Decision {
     },
     /// It cannot be decided now.
     Undecided {
-        /// The reason.
+        /// What is unavailable.
         why: &'static str,
-        /// How a stream's client wants to be told.
+        /// The form in which the client reads control blocks.
         control: ControlForm,
     },
 }
@@ -39,6 +39,13 @@ impl Decision {
     pub(super) fn with(self, mut answer: Response) -> Response {
         answer.extensions_mut().insert(self);
         answer
+    }
+
+    /// Sets the form in which the client of an undecided request is answered.
+    pub(super) fn answer_in(control: ControlForm, answer: &mut Response) {
+        if let Some(Self::Undecided { control: form, .. }) = answer.extensions_mut().get_mut() {
+            *form = control;
+        }
     }
 
     /// Takes the decision out of an answer.

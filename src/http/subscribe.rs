@@ -47,8 +47,9 @@ async fn answer(
 ) -> Result<Response, Refusal> {
     let asked = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
     let control = asked.control;
-    let answer = stream_head(state, asked, headers).await;
-    answer.map_err(|refusal| refusal.in_form(control))
+    let mut response = stream_head(state, asked, headers).await.into_response();
+    Decision::answer_in(control, &mut response);
+    Ok(response)
 }
 
 async fn stream_head(

@@ -9,16 +9,13 @@ use std::path::Path;
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::clock::as_f64;
-use crate::compare::kept_publish::{Pace, Pair};
 use crate::compare::noise;
 use crate::compare::rows::{Figure as RowFigure, Measured, Row, median};
 use crate::compare::servers::{Kind, Missing};
-use crate::measure::gateway::Counters;
 use crate::report::html::{self, Figure, latency_line, memory_line, throughput_line};
 use crate::report::plots::{self, Line};
 use crate::report::result::{PhaseResult, RunResult};
-use crate::report::table::{kilobytes, markdown, millis, short};
+use crate::report::table::markdown;
 
 /// One run of one server.
 #[derive(Debug, Serialize)]
@@ -310,6 +307,7 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::compare::kept_publish::{Pace, Pair};
     use crate::compare::kept_publish::KeptPublish;
 
     fn kept_publish(function: f64, pipelined: f64) -> Outcome {

@@ -8,9 +8,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::clock::{NANOS_PER_SECOND, as_f64, nanos, now_ns, seconds, sleep_until, whole};
 use crate::measure::capacity;
-use crate::measure::gateway::Counters;
 use crate::measure::memory::{Sampler, growth};
-use crate::publisher::{Published, Publisher};
+use crate::publisher::Publisher;
 use crate::report::progress::Progress;
 use crate::report::result::{
     ConnectResult, CpuResult, Latency, MemoryResult, PhaseResult, RunResult,
@@ -18,8 +17,8 @@ use crate::report::result::{
 use crate::scenario::crew::Crew;
 use crate::scenario::plan::{Load, Plan, Work};
 use crate::schedule::Schedule;
-use crate::worker::messages::{ChannelNames, Command, Connects, Measured, Setup};
-use crate::worker::tally::{BUCKET_NS, add_counts, latency_histogram};
+use crate::worker::messages::{ChannelNames, Command, Connects, Setup};
+use crate::worker::tally::{add_counts, latency_histogram};
 
 /// Between the command to count and the first event due.
 const LEAD_NS: u64 = NANOS_PER_SECOND / 5;

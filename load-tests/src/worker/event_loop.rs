@@ -20,7 +20,7 @@ use crate::template;
 use crate::worker::check::Sequence;
 use crate::worker::client::{Client, Outcome, Phase, Shared, Why};
 use crate::worker::messages::{Command, Connects, Report, Setup, Status};
-use crate::worker::tally::{Tally, counts, latency_histogram};
+use crate::worker::tally::{Tally, latency_histogram};
 use crate::worker::{next_command, send};
 
 /// Half of an L2 cache: what is read is parsed while it is still near.

@@ -405,13 +405,13 @@ mod tests {
         assert_eq!(read("a", b"junk"), 1);
         // At the next read, of the same reader or of a copy.
         assert_eq!(read("a", b"junk"), 1);
-        assert_eq!(reader.clone().unreadable.lock().unwrap().len(), 1);
+        assert_eq!(reader.clone().unreadable.lock().len(), 1);
         assert_eq!(read("a", b"other"), 2);
         assert_eq!(read("b", b"junk"), 3);
         for number in 0..MOST_UNREADABLE * 2 {
             read("a", number.to_string().as_bytes());
         }
-        assert!(reader.unreadable.lock().unwrap().len() <= MOST_UNREADABLE);
+        assert!(reader.unreadable.lock().len() <= MOST_UNREADABLE);
     }
 
     #[test]

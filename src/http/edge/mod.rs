@@ -257,8 +257,8 @@ impl Edge {
         }
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
-        let head = StreamHead::new(response);
         let control = stream.control;
+        let head = StreamHead::new(response);
         let written = handoff.as_ref().map(|_| &head);
         let mut stream = self
             .admit(&stream, written, context, self.patience(asked))

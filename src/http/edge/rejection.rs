@@ -31,8 +31,7 @@ impl Rejection {
         }
     }
 
-    /// The answer, with control blocks in this form. `wants_503`: it is for a proxy that may ask another
-    /// replica.
+    /// The answer. `wants_503`: it is for a proxy that may ask another replica.
     pub(super) fn answer(&self, wants_503: bool, control: ControlForm) -> Response {
         match self.busy {
             Busy::Here(why) => busy(wants_503, control, why),

@@ -28,6 +28,12 @@ pub struct BusMetrics {
 }
 
 impl BusMetrics {
+    /// Kept events that were missed and read.
+    #[cfg(test)]
+    pub(crate) fn backfilled(&self) -> u64 {
+        self.backfilled.get()
+    }
+
     /// Registers everything but the dropped events, a family that the shards have a part in.
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
@@ -127,11 +133,5 @@ impl BusMetrics {
     pub fn probes(&self) -> (u64, f64) {
         let probes = &self.probe_seconds;
         (probes.get_sample_count(), probes.get_sample_sum())
-    }
-
-    /// Kept events that were missed and read.
-    #[cfg(test)]
-    pub fn backfilled(&self) -> u64 {
-        self.backfilled.get()
     }
 }
