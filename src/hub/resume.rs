@@ -443,6 +443,7 @@ mod tests {
             channels: vec!["a".parse().unwrap()],
             start: Start::Newest(3),
             control: ControlForm::Event,
+            heartbeat: None,
             session: None,
         };
         let (sender, mut told) = mpsc::channel::<InterestUpdate>(1);

@@ -96,6 +96,12 @@ impl Hub {
         self.draining.get()
     }
 
+    /// The cursor of a client that has had nothing and begins now, where kept events are known: all up to
+    /// it has been seen. While the bus is away it is that of before, which is as safe: more is sent.
+    pub fn start_cursor(&self) -> Option<Cursor> {
+        self.positions.borrow().newest().map(Cursor::fresh)
+    }
+
     /// Waits until the replica stops and streams are being closed.
     pub async fn drains(&self) {
         let begun = self.drain_begun.notified();
@@ -148,7 +154,9 @@ impl Hub {
         let mut first = head();
         framing.append(block.as_bytes(), &mut first);
         subscriber.mailbox.borrow_mut().open(Bytes::from(first));
-        self.heartbeats.borrow_mut().insert(&subscriber);
+        self.heartbeats
+            .borrow_mut()
+            .insert(&subscriber, request.heartbeat);
         self.send_events(&subscriber, &part);
         if part.live {
             self.go_live(&subscriber, keys, part.cursor);

@@ -24,7 +24,7 @@ pub use control::ControlForm;
 pub use cursor::{Cursor, InvalidCursor};
 pub use envelope::{BrokenEnvelope, EnvelopeFault, decode, encode};
 pub use event::{
-    Event, EventFault, EventName, Framing, LAST_CHUNK, MAX_EVENT_NAME_BYTES, MAX_RETRY,
+    Event, EventFault, EventName, Framing, LAST_CHUNK, MAX_EVENT_NAME_BYTES, MAX_RETRY, MIN_RETRY,
 };
 pub use frame::{Frame, FrameFault, KeptFrame, decode_frame, is_frame};
 pub use history::{

@@ -624,6 +624,7 @@ mod tests {
             channels: vec![name("a"), name("b")],
             start: Start::Live,
             control: ControlForm::Event,
+            heartbeat: None,
             session: None,
         };
         let (sender, mut told) = mpsc::channel(1);

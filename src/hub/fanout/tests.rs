@@ -69,7 +69,7 @@ fn connected(hub: &Hub, names: &[&str], subscriber: Subscriber) -> Rc<Subscriber
         keys.push(key);
     }
     channels.attach(&subscriber, &keys);
-    hub.heartbeats.borrow_mut().insert(&subscriber);
+    hub.heartbeats.borrow_mut().insert(&subscriber, None);
     subscriber
 }
 
