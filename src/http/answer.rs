@@ -13,7 +13,7 @@ use crate::protocol::{ControlForm, Cursor, RetryRange};
 
 /// The type of every stream. Streams are always UTF-8, but Python's `requests` reads text without a
 /// charset as ISO-8859-1.
-pub(crate) const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
+const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 
 /// The headers every stream has: nothing between here and the client may keep, change or hold
 /// back its bytes.

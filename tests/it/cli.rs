@@ -334,7 +334,7 @@ fn tail_refuses_what_is_no_cursor() {
     for text in ["", "x", "5-1.4-0", "5"] {
         let output = fanfare(&["tail", "a", "--after", text], &[]);
         assert!(!output.status.success(), "{text:?}");
-        let rule = "a cursor is <id> or <id>.<later id>";
+        let rule = "a cursor must be <id> or <id>.<later id>";
         assert!(stderr(&output).contains(rule), "{}", stderr(&output));
     }
 }

@@ -60,7 +60,11 @@ async fn a_stop_drains_in_order() {
     assert!(gateway.process.ended().await);
     // And says how far it is.
     let log = gateway.log().concat();
-    for phase in ["waiting for the balancer", "closing streams", "stopped"] {
+    for phase in [
+        "waiting for the load balancer",
+        "closing streams",
+        "stopped",
+    ] {
         assert!(log.contains(phase), "{phase:?} in {log}");
     }
 }
