@@ -22,11 +22,11 @@ impl Proxied {
         }
     }
 
-    /// The answer's beginning tells an open stream (with a cursor) from retry-and-close.
+    /// The answer's beginning tells an open stream from a busy answer.
     async fn opens(&mut self) -> bool {
         self.raw.until("retry: ").await;
         let rest = self.raw.until("\n\n").await;
-        rest.contains("\nid: ")
+        rest.contains("$cursor")
     }
 }
 
@@ -57,7 +57,7 @@ async fn an_address_has_so_many_streams_and_is_told_to_come_back_beyond() {
     assert!(answer.contains("connection: close\r\n"), "{answer}");
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
     assert!(
-        body.starts_with("retry: ") && !body.contains("id:"),
+        body.starts_with("retry: ") && body.contains("$busy"),
         "{body}"
     );
     // A proxy is not to try the other replicas: they would refuse it too.
