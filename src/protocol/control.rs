@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::channel::ChannelName;
 use super::cursor::Cursor;
-use super::history::GapReason;
+use super::gap::GapReason;
 use super::id::EventId;
 
 /// The block that tells a client how long to wait before it reconnects. It dispatches nothing.

@@ -86,7 +86,10 @@ fn what_does_not_agree_with_the_gateway_is_told() {
         "{told}"
     );
     let told = check(&format!("{FILES}/l4.conf"), &[slower]).unwrap_err();
-    assert!(told.contains("proxy_timeout must be at least 48s"), "{told}");
+    assert!(
+        told.contains("proxy_timeout must be at least 48s"),
+        "{told}"
+    );
     let told = check(&main, &[("FANFARE_MAX_EVENT_BYTES", "2MiB")]).unwrap_err();
     assert!(told.contains("client_max_body_size"), "{told}");
     for (directive, from, to) in [

@@ -112,6 +112,8 @@ pub enum Library {
     },
     /// Events cannot be kept, for this reason; live events go on.
     Unavailable(String),
+    /// This server is a replica: the library must be loaded on its primary.
+    Replica,
 }
 
 /// What was done to have the library in Redis.
@@ -139,12 +141,21 @@ pub enum LibraryError {
     /// Redis answered, and another attempt would not change it.
     #[error("{0}")]
     Unavailable(String),
+    /// The server is a replica.
+    #[error("{0} (connected to a replica)")]
+    Replica(RedisError),
+    /// The library is gone, or does not know the prefix.
+    #[error("{0}")]
+    Missing(RedisError),
 }
 
 impl From<RedisError> for LibraryError {
     fn from(error: RedisError) -> Self {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::BusyLoading) => Self::Connection(error),
+            ErrorKind::Server(_) | ErrorKind::Extension if is_missing(&error) => {
+                Self::Missing(error)
+            }
             ErrorKind::Server(_) | ErrorKind::Extension => {
                 let text = error.to_string();
                 // As the redis crate spells NOPERM within a transaction too, and as Redis 7.0 says
@@ -155,7 +166,7 @@ impl From<RedisError> for LibraryError {
                 let hint = if forbidden {
                     " (the Redis user lacks the right)"
                 } else if text.contains("read only replica") || error.code() == Some("MASTERDOWN") {
-                    " (connected to a replica)"
+                    return Self::Replica(error);
                 } else if text.contains("unknown command") {
                     " (kept events need Redis 7)"
                 } else {
@@ -212,17 +223,15 @@ fn escape(text: &str) -> String {
 /// Whether `error` says that the library is gone, or does not know the prefix: a reason to call
 /// [`ensure`] again.
 pub fn is_missing(error: &RedisError) -> bool {
-    says_missing(&error.to_string())
-}
-
-fn says_missing(text: &str) -> bool {
-    text.contains("Function not found")
-        || text.contains("fanfare_publish: channel: begins with")
-        || text.contains("fanfare_history: channel: begins with")
-        || text.contains("fanfare_probe: channel: ")
-        || text.contains("fanfare_configure: key: ")
-        || text.contains("fanfare_revoke: key: ")
-        || text.contains("fanfare_config: key: ")
+    let text = error.to_string();
+    let says = |part| text.contains(part);
+    says("Function not found")
+        || says("fanfare_publish: channel: begins with")
+        || says("fanfare_history: channel: begins with")
+        || says("fanfare_probe: channel: ")
+        || says("fanfare_configure: key: ")
+        || says("fanfare_revoke: key: ")
+        || says("fanfare_config: key: ")
 }
 
 /// Sees to it that the library is in Redis, knows the prefix, and that `$config` is written.
@@ -236,6 +245,8 @@ pub async fn ensure(
     match set_up(connection, settings, ConfigWrite::WhenAbsent).await {
         Ok((_, config)) => Ok(Library::Ready { config }),
         Err(LibraryError::Unavailable(reason)) => Ok(Library::Unavailable(reason)),
+        Err(error @ LibraryError::Missing(_)) => Ok(Library::Unavailable(error.to_string())),
+        Err(LibraryError::Replica(_)) => Ok(Library::Replica),
         Err(LibraryError::Connection(error)) => Err(error),
     }
 }
@@ -272,7 +283,7 @@ async fn set_up(
         let installed = install(connection, settings).await?;
         match configure(connection, settings, write).await {
             // Replaced by a gateway that did not know the prefix; it will see that, too.
-            Err(LibraryError::Unavailable(reason)) if says_missing(&reason) => {}
+            Err(LibraryError::Missing(_)) => {}
             configured => return Ok((installed, configured?)),
         }
     }

@@ -12,9 +12,9 @@ use tokio::time::sleep;
 
 use super::connect::{connection_config, connection_info, is_primary};
 use super::functions::refusal;
-use super::ingest::PushQueue;
 use super::library::Library;
 use super::pool::CommandPool;
+use super::push_queue::PushQueue;
 use super::sentinel::{Confirmation, NoPrimary, Sentinels};
 use super::session::{Session, SessionEnd, SubscriberState};
 use crate::bus::BusHealth;
@@ -233,10 +233,10 @@ impl Supervisor {
             tokio::select! {
                 output = &mut future => return Some(output),
                 update = self.state.updates.recv() => {
-                    self.state.delivery.routing.apply(update?);
+                    self.state.driver.note_interest(update?);
                 }
                 Some((channel, page)) = self.state.reads.recv() => {
-                    self.state.delivery.note_read(&channel, &page);
+                    self.state.driver.note_client_read(channel, page);
                 }
             }
         }
@@ -261,7 +261,7 @@ impl Supervisor {
             reason,
             "the last connection to Redis was lost for another cause"
         );
-        self.state.delivery.metrics.note_up(Some(cause));
+        self.state.driver.metrics.note_up(Some(cause));
         self.state.health.send_replace(BusHealth::Down {
             cause,
             reason: reason.to_owned(),
@@ -307,8 +307,8 @@ impl Supervisor {
             was_up,
             is_new,
         }
-        .emit(&self.state.delivery.metrics);
-        self.state.delivery.routing.tell_lost().await;
+        .emit(&self.state.driver.metrics);
+        self.state.driver.routing.tell_lost().await;
     }
 }
 
