@@ -3,7 +3,7 @@
 use super::*;
 use crate::continuity::{Issued, Link};
 
-const LAG: Duration = Duration::from_secs(60);
+const LAG: Duration = Duration::from_millis(10);
 const TTL_MS: u64 = 3600 * 1000;
 
 struct World {

@@ -147,7 +147,8 @@ struct Missing<E> {
     /// What is to be read next. `None`: everything is read, or given up.
     at: Option<ReadFrom>,
     size: PageSize,
-    is_reading: bool,
+    /// The read under way.
+    reading: Option<ReadFrom>,
     /// What was read and not told yet.
     items: VecDeque<Item<E>>,
 }
@@ -254,7 +255,7 @@ impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
             channels.entry(channel).or_insert(Missing {
                 at: Some(ReadFrom::start(cursor, lag_bound)),
                 size: PageSize::First,
-                is_reading: false,
+                reading: None,
                 items: VecDeque::new(),
             });
         }
@@ -281,7 +282,8 @@ impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
                 continue;
             };
             is_ready = false;
-            if !std::mem::replace(&mut missing.is_reading, true) {
+            if missing.reading.is_none() {
+                missing.reading = Some(at);
                 read(Wanted {
                     channel: channel.clone(),
                     cursor: at.cursor,
@@ -298,10 +300,10 @@ impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
         let Some(missing) = self.channels.get_mut(channel) else {
             return;
         };
-        let Some(at) = missing.at.filter(|_| missing.is_reading) else {
+        // What was read meanwhile may have been dropped: then it must be read again first.
+        let Some(at) = missing.reading.take().filter(|at| missing.at == Some(*at)) else {
             return;
         };
-        missing.is_reading = false;
         let Some(page) = page else {
             missing.items.push_back(Item::Gap(RecoveredGap {
                 reason: GapReason::Lost,

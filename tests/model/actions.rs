@@ -251,7 +251,13 @@ impl World {
         };
         let shard = &replica.shard;
         let (newest, gap) = (newest_of(&shard.newest), newest_of(&shard.gaps));
-        heartbeat_cursor(*told, *skip_through, newest, gap, shard.positions.durable()?)
+        heartbeat_cursor(
+            *told,
+            *skip_through,
+            newest,
+            gap,
+            shard.positions.durable()?,
+        )
     }
 }
 

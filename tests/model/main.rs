@@ -126,6 +126,7 @@ fn pages_of_an_earlier_subscription_are_of_no_use() {
         ..Setup::new("stale pages")
     };
     let found = explore(&setup, MAX_STATES);
+    println!("{} states: {:?}", found.states, found.violation);
     assert!(found.violation.is_some());
 }
 

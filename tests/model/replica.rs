@@ -21,7 +21,9 @@ pub(super) enum Message {
         is_first: bool,
     },
     /// The replica's own note: all channels are active behind it.
-    Mark { newest: EventId },
+    Mark {
+        newest: EventId,
+    },
 }
 
 /// What the clients of a replica are told.
@@ -205,9 +207,8 @@ impl Replica {
         let mut told = Vec::new();
         self.drive(input, &mut told)?;
         while !self.feed.is_reading()
-            && let Some(
-                message @ (Message::Probe { is_first: true, .. } | Message::Mark { .. }),
-            ) = self.queue.front().copied()
+            && let Some(message @ (Message::Probe { is_first: true, .. } | Message::Mark { .. })) =
+                self.queue.front().copied()
         {
             self.queue.pop_front();
             let input = match message {
@@ -237,11 +238,7 @@ impl Replica {
         Ok(())
     }
 
-    fn perform(
-        &mut self,
-        action: Action<usize, Link>,
-        told: &mut Vec<Told>,
-    ) -> Result<(), String> {
+    fn perform(&mut self, action: Action<usize, Link>, told: &mut Vec<Told>) -> Result<(), String> {
         let shard = &mut self.shard;
         match action {
             Action::Event {

@@ -188,7 +188,12 @@ impl World {
             })
             .collect();
         let may_have = |link: &Link| !(setup.restricts && is_restricted(link.id));
-        let step = replay.step(&views, replica.shard.position(), setup.part_events, may_have);
+        let step = replay.step(
+            &views,
+            replica.shard.position(),
+            setup.part_events,
+            may_have,
+        );
         let part = match step {
             Step::Read(reads) => {
                 let is_answered = reads.iter().all(|(index, _)| {

@@ -109,4 +109,3 @@ worlds! {
     a_replica_that_is_behind: { replicas: 2, connected: 1 }
         { publishes: 3, connects: 3, losses: 1 }
 }
-
