@@ -1,6 +1,6 @@
 # The two commands: `make run` and `make test`.
 
-.PHONY: run cluster test test-faults prerequisites fmt dist
+.PHONY: run cluster test test-clients test-faults prerequisites fmt dist
 
 # A gateway on its embedded bus. It prints the address of the demo page; Ctrl-C stops it.
 run:
@@ -16,12 +16,18 @@ cluster:
 test:
 	tests/check
 
+# Every program of docs/clients.md with its real library. It needs Go, Maven, a JDK and Node.js, and says so.
+test-clients:
+	cargo build --locked --bin fanfare
+	tests/clients/prepare
+	target/clients/python/venv/bin/python -m unittest discover --start-directory tests/clients
+
 # The whole fault matrix, and rollouts under ten thousand clients and across versions: what takes
 # minutes, or needs root. One after another; the table is what docs/reliability.md shows.
 test-faults: export FAULT_TABLE = $(CURDIR)/target/fault-matrix.md
 test-faults: prerequisites
 	rm -f $(FAULT_TABLE)
-	cargo test --locked --no-fail-fast --features long-tests --test it -- --test-threads 1 faults:: rollout::; \
+	cargo test --locked --no-fail-fast --features long-tests --test it -- --test-threads 1 faults:: rollout:: upgrade::; \
 	result=$$?; echo '| fault | bound | result | duration |'; echo '|---|---|---|---|'; cat $(FAULT_TABLE); exit $$result
 
 # A release build and all that belongs to it, packed: target/dist/fanfare-VERSION-TARGET.tar.gz.

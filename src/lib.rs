@@ -26,7 +26,7 @@
 //!
 //! - A shard is a thread that owns its connections. Nothing on the way of an event is locked or
 //!   shared with another shard.
-//! - Whatever is published after a client has seen its first byte reaches it, unless the bus is
+//! - Whatever is published after a client has seen its first `$cursor` reaches it, unless the bus is
 //!   lost in between.
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
@@ -38,18 +38,20 @@
 //! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
 //! it better), and a protocol beside Server-Sent Events.
 
-pub mod admin;
-pub mod app;
-pub mod auth;
-pub mod bus;
+mod admin;
+mod app;
+mod auth;
+mod bus;
 pub mod cli;
-pub mod config;
-pub mod continuity;
+mod config;
+mod continuity;
 pub mod fuzzing;
-pub mod http;
-pub mod hub;
-pub mod labels;
+mod http;
+mod hub;
+mod labels;
 pub mod protocol;
 mod supervision;
-pub mod tasks;
-pub mod telemetry;
+mod tasks;
+mod telemetry;
+
+pub use bus::library;

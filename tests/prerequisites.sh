@@ -15,6 +15,9 @@ needed=(
   prometheus:prometheus
   chromium:chromium
   chromedriver:chromium-driver
+  firefox-esr:firefox-esr
+  WebKitWebDriver:webkit2gtk-driver
+  Xvfb:xvfb
   curl:curl
   ip:iproute2
   tc:iproute2

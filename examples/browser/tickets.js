@@ -28,7 +28,6 @@ export class TicketSource extends EventTarget {
   #cursor;
   #closed = false;
   #pause = 0;
-  // Cursors come as events, since a page does not see an id that has no data.
   #names = new Set(["message", "$cursor"]);
 
   /**
@@ -77,15 +76,14 @@ export class TicketSource extends EventTarget {
     }
     const url = new URL(this.#url);
     url.searchParams.set("ticket", ticket);
-    url.searchParams.set("cursor", "event");
     if (this.#cursor) url.searchParams.set("last_event_id", this.#cursor);
     const source = new EventSource(url);
     this.#source = source;
     for (const name of this.#names) source.addEventListener(name, this.#pass);
-    source.onopen = () => {
-      this.#pause = 0;
-      this.dispatchEvent(new Event("open"));
-    };
+    source.onopen = () => this.dispatchEvent(new Event("open"));
+    // The first one says that the stream is open. "open" does not: a gateway that is busy or stops
+    // answers too.
+    source.addEventListener("$cursor", () => this.#pause = 0, { once: true });
     source.onerror = () => {
       this.dispatchEvent(new Event("error"));
       // While it is connecting the browser waits as long as the gateway has asked for, and tries

@@ -4,7 +4,7 @@
 //   node follow.mjs orders prices     until Ctrl-C
 //
 // FANFARE_URL is the gateway's address: http://127.0.0.1:8080 when not set. In a page the same
-// code works with the browser's own EventSource and without cursor=event.
+// code works with the browser's own EventSource.
 
 import { EventSource } from "eventsource";
 
@@ -14,9 +14,7 @@ if (channels.length === 0) {
   process.exit(2);
 }
 
-// This EventSource forgets an id that comes without data, browsers do not: cursor=event sends each
-// with an event $cursor, which nobody needs to listen for.
-const query = new URLSearchParams([["cursor", "event"], ...channels.map((name) => ["channel", name])]);
+const query = new URLSearchParams(channels.map((name) => ["channel", name]));
 const gateway = process.env.FANFARE_URL ?? "http://127.0.0.1:8080";
 const source = new EventSource(`${gateway}/events?${query}`);
 
@@ -31,8 +29,15 @@ source.addEventListener("$gap", (event) => {
   console.log(`gap ${channel} ${reason}: fetching its state anew`);
 });
 
-source.onopen = () => console.log("open");
+// "open" does not say that the channels are followed: a gateway that is busy answers too, and ends
+// the stream. The first $cursor does.
+let isFollowed = false;
+source.addEventListener("$cursor", () => {
+  if (!isFollowed) console.log("open");
+  isFollowed = true;
+});
 source.onerror = (error) => {
+  isFollowed = false;
   if (source.readyState === EventSource.CLOSED) {
     // A refusal, such as 400 or 403: trying again would not help.
     console.error(`refused: ${error.message}`);

@@ -26,7 +26,8 @@ arguments.add_argument("--event", help="the event's name")
 arguments.add_argument("--key", help="an idempotency key: what is published at most once")
 arguments = arguments.parse_args()
 
-client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"))
+# Without decode_responses the id would be bytes.
+client = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379"), decode_responses=True)
 
 options = []
 if arguments.event:
@@ -39,7 +40,7 @@ for attempt in range(ATTEMPTS):
         event_id = client.fcall(
             "fanfare_publish", 1, f"sse:{arguments.channel}", arguments.data, *options
         )
-        print(event_id.decode())
+        print(event_id)
         break
     except (redis.ConnectionError, redis.TimeoutError) as error:
         # It may have been published all the same. Without a key, trying again could do it twice.

@@ -6,20 +6,6 @@ use http::header::{AUTHORIZATION, COOKIE};
 /// The cookie that may hold a token.
 const COOKIE_NAME: &str = "fanfare";
 
-/// Where a request's authority came from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum CredentialSource {
-    /// It brought none.
-    #[default]
-    Nothing,
-    /// `Authorization: Bearer …`: the page's script has sent it on purpose.
-    Header,
-    /// The cookie `fanfare`: the browser sends it by itself, for foreign pages too.
-    Cookie,
-    /// The parameter `ticket`: the page was given it on purpose.
-    Ticket,
-}
-
 /// A request has two credentials of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0} is given twice")]
@@ -28,9 +14,9 @@ pub(crate) struct GivenTwice(&'static str);
 /// What a request brings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Credential<'a> {
-    /// A token, and from where: the header or the cookie.
-    Token(&'a str, CredentialSource),
-    /// A ticket.
+    /// A token, of the header or the cookie.
+    Token(&'a str),
+    /// The parameter `ticket`.
     Ticket(&'a str),
 }
 
@@ -49,7 +35,7 @@ pub(crate) fn credential<'a>(
         }
         // Any other scheme is meant for somebody else, a proxy with a password perhaps.
         if let Some(token) = value.to_str().ok().and_then(bearer) {
-            return Ok(Some(Credential::Token(token, CredentialSource::Header)));
+            return Ok(Some(Credential::Token(token)));
         }
     }
     if let Some(ticket) = ticket {
@@ -66,9 +52,7 @@ pub(crate) fn credential<'a>(
     match (cookies.next(), cookies.next()) {
         // A page of a sibling domain can set a second one.
         (Some(_), Some(_)) => Err(GivenTwice("the cookie fanfare")),
-        (Some(token), None) if !token.is_empty() => {
-            Ok(Some(Credential::Token(token, CredentialSource::Cookie)))
-        }
+        (Some(token), None) if !token.is_empty() => Ok(Some(Credential::Token(token))),
         _ => Ok(None),
     }
 }
@@ -94,28 +78,27 @@ mod tests {
 
     #[test]
     fn what_is_sent_on_purpose_wins() {
-        use CredentialSource::{Cookie, Header};
         let cookie = ("cookie", "a=b; fanfare=c.c.c; d=e");
         let header = ("authorization", "bEARER h.h.h");
         for (pairs, ticket, expected) in [
             (vec![], None, None),
-            (vec![cookie], None, Some(Credential::Token("c.c.c", Cookie))),
+            (vec![cookie], None, Some(Credential::Token("c.c.c"))),
             (vec![cookie], Some("t"), Some(Credential::Ticket("t"))),
             (
                 vec![cookie, header],
                 Some("t"),
-                Some(Credential::Token("h.h.h", Header)),
+                Some(Credential::Token("h.h.h")),
             ),
             // HTTP/2 may split cookies (RFC 9113, section 8.2.3).
             (
                 vec![("cookie", "a=b"), ("cookie", "fanfare=x")],
                 None,
-                Some(Credential::Token("x", Cookie)),
+                Some(Credential::Token("x")),
             ),
             (
                 vec![("authorization", "Basic YTpi"), cookie],
                 None,
-                Some(Credential::Token("c.c.c", Cookie)),
+                Some(Credential::Token("c.c.c")),
             ),
             (vec![("authorization", "Bearer")], None, None),
             (vec![("cookie", "fanfare=")], None, None),

@@ -15,7 +15,6 @@ mod ring;
 mod tests;
 mod token;
 
-pub use self::credentials::CredentialSource;
 pub(crate) use self::credentials::{Credential, GivenTwice, credential};
 pub(crate) use self::grants::any_matches;
 pub use self::grants::{Grants, TokenChannels};

@@ -26,6 +26,7 @@ use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptFrame, Rev
 use crate::tasks::Tasks;
 use crate::telemetry::{BusMetrics, DownCause, Traces};
 
+#[cfg(test)]
 pub use peer_queue::MAX_PEER_BYTES;
 pub use peers::PeerSender;
 pub(crate) use redis::POOL_PATIENCE;

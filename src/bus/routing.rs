@@ -194,7 +194,7 @@ impl Routing {
         let Some(wanted) = self.wanted.get(&event.channel) else {
             return;
         };
-        if let Some(traces) = &self.traces {
+        if let Some(traces) = self.traces {
             event.watched_by(traces.fan_out(&event));
         }
         let bytes = event.cost_bytes();

@@ -16,7 +16,6 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::App;
 use crate::config::{Config, Faults, Settings, exposed_secrets, unknown_variables};
-use crate::telemetry::start_log;
 
 /// A multi-node Server-Sent Events gateway behind Redis pub/sub.
 #[derive(Debug, Parser)]
@@ -99,8 +98,7 @@ fn run() -> Result<(), Failure> {
 
 fn serve(settings: &Settings) -> Result<(), Failure> {
     let config = configuration(settings)?;
-    let storms = start_log(config.log.parse()?, config.log_format);
-    Ok(App::bind(config, storms)?.run()?)
+    Ok(App::bind(config)?.run()?)
 }
 
 fn check(command: &Check) -> Result<(), Failure> {

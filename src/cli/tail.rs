@@ -151,7 +151,11 @@ impl Reader {
         if let Some(milliseconds) = block.retry {
             self.retry = Duration::from_millis(milliseconds);
         }
-        // An answer that only says when to come back has neither.
+        let name = block.event.as_deref().unwrap_or("message");
+        if name == "$busy" {
+            return note("the gateway cannot open the stream now");
+        }
+        // What only says when to come back has neither. An older gateway is busy in that form.
         if (block.id.is_some() || block.data.is_some())
             && std::mem::take(&mut self.resumes)
             && let Some(cursor) = &self.cursor
@@ -159,7 +163,6 @@ impl Reader {
             note(&format!("connected again, resuming after {cursor}"))?;
         }
         if let Some(data) = &block.data {
-            let name = block.event.as_deref().unwrap_or("message");
             if name != "$cursor" {
                 print(block.id.as_deref().unwrap_or("-"), name, data)?;
             }

@@ -24,8 +24,8 @@ use crate::hub::{HubSettings, SlowClientPolicy};
 use crate::protocol::RetryRange;
 use crate::telemetry::{LogFormat, TraceConfig};
 
-pub use access::{Access, AccessRules, AccessSettings, JwksUrl, TokenConfig};
-pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate, TrustedProxies};
+pub use access::{Access, AccessRules, JwksUrl};
+pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate};
 pub use environment::unknown_variables;
 pub use exposed::exposed_secrets;
 pub use faults::{Fault, Faults};

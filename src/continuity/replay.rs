@@ -177,18 +177,7 @@ impl Replay {
             Rule::SeamMeetsTails.is_off() || views.iter().all(|view| view.tail.covers(seam));
         let told_by_all = if meets_tails { seam } else { told_by_all };
 
-        let mut events: Vec<E> = Vec::new();
-        for ((view, page), floor) in views.iter().zip(&pages).zip(&self.floors) {
-            let is_asked_for = |event: &&E| event.link().id > begin && event.link().id >= *floor;
-            let is_told = |event: &&E| is_asked_for(event) && event.link().id <= told_by_all;
-            match page {
-                Some(page) => events.extend(page.events.iter().filter(is_told).cloned()),
-                None => events.extend(view.tail.after(begin).filter(is_told).cloned()),
-            }
-            if meets_tails {
-                events.extend(view.tail.after(told_by_all).filter(is_asked_for).cloned());
-            }
-        }
+        let mut events = self.collect(views, &pages, begin, told_by_all, meets_tails);
         events.sort_unstable_by_key(|event| event.link().id);
         let is_whole = !cut(&mut events, most_bytes);
         let last = events.last().map(|event| event.link().id);
@@ -247,6 +236,31 @@ impl Replay {
         part.gap_id_proves = views.iter().any(|view| view.tail.holds(gap_id))
             || pages.iter().flatten().any(|page| page.holds(gap_id));
         Step::Send(part)
+    }
+
+    /// The events after `begin` that were asked for: up to `told_by_all` from where each channel is
+    /// known, and the rest of the tails if they meet it.
+    fn collect<E: Entry>(
+        &self,
+        views: &[View<'_, E>],
+        pages: &[Option<&HistoryPage<E>>],
+        begin: EventId,
+        told_by_all: EventId,
+        meets_tails: bool,
+    ) -> Vec<E> {
+        let mut events: Vec<E> = Vec::new();
+        for ((view, page), floor) in views.iter().zip(pages).zip(&self.floors) {
+            let is_asked_for = |event: &&E| event.link().id > begin && event.link().id >= *floor;
+            let is_told = |event: &&E| is_asked_for(event) && event.link().id <= told_by_all;
+            match page {
+                Some(page) => events.extend(page.events.iter().filter(is_told).cloned()),
+                None => events.extend(view.tail.after(begin).filter(is_told).cloned()),
+            }
+            if meets_tails {
+                events.extend(view.tail.after(told_by_all).filter(is_asked_for).cloned());
+            }
+        }
+        events
     }
 
     /// For each channel the page to take its events from, or `None`: its tail. Otherwise what must

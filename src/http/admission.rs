@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::client_address::ClientAddress;
 use super::limits::{Client, Counts, Hold, RateLimit, share};
-use super::requester::{ConnectionId, Requester};
+use super::request_context::{ConnectionId, RequestContext};
 use crate::bus::Tally;
 use crate::config::{ClientRules, Rate};
 use crate::hub::{CloseReason, Session, Subscription};
@@ -218,13 +218,17 @@ pub(super) struct OpenStream {
 }
 
 impl OpenStream {
-    pub(super) fn new(subscription: Subscription, permit: Permit, requester: &Requester) -> Self {
+    pub(super) fn new(
+        subscription: Subscription,
+        permit: Permit,
+        context: &RequestContext,
+    ) -> Self {
         Self {
             subscription,
             _permit: permit,
-            connection: requester.connection,
-            client: requester.client,
-            subject: requester.subject.clone(),
+            connection: context.connection,
+            client: context.client,
+            subject: context.subject.clone(),
         }
     }
 }

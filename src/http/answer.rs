@@ -8,12 +8,16 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::error::Problem;
-use crate::protocol::{RetryRange, retry_block};
+use crate::protocol::{ControlForm, RetryRange};
+
+/// The type of every stream. Streams are always UTF-8, but Python's `requests` reads text without a
+/// charset as ISO-8859-1.
+const EVENT_STREAM: &str = "text/event-stream; charset=utf-8";
 
 /// The headers every stream has: nothing between here and the client may keep, change or hold
 /// back its bytes.
 pub(super) fn stream_headers(headers: &mut HeaderMap) {
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(EVENT_STREAM));
     headers.insert(
         CACHE_CONTROL,
         HeaderValue::from_static("no-store, no-transform"),
@@ -37,19 +41,19 @@ fn busy_retry() -> Duration {
 }
 
 /// The answer to a stream that this replica cannot open now.
-pub(super) fn busy(wants_503: bool, why: &'static str) -> Response {
+pub(super) fn busy(wants_503: bool, control: ControlForm, why: &'static str) -> Response {
     if wants_503 {
         return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
             .retry_after(busy_retry())
             .into_response();
     }
-    retry_and_close()
+    retry_and_close(control)
 }
 
 /// A browser gives up for good on any status but 200, so it gets a reconnection time and the end
 /// of the stream; without an `id`, so that its cursor stays.
-pub(super) fn retry_and_close() -> Response {
-    let mut response = Response::new(Body::from(retry_block(busy_retry())));
+pub(super) fn retry_and_close(control: ControlForm) -> Response {
+    let mut response = Response::new(Body::from(control.busy_block(busy_retry())));
     stream_headers(response.headers_mut());
     response
 }

@@ -1,21 +1,24 @@
 //! Decides who makes a request and what they may do, and what they are answered where they may not.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
+use serde_json::{Map, Value};
 
+use super::decision::Decision;
 use super::error::Problem;
-use super::requester::note_subject;
-use super::tickets::{self, HeldTicket, wrong_ticket};
+use super::held_ticket::{self, HeldTicket, TicketFault, wrong_ticket};
+use super::request_context::note_subject;
 use crate::auth::{
-    Credential, CredentialSource, GivenTwice, Grants, KeyRing, NotVerified, TokenFault,
-    VerifiedClaims, any_matches, credential,
+    Credential, GivenTwice, Grants, KeyRing, NotVerified, TokenFault, VerifiedClaims, any_matches,
+    credential,
 };
 use crate::bus::TicketStore;
 use crate::config::{Access, AccessRules};
 use crate::hub::{Revocations, Session};
-use crate::protocol::ChannelName;
+use crate::protocol::{ChannelName, ControlForm};
 use crate::telemetry::AuthMetrics;
 use crate::telemetry::occurrences::TokenRefused;
 
@@ -23,32 +26,30 @@ use crate::telemetry::occurrences::TokenRefused;
 #[derive(Debug)]
 pub struct Authority {
     access: Access,
-    pub(super) ring: Option<Arc<KeyRing>>,
-    pub(super) tickets: TicketStore,
+    ring: Option<Arc<KeyRing>>,
+    tickets: TicketStore,
     revocations: Arc<Revocations>,
     metrics: AuthMetrics,
 }
 
-/// Whoever made a request, as far as it is known.
+/// Who made a request, as far as it is known.
 #[derive(Clone, Debug, Default)]
-pub struct Caller {
-    /// How it is known.
-    pub source: CredentialSource,
+pub(super) struct Caller {
     /// What its token says, for the hub; `None` for a caller without one.
-    pub session: Option<Arc<Session>>,
+    pub(super) session: Option<Arc<Session>>,
     /// What its token grants.
-    pub grants: Grants,
+    pub(super) grants: Grants,
     /// The ticket that it came with, still to be spent.
     pub(super) ticket: Option<HeldTicket>,
 }
 
 /// Why a request is not served.
 #[derive(Debug)]
-pub enum Refusal {
+pub(super) enum Refusal {
     /// It never can be.
     Problem(Problem),
-    /// The same, of a request for a stream whose caller is known by then.
-    Of(Problem, Asker),
+    /// The same, of a request for a stream on so many channels, by a caller that is known.
+    OfStream(Problem, Option<Arc<Session>>, usize),
     /// It cannot be decided now. A stream is answered with retry-and-close.
     NotNow(&'static str),
 }
@@ -65,39 +66,38 @@ impl From<GivenTwice> for Refusal {
     }
 }
 
-/// Who has asked for a stream that is refused, for the edge.
-#[derive(Clone, Debug)]
-pub struct Asker {
-    pub(super) session: Option<Arc<Session>>,
-    /// How many channels it names.
-    pub(super) channels: usize,
+impl From<TicketFault> for Refusal {
+    fn from(fault: TicketFault) -> Self {
+        match fault {
+            TicketFault::Wrong => wrong_ticket().into(),
+            TicketFault::Token(fault) => wrong_token(&fault).into(),
+            TicketFault::NotNow => Self::NotNow("tickets are not to be had at the moment"),
+        }
+    }
 }
-
-/// Marks the answer to a request that could not be decided, for the edge.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Undecided(pub(super) &'static str);
 
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         match self {
             Self::Problem(problem) => problem.into_response(),
-            Self::Of(problem, asker) => {
-                let mut response = problem.into_response();
-                response.extensions_mut().insert(asker);
-                response
+            Self::OfStream(problem, session, channels) => {
+                Decision::Refused { session, channels }.with(problem.into_response())
             }
             Self::NotNow(why) => {
                 let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, why);
-                let mut response = problem.retry_after(RETRY_AFTER).into_response();
-                response.extensions_mut().insert(Undecided(why));
-                response
+                let answer = problem.retry_after(RETRY_AFTER).into_response();
+                Decision::Undecided {
+                    why,
+                    control: ControlForm::default(),
+                }
+                .with(answer)
             }
         }
     }
 }
 
 /// When to ask again after it could not be decided.
-const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(1);
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Authority {
     /// The authority of these rules. `ring` verifies tokens, where there are any.
@@ -123,30 +123,30 @@ impl Authority {
     ///
     /// # Errors
     /// When the credential is refused, or cannot be judged now.
-    pub async fn caller(
+    pub(super) async fn caller(
         &self,
         headers: &HeaderMap,
         ticket: Option<&str>,
     ) -> Result<Caller, Refusal> {
-        let known = self.identify(headers, ticket).await?;
-        Ok(known.map(Caller::from).unwrap_or_default())
+        Ok(self.identify(headers, ticket).await?.0)
     }
 
+    /// The same, and the claims of the caller's token.
     pub(super) async fn identify(
         &self,
         headers: &HeaderMap,
         ticket: Option<&str>,
-    ) -> Result<Option<Identity>, Refusal> {
+    ) -> Result<(Caller, Option<VerifiedClaims>), Refusal> {
         let Some(ring) = &self.ring else {
-            // Nobody can be known here; what a proxy or another application has sent is not read.
+            // Without keys no credential can be checked; one that a proxy has sent is ignored.
             return match ticket {
-                None => Ok(None),
+                None => Ok(Default::default()),
                 Some(_) => Err(wrong_ticket().into()),
             };
         };
-        let (source, claims, ticket) = match credential(headers, ticket)? {
-            None => return Ok(None),
-            Some(Credential::Token(token, source)) => {
+        let (claims, ticket) = match credential(headers, ticket)? {
+            None => return Ok(Default::default()),
+            Some(Credential::Token(token)) => {
                 let claims = ring.verify(token).await.map_err(|error| match error {
                     NotVerified::NotNow(why) => Refusal::NotNow(why),
                     NotVerified::Refused(fault) => {
@@ -154,11 +154,11 @@ impl Authority {
                         wrong_token(&fault).into()
                     }
                 })?;
-                (source, claims, None)
+                (claims, None)
             }
             Some(Credential::Ticket(text)) => {
-                let (claims, ticket) = tickets::look(&self.tickets, text).await?;
-                (CredentialSource::Ticket, claims, Some(ticket))
+                let (claims, ticket) = held_ticket::look(&self.tickets, text).await?;
+                (claims, Some(ticket))
             }
         };
         let session = Session::new(&claims.claims, Some(claims.expires_at));
@@ -169,19 +169,36 @@ impl Authority {
             TokenRefused(TokenFault::Revoked.kind()).emit(&self.metrics);
             return Err(wrong_token(&TokenFault::Revoked).into());
         }
-        Ok(Some(Identity {
-            source,
-            claims,
-            session,
+        let caller = Caller {
+            session: Some(Arc::new(session)),
+            grants: claims.grants.clone(),
             ticket,
-        }))
+        };
+        Ok((caller, Some(claims)))
+    }
+
+    /// Whether there are keys, so that there can be tokens.
+    pub(super) fn knows_tokens(&self) -> bool {
+        self.ring.is_some()
+    }
+
+    /// Draws a ticket for these claims.
+    ///
+    /// # Errors
+    /// When that is not possible now.
+    pub(super) async fn draw_ticket(
+        &self,
+        claims: Map<String, Value>,
+        life: Duration,
+    ) -> Result<String, Refusal> {
+        Ok(held_ticket::draw(&self.tickets, claims, life).await?)
     }
 
     /// Whether `caller` may read `channel`.
     ///
     /// # Errors
     /// With the answer that names the channel, when not.
-    pub fn check_read(&self, caller: &Caller, channel: &ChannelName) -> Result<(), Problem> {
+    pub(super) fn check_read(&self, caller: &Caller, channel: &ChannelName) -> Result<(), Problem> {
         let Some(rules) = self.rules() else {
             return Ok(());
         };
@@ -219,7 +236,11 @@ impl Authority {
     ///
     /// # Errors
     /// With the answer that names the channel, when not.
-    pub fn check_publish(&self, caller: &Caller, channel: &ChannelName) -> Result<(), Problem> {
+    pub(super) fn check_publish(
+        &self,
+        caller: &Caller,
+        channel: &ChannelName,
+    ) -> Result<(), Problem> {
         let Some(rules) = self.rules() else {
             return Ok(());
         };
@@ -249,8 +270,8 @@ impl Authority {
     ///
     /// # Errors
     /// With the answer, when not.
-    pub fn check_admin(&self, caller: &Caller) -> Result<(), Problem> {
-        if self.ring.is_none() {
+    pub(super) fn check_admin(&self, caller: &Caller) -> Result<(), Problem> {
+        if !self.knows_tokens() {
             return Err(Problem::new(
                 StatusCode::FORBIDDEN,
                 "no key is configured to verify tokens",
@@ -279,25 +300,6 @@ impl Authority {
     }
 }
 
-/// A credential that holds.
-pub(super) struct Identity {
-    source: CredentialSource,
-    pub(super) claims: VerifiedClaims,
-    pub(super) session: Session,
-    ticket: Option<HeldTicket>,
-}
-
-impl From<Identity> for Caller {
-    fn from(identity: Identity) -> Self {
-        Self {
-            source: identity.source,
-            session: Some(Arc::new(identity.session)),
-            grants: identity.claims.grants,
-            ticket: identity.ticket,
-        }
-    }
-}
-
-pub(super) fn wrong_token(fault: &TokenFault) -> Problem {
+fn wrong_token(fault: &TokenFault) -> Problem {
     Problem::unauthorized(format!("the token {fault}"), Some("invalid_token"))
 }

@@ -18,9 +18,9 @@ use tokio::time::{Instant, interval_at, timeout, timeout_at};
 
 use super::admission::{OpenStream, Place};
 use super::cut_off;
-use super::edge::{Asked, Edge};
+use super::edge::{Arrival, Edge};
 use super::proxy_protocol::{ProxyHeader, read_header};
-use super::requester::Peer;
+use super::request_context::Peer;
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
 use crate::hub::{CloseReason, RejectReason};
@@ -183,16 +183,16 @@ async fn serve_http1(
         place,
         peer,
     } = accepted;
-    let handoff = Rc::new(Handoff::scanning());
+    let handoff = Rc::new(Handoff::http1());
     let service = {
         let (edge, handoff) = (Rc::clone(&edge), Rc::clone(&handoff));
         service_fn(move |request| {
-            let asked = Asked {
+            let arrival = Arrival {
                 peer,
-                head_fault: handoff.note_request(),
+                has_bare_line_feed: handoff.note_request(),
                 handoff: Some(Rc::clone(&handoff)),
             };
-            let answer = Rc::clone(&edge).answer(request, asked);
+            let answer = Rc::clone(&edge).answer(request, arrival);
             async move { Ok::<_, Infallible>(answer.await) }
         })
     };
@@ -248,12 +248,12 @@ async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read
     let service = {
         let edge = Rc::clone(&edge);
         service_fn(move |request| {
-            let asked = Asked {
+            let arrival = Arrival {
                 peer,
-                head_fault: None,
+                has_bare_line_feed: false,
                 handoff: None,
             };
-            let answer = Rc::clone(&edge).answer(request, asked);
+            let answer = Rc::clone(&edge).answer(request, arrival);
             async move { Ok::<_, Infallible>(answer.await) }
         })
     };

@@ -9,7 +9,7 @@ const PAGE: &str = include_str!("demo.html");
 /// origin only, and the browser refuses to make markup of text (Trusted Types), since events hold
 /// what anybody may publish.
 const POLICY: &str = "default-src 'none'; \
-    script-src 'sha256-6oq78iXJX6Vbfm9rtlzAy6mAPfqVS1pebIToCSceqdE='; \
+    script-src 'sha256-gwoWBvhzm5PWgpntWn2KuXVcphrIE+/9kxK8V//Q7g4='; \
     style-src 'sha256-iYB29F8LKHyUZr5UyfKtpt4gvr4/9mYcF6eUxwkeuhM='; \
     img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; \
     frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'";

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 /// A fault of a request, as problem details (RFC 9457): which field breaks which rule.
 #[derive(Debug, Serialize)]
-pub struct Problem {
+pub(crate) struct Problem {
     #[serde(serialize_with = "status_number")]
     status: StatusCode,
     title: &'static str,

@@ -2,12 +2,12 @@
 //!
 //! [`listener`] accepts, [`connection`] tells HTTP/1.1 from HTTP/2 and serves it, and the
 //! [`mod@router`] parses and [authorises](authority) like that of any axum program. Its handlers never touch a
-//! hub: a stream's handler answers with the head and a [`StreamRequest`](crate::hub::StreamRequest)
-//! beside it, and the [`edge`] of the shard opens the stream on its hub. Over HTTP/1.1 the
+//! hub: they answer, and leave a [`decision`] for the [`edge`] of the shard, which opens streams on
+//! its hub. Over HTTP/1.1 the
 //! connection is then taken out of hyper ([`takeover`]) and only a small task remains; everything
 //! else is an ordinary body ([`stream`]).
 //!
-//! Who may come so far: [`head_scan`] and [`host`] refuse what is no proper request, [`origin`] the
+//! Who may come so far: [`first_head`] and [`host`] refuse what is no proper request, [`origin`] the
 //! pages of foreign sites, and [`admission`] whoever has all it may have, by the address that
 //! [`client_address`] finds (and [`proxy_protocol`] on a listener of its own) and the [`limits`].
 
@@ -17,17 +17,19 @@ mod authority;
 mod client_address;
 mod connection;
 mod cut_off;
+mod decision;
 mod demo;
 mod edge;
 mod error;
-mod head_scan;
+mod first_head;
+mod held_ticket;
 mod host;
 mod limits;
 mod listener;
 mod origin;
 mod proxy_protocol;
 mod publish;
-mod requester;
+mod request_context;
 mod revoke;
 mod router;
 mod state;

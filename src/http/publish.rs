@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::authority::Refusal;
 use super::client_address::ClientAddress;
 use super::error::Problem;
-use super::requester::trace_parent;
+use super::request_context::trace_parent;
 use super::state::RouterState;
 use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
@@ -80,7 +80,7 @@ pub(super) async fn publish(
         .retry_after(wait)
     })?;
     let mut fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
-    let Some(traces) = &state.traces else {
+    let Some(traces) = state.traces else {
         return Ok(publish_body(&state, &channel, fields, body).await?);
     };
     let span = traces.publish(&channel, fields.trace_parent);

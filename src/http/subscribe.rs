@@ -8,11 +8,12 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 
 use super::answer::stream_headers;
-use super::authority::{Asker, Caller, Refusal};
+use super::authority::{Caller, Refusal};
+use super::decision::Decision;
 use super::error::Problem;
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};
-use crate::protocol::{ChannelName, CursorStyle};
+use crate::protocol::{ChannelName, ControlForm};
 
 /// The most kept events of a channel that a new stream may begin with; who asks for more gets
 /// these.
@@ -26,7 +27,7 @@ pub(super) async fn by_path(
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
-    stream_head(&state, Some(&channel), query.as_deref(), &headers).await
+    answer(&state, Some(&channel), query.as_deref(), &headers).await
 }
 
 /// Opens a stream on the channels of the query.
@@ -35,27 +36,36 @@ pub(super) async fn by_query(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Result<Response, Refusal> {
-    stream_head(&state, None, query.as_deref(), &headers).await
+    answer(&state, None, query.as_deref(), &headers).await
 }
 
-async fn stream_head(
+async fn answer(
     state: &RouterState,
     path: Option<&str>,
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Refusal> {
+    let asked = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
+    let control = asked.control;
+    let mut response = stream_head(state, asked, headers).await.into_response();
+    Decision::answer_in(control, &mut response);
+    Ok(response)
+}
+
+async fn stream_head(
+    state: &RouterState,
+    asked: StreamQuery,
+    headers: &HeaderMap,
+) -> Result<Response, Refusal> {
     let StreamQuery {
         mut channels,
         mut begin,
-        cursor_style,
+        control,
         ticket,
-    } = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
+    } = asked;
     let caller = state.authority.caller(headers, ticket.as_deref()).await?;
-    let asker = Asker {
-        session: caller.session.clone(),
-        channels: channels.names.len(),
-    };
-    let refused = |problem| Refusal::Of(problem, asker.clone());
+    let (reader, count) = (caller.session.clone(), channels.names.len());
+    let refused = |problem| Refusal::OfStream(problem, reader.clone(), count);
     for channel in &channels.names {
         let checked = state.authority.check_read(&caller, channel);
         checked.map_err(refused)?;
@@ -64,7 +74,6 @@ async fn stream_head(
         session,
         grants,
         ticket,
-        ..
     } = caller;
     for channel in grants.join {
         channels.add(channel).map_err(refused)?;
@@ -79,23 +88,20 @@ async fn stream_head(
     }
     let mut response = StatusCode::OK.into_response();
     stream_headers(response.headers_mut());
-    if let Some(ticket) = ticket {
-        response.extensions_mut().insert(ticket);
-    }
-    response.extensions_mut().insert(StreamRequest {
+    let stream = StreamRequest {
         channels: channels.names,
         start: begin.start(),
-        cursor_style,
+        control,
         session,
-    });
-    Ok(response)
+    };
+    Ok(Decision::Open { stream, ticket }.with(response))
 }
 
 /// What the URL of a stream asks for.
 pub(crate) struct StreamQuery {
     channels: Channels,
     begin: Begin,
-    cursor_style: CursorStyle,
+    control: ControlForm,
     ticket: Option<String>,
 }
 
@@ -115,7 +121,7 @@ impl StreamQuery {
                 most: max_channels,
             },
             begin: Begin::default(),
-            cursor_style: CursorStyle::Silent,
+            control: ControlForm::default(),
             ticket: None,
         };
         let parse =
@@ -132,8 +138,13 @@ impl StreamQuery {
                 "ticket" => asked.ticket = Some(value.into_owned()),
                 "last_event_id" => asked.begin.after(&value),
                 "history" => asked.begin.newest = Some(newest(&value)?),
-                "cursor" if value == "event" => asked.cursor_style = CursorStyle::Event,
-                "cursor" => return Err(Problem::field("cursor", "must be event or absent")),
+                "control" => {
+                    let form = ControlForm::parse(&value);
+                    let rule = || Problem::field("control", "must be event or comment");
+                    asked.control = form.ok_or_else(rule)?;
+                }
+                // What `control=event` was called once. Pages still send it.
+                "cursor" => {}
                 "token" | "jwt" => return Err(token_in_query()),
                 _ => {}
             }

@@ -21,7 +21,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::admission::OpenStream;
-use super::head_scan::{HeadFault, HeadScan};
+use super::first_head::FirstHead;
 use super::stream::EdgeBody;
 
 /// Where the service leaves a stream for the connection to take over.
@@ -32,15 +32,15 @@ pub(super) struct Handoff {
     unwritten: Cell<bool>,
     /// Requests that hyper has handed out.
     requests: Cell<u64>,
-    /// Follows what hyper reads; not over HTTP/2, which frames everything.
-    heads: Option<RefCell<HeadScan>>,
+    /// The connection's first head; not over HTTP/2, which frames everything.
+    first_head: Option<Cell<FirstHead>>,
 }
 
 impl Handoff {
-    /// For HTTP/1: request heads are looked at before hyper reads them.
-    pub(super) fn scanning() -> Self {
+    /// For HTTP/1: the first head is looked at before hyper reads it.
+    pub(super) fn http1() -> Self {
         Self {
-            heads: Some(RefCell::default()),
+            first_head: Some(Cell::default()),
             ..Self::default()
         }
     }
@@ -49,10 +49,30 @@ impl Handoff {
         self.stream.replace(Some(stream));
     }
 
-    /// Notes that hyper hands out a request, and says what is wrong with its head.
-    pub(super) fn note_request(&self) -> Option<HeadFault> {
+    /// Notes that hyper hands out a request, and returns whether a line of its head ends in a bare LF,
+    /// if it is the connection's first.
+    pub(super) fn note_request(&self) -> bool {
         self.requests.set(self.requests.get() + 1);
-        self.heads.as_ref()?.borrow().fault(self.requests.get())
+        let first = self
+            .first_head
+            .as_ref()
+            .filter(|_| self.requests.get() == 1);
+        first.is_some_and(|head| head.get().has_bare_line_feed())
+    }
+
+    /// Whether what hyper reads next may be of the first head.
+    fn awaits_first_head(&self) -> bool {
+        let first = self.first_head.as_ref();
+        first.is_some_and(|head| !head.get().is_over())
+    }
+
+    /// Looks at what hyper reads.
+    fn feed(&self, bytes: &[u8]) {
+        if let Some(head) = &self.first_head {
+            let mut fed = head.get();
+            fed.feed(bytes);
+            head.set(fed);
+        }
     }
 
     pub(super) fn has_been_asked(&self) -> bool {
@@ -150,25 +170,22 @@ impl Read for TrackedIo {
         mut buffer: ReadBufCursor<'_>,
     ) -> Poll<std::io::Result<()>> {
         let this = self.get_mut();
-        let scan = this.handoff.heads.as_ref();
         if this.already_read.is_empty() {
-            let Some(scan) = scan else {
+            if !this.handoff.awaits_first_head() {
                 return Pin::new(&mut this.io).poll_read(context, buffer);
-            };
+            }
             let mut read = [0; READ_BYTES];
             let most = read.len().min(buffer.remaining());
             let mut read = ReadBuf::new(read.get_mut(..most).unwrap_or_default());
             ready!(Pin::new(this.io.inner_mut()).poll_read(context, &mut read))?;
-            scan.borrow_mut().feed(read.filled());
+            this.handoff.feed(read.filled());
             buffer.put_slice(read.filled());
             return Poll::Ready(Ok(()));
         }
         let length = this.already_read.len().min(buffer.remaining());
         let rest = this.already_read.split_off(length);
         buffer.put_slice(&this.already_read);
-        if let Some(scan) = scan {
-            scan.borrow_mut().feed(&this.already_read);
-        }
+        this.handoff.feed(&this.already_read);
         this.already_read = rest;
         Poll::Ready(Ok(()))
     }

@@ -15,7 +15,7 @@ use super::shard::Hub;
 use super::subscriber::Subscriber;
 use super::timing::Round;
 use super::{BusEvent, EventBatch, FanOutWatch, Item};
-use crate::protocol::Framing;
+use crate::protocol::{ControlForm, Framing};
 
 /// Pushes of one round: some milliseconds of work, after which connections get to write and the
 /// shard to accept, however many events there are for however many clients.
@@ -234,8 +234,9 @@ impl Hub {
             if !lot.is_for(member) {
                 continue;
             }
-            if lot.first_id <= member.skip_through.get() {
-                // It has had some of it.
+            let has_had_some = lot.first_id <= member.skip_through.get();
+            let needs_comments = member.control == ControlForm::Comment && !lot.gaps.is_empty();
+            if has_had_some || needs_comments {
                 for piece in pieces.iter().filter(|piece| piece.lot == number) {
                     self.push_piece(member, lot, piece, &PieceOrigins::default(), false);
                 }
@@ -273,8 +274,8 @@ impl Hub {
         let Some(range) = &piece.range else {
             return;
         };
-        let late = piece.what.late().filter(|_| is_one_of_many);
-        let wire = late.cloned();
+        let is_late = is_one_of_many && piece.what.is_late();
+        let wire = piece.what.wire(member.control, is_late).cloned();
         let wire = wire.unwrap_or_else(|| Wire::slice(&lot.bytes, &range.chunk, &range.payload));
         let events = match piece.what {
             What::Gap { reason, .. } => {
@@ -285,11 +286,12 @@ impl Hub {
         };
         member.last_push.set(self.tick());
         lot.note_sent(member, piece.what.id());
-        let (made, with_id) = match late {
-            None => (&origins.on_time, true),
-            Some(_) => (&origins.late, false),
+        let made = if is_late {
+            &origins.late
+        } else {
+            &origins.on_time
         };
-        let origin = made.get_or_init(|| self.origin(lot, piece, with_id));
+        let origin = made.get_or_init(|| self.origin(lot, piece, !is_late));
         let parcel = Parcel {
             bytes: wire.framed(member.framing),
             events,

@@ -122,14 +122,14 @@ impl HeartbeatWheel {
 mod tests {
     use super::*;
     use crate::hub::Session;
-    use crate::protocol::{CursorStyle, Framing};
+    use crate::protocol::{ControlForm, Framing};
 
     const INTERVAL: Duration = Duration::from_secs(32);
 
     /// Ticks at which heartbeats came, of `ticks`; something is pushed at the ticks `pushes`.
     fn beats(ticks: u64, pushes: &[u64]) -> Vec<u64> {
         let mut wheel = HeartbeatWheel::new(INTERVAL);
-        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent, None));
+        let subscriber = Rc::new(Subscriber::new(Framing::Chunked, ControlForm::Event, None));
         wheel.insert(&subscriber);
         let start = wheel.now();
         let mut beats = Vec::new();
@@ -170,13 +170,13 @@ mod tests {
     #[test]
     fn a_stream_has_its_turn_when_it_has_to_end() {
         let mut wheel = HeartbeatWheel::new(INTERVAL);
-        let (framing, style) = (Framing::Plain, CursorStyle::Silent);
+        let (framing, control) = (Framing::Plain, ControlForm::Event);
         let expiring = |left: Duration| {
             let session = Session::new(&serde_json::Map::new(), Some(SystemTime::now() + left));
-            Subscriber::new(framing, style, Some(std::sync::Arc::new(session)))
+            Subscriber::new(framing, control, Some(std::sync::Arc::new(session)))
         };
         let ageing = |left: Duration| {
-            let subscriber = Subscriber::new(framing, style, None);
+            let subscriber = Subscriber::new(framing, control, None);
             subscriber.ends_at.set(Some(Instant::now() + left));
             subscriber
         };
@@ -213,7 +213,7 @@ mod tests {
         for _ in 0..100 {
             wheel.insert(&Rc::new(Subscriber::new(
                 Framing::Chunked,
-                CursorStyle::Silent,
+                ControlForm::Event,
                 None,
             )));
         }
@@ -227,7 +227,7 @@ mod tests {
     fn streams_opened_together_are_spread() {
         let mut wheel = HeartbeatWheel::new(INTERVAL);
         let all: Vec<_> = (0..1600)
-            .map(|_| Rc::new(Subscriber::new(Framing::Chunked, CursorStyle::Silent, None)))
+            .map(|_| Rc::new(Subscriber::new(Framing::Chunked, ControlForm::Event, None)))
             .collect();
         all.iter().for_each(|subscriber| wheel.insert(subscriber));
         assert!(wheel.slots.iter().all(|slot| slot.len() < 200));

@@ -13,9 +13,8 @@ use super::encoded::Wire;
 use super::parcel::{KeptSpan, Loss, Origin};
 use super::subscriber::{ChannelKey, Subscriber};
 use super::timing::{Round, Timing};
-use crate::continuity::GapNotice;
-use crate::continuity::{Link, Linked};
-use crate::protocol::{Audience, ChannelName, EventId, Framing, GapReason, gap_block};
+use crate::continuity::{GapNotice, Link, Linked};
+use crate::protocol::{Audience, ChannelName, ControlForm, EventId, Framing, GapReason};
 
 /// Events of one channel in this round, encoded one behind the other. One that is not for
 /// everybody is a lot of its own, so its bytes are in no buffer that others get.
@@ -63,9 +62,16 @@ pub(super) enum What {
         id: Option<EventId>,
         after: Option<EventId>,
         complete_after: Option<EventId>,
-        /// As above.
-        late: Option<Wire>,
+        wires: GapWires,
     },
+}
+
+/// A gap's bytes beside those in its lot, which are an event with its id.
+pub(super) struct GapWires {
+    comment: Wire,
+    /// Without an id, as above.
+    late: Option<Wire>,
+    late_comment: Option<Wire>,
 }
 
 impl What {
@@ -102,11 +108,26 @@ impl What {
         })
     }
 
-    /// The bytes without an id, where it is late.
-    pub(super) fn late(&self) -> Option<&Wire> {
+    /// Whether connections that have had later ids of other channels get it without its id.
+    pub(super) fn is_late(&self) -> bool {
+        match self {
+            Self::Live => false,
+            Self::Kept { late, .. } => late.is_some(),
+            Self::Gap { wires, .. } => wires.late.is_some(),
+        }
+    }
+
+    /// The bytes for a connection, where they are not those in the lot. `late`: without the id.
+    pub(super) fn wire(&self, control: ControlForm, late: bool) -> Option<&Wire> {
         match self {
             Self::Live => None,
-            Self::Kept { late, .. } | Self::Gap { late, .. } => late.as_ref(),
+            Self::Kept { late: wire, .. } => wire.as_ref().filter(|_| late),
+            Self::Gap { wires, .. } => match (control, late) {
+                (ControlForm::Event, false) => None,
+                (ControlForm::Event, true) => wires.late.as_ref(),
+                (ControlForm::Comment, false) => Some(&wires.comment),
+                (ControlForm::Comment, true) => wires.late_comment.as_ref(),
+            },
         }
     }
 
@@ -207,19 +228,24 @@ impl Lot {
                     id,
                     complete_after,
                 } = *notice;
-                let append = |id, buffer: &mut Vec<u8>| {
-                    let block = gap_block(&self.channel, reason, after, oldest, id);
+                let append = |control: ControlForm, id, buffer: &mut Vec<u8>| {
+                    let block = control.gap_block(&self.channel, reason, after, oldest, id);
                     Framing::Chunked.append(block.as_bytes(), buffer)
                 };
-                let late = late.then(|| Wire::encoded(|buffer| append(None, buffer)));
-                let payload = append(id, &mut self.buffer);
+                let wire = |control, id| Wire::encoded(|buffer| append(control, id, buffer));
+                let wires = GapWires {
+                    comment: wire(ControlForm::Comment, id),
+                    late: late.then(|| wire(ControlForm::Event, None)),
+                    late_comment: late.then(|| wire(ControlForm::Comment, None)),
+                };
+                let payload = append(ControlForm::Event, id, &mut self.buffer);
                 self.gaps.push(reason);
                 let what = What::Gap {
                     reason,
                     id,
                     after,
                     complete_after,
-                    late,
+                    wires,
                 };
                 (Some(payload), what)
             }

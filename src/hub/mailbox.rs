@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 
 use super::parcel::{KeptSpan, Loss, Parcel, skip, slow_gap};
 use super::stats::CloseReason;
-use crate::protocol::Framing;
+use crate::protocol::{ControlForm, Framing};
 
 /// What happens to a client that reads slower than events arrive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,7 @@ pub(super) struct PushRules {
     pub(super) limit: usize,
     pub(super) policy: SlowClientPolicy,
     pub(super) framing: Framing,
+    pub(super) control: ControlForm,
 }
 
 /// A queue of encoded bytes, bounded: once [`limit`](Mailbox::push) bytes wait it takes no more.
@@ -155,7 +156,7 @@ impl Mailbox {
         }
         let gaps = skipped.len().saturating_sub(told_before) as u64;
         if !skipped.is_empty() {
-            let parcel = slow_gap(skipped, rules.framing);
+            let parcel = slow_gap(skipped, rules.framing, rules.control);
             self.waiting_bytes += parcel.cost_bytes();
             self.parcels.insert(kept.min(self.parcels.len()), parcel);
         }
@@ -344,6 +345,7 @@ mod tests {
             limit,
             policy,
             framing: Framing::Plain,
+            control: ControlForm::Event,
         }
     }
 

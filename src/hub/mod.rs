@@ -43,8 +43,8 @@ pub use revocation::{MOST_REVOCATIONS, RevocationSet, Revocations};
 pub use session::Session;
 pub use shard::Hub;
 pub use stats::{
-    CloseReason, Counter, Gauge, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RefuseReason,
-    RejectReason, ResumeOutcome, ResumeSource, ShardStats,
+    CloseReason, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RefuseReason, RejectReason,
+    ResumeOutcome, ResumeSource, ShardStats,
 };
 pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};
 

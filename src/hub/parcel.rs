@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::encoded::EncodedEvent;
 use super::timing::{Round, Timing};
-use crate::protocol::{ChannelName, EventId, Framing, GapReason, gap_block};
+use crate::protocol::{ChannelName, ControlForm, EventId, Framing, GapReason};
 
 /// Encoded bytes that wait together, and how many events they hold.
 #[derive(Debug)]
@@ -130,11 +130,11 @@ pub(super) fn skip(skipped: &mut Vec<KeptSpan>, span: &KeptSpan) {
 }
 
 /// Tells a client what it skipped, with the id of the last event that it did.
-pub(super) fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing) -> Parcel {
+pub(super) fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing, control: ControlForm) -> Parcel {
     let id = skipped.iter().filter_map(|span| span.last).max();
     let blocks: String = skipped
         .iter()
-        .map(|span| gap_block(&span.channel, GapReason::Slow, span.after, None, id))
+        .map(|span| control.gap_block(&span.channel, GapReason::Slow, span.after, None, id))
         .collect();
     Parcel {
         bytes: framing.frame(blocks.as_bytes()),

@@ -23,7 +23,7 @@ use super::shard::Hub;
 use super::stats::{ResumeOutcome, ResumeSource};
 use super::subscriber::{ChannelKey, Subscriber};
 use crate::continuity::{Gap, Part, Replay, Step, View};
-use crate::protocol::{Cursor, EventId, GapReason, cursor_block, gap_block};
+use crate::protocol::{Cursor, EventId, GapReason};
 
 /// Between attempts to read a history that cannot be read now.
 pub(super) const READ_AGAIN: Duration = Duration::from_millis(250);
@@ -266,11 +266,12 @@ impl Hub {
                 self.stats.count_gaps(gap.reason, 1);
                 let is_last = number + 1 == part.gaps.len();
                 let id = id.filter(|_| is_last || !part.gap_id_proves);
-                blocks += &gap_block(&channel.name, gap.reason, gap.after, gap.oldest, id);
+                let (name, control) = (&channel.name, subscriber.control);
+                blocks += &control.gap_block(name, gap.reason, gap.after, gap.oldest, id);
             }
         }
         if part.events.is_empty() && id.is_some() {
-            blocks += &cursor_block(part.cursor, subscriber.cursor_style);
+            blocks += &subscriber.control.cursor_block(part.cursor);
         }
         blocks
     }
@@ -389,7 +390,7 @@ mod tests {
     use crate::hub::{
         HistoryRead, HistoryRequest, HubSettings, InterestUpdate, News, StreamRequest,
     };
-    use crate::protocol::{CursorStyle, Framing, RetryRange};
+    use crate::protocol::{ControlForm, Framing, RetryRange};
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -432,7 +433,7 @@ mod tests {
         let request = StreamRequest {
             channels: vec!["a".parse().unwrap()],
             start: Start::Newest(3),
-            cursor_style: CursorStyle::Silent,
+            control: ControlForm::Event,
             session: None,
         };
         let (sender, mut told) = mpsc::channel::<InterestUpdate>(1);

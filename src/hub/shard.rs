@@ -25,10 +25,7 @@ use super::{
     ShardMessage, ShardStats,
 };
 use crate::continuity::{Positions, heartbeat_cursor};
-use crate::protocol::{
-    ChannelName, Cursor, EventId, Framing, GapReason, HEARTBEAT, HEARTBEAT_CHUNK, close_block,
-    cursor_block, first_block, retry_block,
-};
+use crate::protocol::{ChannelName, Cursor, EventId, Framing, GapReason};
 
 /// How often lingering channels are looked at.
 const LINGER_SWEEP: Duration = Duration::from_millis(100);
@@ -89,11 +86,6 @@ impl Hub {
         &self.stats
     }
 
-    /// The settings it was made with.
-    pub fn settings(&self) -> &HubSettings {
-        &self.settings
-    }
-
     /// Whether a session is kept out.
     pub fn is_revoked(&self, session: &Session) -> bool {
         self.revocations.is_revoked(session)
@@ -147,14 +139,11 @@ impl Hub {
             part,
             replay,
         } = opening;
-        let subscriber = Rc::new(Subscriber::new(
-            framing,
-            request.cursor_style,
-            session.cloned(),
-        ));
+        let subscriber = Rc::new(Subscriber::new(framing, request.control, session.cloned()));
         let age = self.settings.draw_age();
         subscriber.ends_at.set(age.map(|age| Instant::now() + age));
-        let mut block = first_block(self.settings.retry.draw(), cursor, request.cursor_style);
+        let retry = self.settings.retry.draw();
+        let mut block = request.control.first_block(retry, cursor);
         block += &self.gap_blocks(&subscriber, keys, &part);
         let mut first = head();
         framing.append(block.as_bytes(), &mut first);
@@ -228,6 +217,7 @@ impl Hub {
             limit: self.settings.client_buffer_bytes,
             policy: self.settings.slow_client,
             framing: subscriber.framing,
+            control: subscriber.control,
         };
         let pushed = subscriber.mailbox.borrow_mut().push(parcel, rules);
         if let Pushed::Dropped { events, gaps } = pushed {
@@ -366,13 +356,12 @@ impl Hub {
                 let bytes = match moved_cursor(&channels, subscriber, durable) {
                     Some(cursor) => {
                         subscriber.told.set(cursor);
-                        let block = cursor_block(cursor, subscriber.cursor_style);
+                        let block = subscriber.control.cursor_block(cursor);
                         subscriber.framing.frame(block.as_bytes())
                     }
-                    None if is_silent => Bytes::from_static(match subscriber.framing {
-                        Framing::Chunked => HEARTBEAT_CHUNK,
-                        Framing::Plain => HEARTBEAT,
-                    }),
+                    None if is_silent => {
+                        Bytes::from_static(subscriber.control.heartbeat(subscriber.framing))
+                    }
                     None => return,
                 };
                 self.push(subscriber, Parcel::control(bytes));
@@ -437,7 +426,7 @@ impl Hub {
         if mailbox.end_reason().is_some() {
             return;
         }
-        let block = close_block(reason.label());
+        let block = subscriber.control.close_block(reason.label());
         let bytes = subscriber.framing.frame(block.as_bytes());
         mailbox.queue(Parcel::control(bytes));
         mailbox.end(reason);
@@ -458,7 +447,7 @@ impl Hub {
             return;
         }
         let mut bytes = Vec::new();
-        let block = retry_block(self.settings.retry.draw());
+        let block = subscriber.control.retry_block(self.settings.retry.draw());
         subscriber.framing.append(block.as_bytes(), &mut bytes);
         mailbox.queue(Parcel::control(Bytes::from(bytes)));
         mailbox.end(reason);

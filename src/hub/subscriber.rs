@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::mailbox::Mailbox;
 use super::session::Session;
-use crate::protocol::{Audience, Cursor, CursorStyle, EventId, Framing};
+use crate::protocol::{Audience, ControlForm, Cursor, EventId, Framing};
 
 /// A channel's place in the hub.
 pub(super) type ChannelKey = usize;
@@ -27,7 +27,7 @@ pub(super) enum Member {
 /// A connection. Less than three hundred bytes: there may be ten thousands.
 pub(super) struct Subscriber {
     pub(super) framing: Framing,
-    pub(super) cursor_style: CursorStyle,
+    pub(super) control: ControlForm,
     /// `None`: it came without a token.
     pub(super) reader: Option<Box<Reader>>,
     pub(super) member: Cell<Member>,
@@ -59,7 +59,7 @@ pub(super) struct Membership {
 impl Subscriber {
     pub(super) fn new(
         framing: Framing,
-        cursor_style: CursorStyle,
+        control: ControlForm,
         session: Option<Arc<Session>>,
     ) -> Self {
         let reader = |session| {
@@ -70,7 +70,7 @@ impl Subscriber {
         };
         Self {
             framing,
-            cursor_style,
+            control,
             reader: session.map(reader),
             member: Cell::new(Member::Replaying),
             last_push: Cell::new(0),

@@ -17,7 +17,7 @@ use super::session::Session;
 use super::shard::Hub;
 use super::stats::CloseReason;
 use super::subscriber::{ChannelKey, Subscriber};
-use crate::protocol::{ChannelName, CursorStyle};
+use crate::protocol::{ChannelName, ControlForm};
 
 /// What a stream is to be.
 #[derive(Clone, Debug)]
@@ -26,8 +26,8 @@ pub struct StreamRequest {
     pub channels: Vec<ChannelName>,
     /// Where its client wants to begin.
     pub start: Start,
-    /// How its client learns its cursor.
-    pub cursor_style: CursorStyle,
+    /// How its client gets cursors, gaps and what else the gateway itself says.
+    pub control: ControlForm,
     /// Who reads; `None`: anybody, without a token.
     pub session: Option<Arc<Session>>,
 }

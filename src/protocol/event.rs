@@ -19,12 +19,6 @@ pub const MAX_EVENT_NAME_BYTES: usize = 1024;
 /// The longest reconnection time a publisher may set: a day.
 pub const MAX_RETRY: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a connection silent for the heartbeat interval is sent: a comment, which clients ignore.
-pub const HEARTBEAT: &[u8] = b":\n\n";
-
-/// [`HEARTBEAT`] as a chunk.
-pub const HEARTBEAT_CHUNK: &[u8] = b"3\r\n:\n\n\r\n";
-
 /// The last chunk of a chunked body (RFC 9112, section 7.1).
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 

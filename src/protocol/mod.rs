@@ -20,12 +20,11 @@ mod trace_parent;
 
 pub use audience::{Audience, AudienceFault, Claims, MAX_AUDIENCE_BYTES};
 pub use channel::{ChannelName, InvalidChannelName};
-pub use control::{CursorStyle, close_block, cursor_block, first_block, gap_block, retry_block};
+pub use control::ControlForm;
 pub use cursor::{Cursor, InvalidCursor};
 pub use envelope::{BrokenEnvelope, EnvelopeFault, decode, encode};
 pub use event::{
-    Event, EventFault, EventName, Framing, HEARTBEAT, HEARTBEAT_CHUNK, LAST_CHUNK,
-    MAX_EVENT_NAME_BYTES, MAX_RETRY,
+    Event, EventFault, EventName, Framing, LAST_CHUNK, MAX_EVENT_NAME_BYTES, MAX_RETRY,
 };
 pub use frame::{Frame, FrameFault, KeptFrame, decode_frame, is_frame};
 pub use gap::GapReason;

@@ -6,9 +6,12 @@ use std::fmt;
 use std::io::IsTerminal;
 use std::sync::Arc;
 
+use tracing_subscriber::filter::{FilterExt, LevelFilter, filter_fn};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt as format};
+
+use super::trace::{SPANS, TracePipeline, spans_layer};
 
 pub use storms::Storms;
 
@@ -30,9 +33,10 @@ impl fmt::Display for LogFormat {
     }
 }
 
-/// Starts logging. Somebody has to [run](Storms::run) what is returned. A second call has no
-/// effect: tests start several gateways in one process.
-pub fn start_log(filter: EnvFilter, format: LogFormat) -> Arc<Storms> {
+/// Starts logging with the directives of `filter`, and hands spans to `pipeline`. The caller has to
+/// [run](Storms::run) what is returned. A second call has no effect: tests start several gateways in
+/// one process.
+pub fn start_log(filter: &str, format: LogFormat, pipeline: Option<&TracePipeline>) -> Arc<Storms> {
     let storms = Arc::new(Storms::default());
     let lines = format::layer()
         .with_writer(std::io::stderr)
@@ -46,10 +50,15 @@ pub fn start_log(filter: EnvFilter, format: LogFormat) -> Arc<Storms> {
             .with_span_list(false)
             .boxed(),
     };
-    let _ = tracing_subscriber::registry()
-        .with(filter)
-        .with(storms::Calm(Arc::clone(&storms)))
-        .with(lines)
-        .try_init();
+    // Of the log alone: spans are sent whatever it leaves out.
+    let is_of_the_log = filter_fn(|metadata| metadata.target() != SPANS);
+    let filter = EnvFilter::new(filter)
+        .and(is_of_the_log.with_max_level_hint(LevelFilter::TRACE))
+        .and(storms::Calm(Arc::clone(&storms)));
+    let log = tracing_subscriber::registry().with(lines.with_filter(filter));
+    let _ = match pipeline {
+        Some(pipeline) => log.with(spans_layer(pipeline.tracer())).try_init(),
+        None => log.try_init(),
+    };
     storms
 }

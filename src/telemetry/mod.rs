@@ -1,6 +1,5 @@
 //! What operators see: log lines, metrics and traces.
 
-mod auth;
 mod log;
 mod metrics;
 pub(crate) mod occurrences;
@@ -9,10 +8,9 @@ mod trace;
 
 pub(crate) use metrics::{ProcessUsage, process_usage};
 
-pub use auth::AuthMetrics;
 pub use log::{LogFormat, Storms, start_log};
-pub use metrics::{BusMetrics, Metrics};
+pub use metrics::{AuthMetrics, BusMetrics, Metrics};
 pub use reasons::{DownCause, DropReason, EventKind, TokenFaultKind};
 pub use trace::{
-    Admission, LAST_SPANS, PublishSpan, TraceConfig, TraceError, TracePipeline, Traces,
+    Admission, AdmissionSpan, LAST_SPANS, TraceConfig, TraceError, TracePipeline, Traces,
 };

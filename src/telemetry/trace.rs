@@ -1,140 +1,178 @@
 //! Traces: spans for what is published, fanned out and admitted, sent to an OTLP collector.
 //!
-//! Off unless a collector is named, and then there is nothing of it but an `Option` here and
-//! there. Spans wait in a bounded queue for a thread of their own that sends them; a collector
-//! that is away or slow costs nothing but a counter.
+//! Spans are spans of `tracing` with the target [`SPANS`]; the layer of [`spans_layer`] hands them to
+//! OpenTelemetry whatever the log's filter is, and the log does not write them. Off unless a collector
+//! is named. Spans wait in a bounded queue for a thread of their own that sends them, so a collector
+//! that is away or slow costs a counter.
 
 mod pipeline;
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicI64, Ordering};
 
 use http::StatusCode;
+use opentelemetry::Context;
 use opentelemetry::trace::{
-    Link, Span as _, SpanBuilder, SpanContext, SpanId, SpanKind, Status, TraceContextExt,
-    TraceFlags, TraceId, TraceState, Tracer as _,
+    SpanContext, SpanId, Status, TraceContextExt, TraceFlags, TraceId, TraceState,
 };
-use opentelemetry::{Context, KeyValue, Value};
-use opentelemetry_sdk::trace::{SdkTracer, Span};
+use opentelemetry_sdk::trace::SdkTracer;
+use tracing::field::{Empty, display};
+use tracing::{Level, Span, Subscriber, error_span};
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::registry::LookupSpan;
 
 use crate::hub::{BusEvent, FanOutWatch};
 use crate::protocol::{ChannelName, EventId, TraceParent};
 
 pub use pipeline::{LAST_SPANS, TraceConfig, TraceError, TracePipeline};
 
-/// Makes spans.
-#[derive(Clone, Debug)]
-pub struct Traces(SdkTracer);
+/// The target of the spans that are sent to the collector.
+pub(super) const SPANS: &str = "fanfare::trace";
+
+/// Hands spans to `tracer`, and nothing else: neither log lines nor what `tracing` knows of the code.
+pub(super) fn spans_layer<S>(tracer: SdkTracer) -> impl Layer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+{
+    tracing_opentelemetry::layer()
+        .with_location(false)
+        .with_threads(false)
+        .with_target(false)
+        .with_tracked_inactivity(false)
+        // A span's parent may be set later, until the span is asked for its context.
+        .with_context_activation(false)
+        .with_tracer(tracer)
+        .with_filter(Targets::new().with_target(SPANS, Level::ERROR))
+}
+
+/// Makes spans. It exists only where there is a pipeline that sends them.
+#[derive(Clone, Copy, Debug)]
+pub struct Traces(());
 
 impl Traces {
-    fn start(&self, span: SpanBuilder, parent: Option<TraceParent>) -> Span {
-        let context = match parent {
-            Some(parent) => Context::new().with_remote_span_context(remote(parent)),
-            None => Context::new(),
-        };
-        self.0.build_with_context(span, &context)
-    }
-
     /// Begins the span of an event that is being published over HTTP.
-    pub fn publish(&self, channel: &ChannelName, parent: Option<TraceParent>) -> PublishSpan {
-        let span = self
-            .0
-            .span_builder("publish")
-            .with_kind(SpanKind::Producer)
-            .with_attributes(messaging("send", channel));
-        PublishSpan {
-            span: self.start(span, parent),
-            parent,
+    pub fn publish(self, channel: &ChannelName, parent: Option<TraceParent>) -> PublishSpan {
+        let span = error_span!(
+            target: SPANS,
+            parent: None,
+            "publish",
+            otel.kind = "producer",
+            messaging.system = "fanfare",
+            "messaging.operation.type" = "send",
+            messaging.destination.name = %channel,
+            messaging.message.id = Empty,
+            http.response.status_code = Empty,
+        );
+        if let Some(parent) = parent {
+            join(&span, parent);
         }
+        note_trace(&span);
+        PublishSpan { span, parent }
     }
 
-    /// Begins the span of an event's fan-out on this replica, where its publisher has it traced.
+    /// Begins the span of an event's fan-out on this replica, if its publisher has it traced.
     /// It ends when the last shard has handed the event to its clients.
-    pub fn fan_out(&self, event: &BusEvent) -> Option<Arc<dyn FanOutWatch>> {
+    pub fn fan_out(self, event: &BusEvent) -> Option<Arc<dyn FanOutWatch>> {
         let parent = event.trace_parent().filter(|parent| parent.is_sampled())?;
-        let (began, began_at) = (Instant::now(), SystemTime::now());
-        let mut span = self
-            .0
-            .span_builder("fan-out")
-            .with_kind(SpanKind::Consumer)
-            .with_start_time(began_at)
-            .with_attributes(messaging("process", &event.channel))
-            // What messaging spans are connected by, beside the parent.
-            .with_links(vec![Link::with_context(remote(parent))]);
-        if let (Some(attributes), Some(id)) = (&mut span.attributes, event.id()) {
-            attributes.push(KeyValue::new("messaging.message.id", id.to_string()));
-        }
-        let span = self.start(span, Some(parent));
-        span.is_recording().then(|| {
+        let span = error_span!(
+            target: SPANS,
+            parent: None,
+            "fan-out",
+            otel.kind = "consumer",
+            messaging.system = "fanfare",
+            "messaging.operation.type" = "process",
+            messaging.destination.name = %event.channel,
+            messaging.message.id = event.id().map(display),
+            fanfare.shards = Empty,
+            fanfare.clients = Empty,
+        );
+        join(&span, parent);
+        // What messaging spans are connected by, beside the parent.
+        span.add_link(remote(parent));
+        let is_recording = span.context().span().is_recording();
+        is_recording.then(|| {
             Arc::new(FanOutSpan {
                 span,
-                began,
-                began_at,
-                took_ns: AtomicU64::new(0),
-                shards: AtomicU64::new(0),
-                clients: AtomicU64::new(0),
+                shards: AtomicI64::new(0),
+                clients: AtomicI64::new(0),
             }) as Arc<dyn FanOutWatch>
         })
     }
 
-    /// Records how a stream was admitted, from when its request was read to now.
-    pub fn admission(&self, admission: &Admission<'_>) {
-        let mut attributes = vec![
-            KeyValue::new("client.address", admission.client.to_string()),
-            KeyValue::new("fanfare.connection", admission.connection.to_owned()),
-            KeyValue::new("fanfare.outcome", admission.outcome),
-            KeyValue::new(
-                "fanfare.channels",
-                i64::try_from(admission.channels).unwrap_or(i64::MAX),
+    /// Begins the span of a request for a stream.
+    pub fn admission(self, connection: &dyn fmt::Display, client: IpAddr) -> AdmissionSpan {
+        AdmissionSpan {
+            span: error_span!(
+                target: SPANS,
+                parent: None,
+                "admission",
+                otel.kind = "server",
+                client.address = %client,
+                fanfare.connection = %connection,
+                fanfare.outcome = Empty,
+                fanfare.channels = Empty,
+                http.response.status_code = Empty,
+                user.id = Empty,
             ),
-        ];
-        attributes.extend(admission.status.map(status_code));
-        if let Some(subject) = admission.subject {
-            attributes.push(KeyValue::new("user.id", subject.to_owned()));
-        }
-        let mut span = self
-            .0
-            .span_builder("admission")
-            .with_kind(SpanKind::Server)
-            .with_start_time(admission.began)
-            .with_attributes(attributes);
-        // A parent decides whether there is a span, and anybody can send one that says yes.
-        let parent = admission.parent.filter(|_| admission.is_trusted);
-        if let (None, Some(named)) = (parent, admission.parent) {
-            span = span.with_links(vec![Link::with_context(remote(named))]);
-        }
-        let mut span = self.start(span, parent);
-        if admission
-            .status
-            .is_some_and(|status| status.is_server_error())
-        {
-            span.set_status(Status::error(admission.outcome));
+            has_joined: false,
         }
     }
 }
 
-/// How a stream was admitted, or why not.
+/// The span of a request for a stream, until it is known what becomes of it.
+#[derive(Debug)]
+pub struct AdmissionSpan {
+    span: Span,
+    has_joined: bool,
+}
+
+impl AdmissionSpan {
+    /// Makes the span part of the trace that the client names in `parent`, if the client is trusted:
+    /// a parent decides whether the span is recorded, and anyone can send one that says yes. A client
+    /// that is not trusted gets a trace of its own, with a link. Only the first call counts.
+    pub fn join(&mut self, parent: Option<TraceParent>, is_trusted: bool) {
+        if std::mem::replace(&mut self.has_joined, true) {
+            return;
+        }
+        match parent {
+            Some(parent) if is_trusted => join(&self.span, parent),
+            Some(parent) => self.span.add_link(remote(parent)),
+            None => {}
+        }
+        note_trace(&self.span);
+    }
+
+    /// Ends the span with what has become of the request.
+    pub fn end(self, admission: &Admission<'_>) {
+        let Self { span, .. } = self;
+        span.record("fanfare.outcome", admission.outcome);
+        span.record("fanfare.channels", signed(admission.channels));
+        if let Some(subject) = admission.subject {
+            span.record("user.id", subject);
+        }
+        if let Some(status) = admission.status {
+            span.record("http.response.status_code", i64::from(status.as_u16()));
+            if status.is_server_error() {
+                span.set_status(Status::error(admission.outcome));
+            }
+        }
+    }
+}
+
+/// What has become of a request for a stream.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission<'a> {
-    /// When its request was read.
-    pub began: SystemTime,
-    /// The trace that the client says it belongs to.
-    pub parent: Option<TraceParent>,
-    /// The client may say so: else it is a trace of its own, which has the other for a link.
-    pub is_trusted: bool,
-    /// The connection's id in the log.
-    pub connection: &'a str,
-    /// Who asked.
-    pub client: IpAddr,
-    /// Whom the client proved to be.
+    /// The subject of the client's token.
     pub subject: Option<&'a str>,
-    /// How many channels it asked for; 0 where that was not understood, or it was refused before.
+    /// How many channels it names; 0 if that was not understood, or it was refused before.
     pub channels: usize,
     /// `opened`, or why not.
     pub outcome: &'static str,
-    /// What it was answered; `None`: nothing, since its client did not wait.
+    /// The status of the answer; `None` if the client did not wait for one.
     pub status: Option<StatusCode>,
 }
 
@@ -146,9 +184,10 @@ pub struct PublishSpan {
 }
 
 impl PublishSpan {
-    /// What the event carries: this span, or the publisher's where this one is not recorded.
+    /// What the event carries: this span, or the publisher's if this one is not recorded.
     pub fn trace_parent(&self) -> Option<TraceParent> {
-        let context = self.span.span_context();
+        let context = self.span.context();
+        let context = context.span().span_context().clone();
         if !context.is_sampled() {
             return self.parent;
         }
@@ -159,20 +198,17 @@ impl PublishSpan {
         )
     }
 
-    /// Ends it with the answer: the event's id, none for a live event, or the status of a fault.
-    pub fn end(mut self, answer: Result<Option<&EventId>, StatusCode>) {
+    /// Ends the span with the answer: the event's id, `None` for a live event, or the status of a
+    /// fault.
+    pub fn end(self, answer: Result<Option<&EventId>, StatusCode>) {
+        let span = self.span;
+        let status = answer.err().unwrap_or(StatusCode::OK);
+        span.record("http.response.status_code", i64::from(status.as_u16()));
         match answer {
             Ok(id) => {
-                self.span.set_attribute(status_code(StatusCode::OK));
-                if let Some(id) = id {
-                    let id = KeyValue::new("messaging.message.id", id.to_string());
-                    self.span.set_attribute(id);
-                }
+                span.record("messaging.message.id", id.map(display));
             }
-            Err(status) => {
-                self.span.set_attribute(status_code(status));
-                self.span.set_status(Status::error(status.to_string()));
-            }
+            Err(status) => span.set_status(Status::error(status.to_string())),
         }
     }
 }
@@ -181,52 +217,46 @@ impl PublishSpan {
 #[derive(Debug)]
 struct FanOutSpan {
     span: Span,
-    began: Instant,
-    began_at: SystemTime,
-    /// Until the last shard had handed it out. The event itself waits for those behind it in its
-    /// batch.
-    took_ns: AtomicU64,
-    shards: AtomicU64,
-    clients: AtomicU64,
+    shards: AtomicI64,
+    clients: AtomicI64,
 }
 
 impl FanOutWatch for FanOutSpan {
     fn handed_to(&self, clients: usize) {
-        let took_ns = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.took_ns.fetch_max(took_ns, Ordering::Relaxed);
         self.shards.fetch_add(1, Ordering::Relaxed);
-        self.clients.fetch_add(clients as u64, Ordering::Relaxed);
+        self.clients.fetch_add(signed(clients), Ordering::Relaxed);
+        // A span ends when it was last left, however long the event's batch is kept afterwards.
+        self.span.in_scope(|| {});
     }
 }
 
 impl Drop for FanOutSpan {
     fn drop(&mut self) {
-        for (name, count) in [
-            ("fanfare.shards", &mut self.shards),
-            ("fanfare.clients", &mut self.clients),
-        ] {
-            let count = i64::try_from(*count.get_mut()).unwrap_or(i64::MAX);
-            self.span.set_attribute(KeyValue::new(name, count));
-        }
-        let took = Duration::from_nanos(*self.took_ns.get_mut());
-        self.span.end_with_timestamp(self.began_at + took);
+        self.span.record("fanfare.shards", *self.shards.get_mut());
+        self.span.record("fanfare.clients", *self.clients.get_mut());
     }
 }
 
-/// The attributes of OpenTelemetry's conventions for messaging spans.
-fn messaging(operation: &'static str, channel: &ChannelName) -> Vec<KeyValue> {
-    vec![
-        KeyValue::new("messaging.system", "fanfare"),
-        KeyValue::new("messaging.operation.type", operation),
-        KeyValue::new("messaging.destination.name", channel.to_string()),
-    ]
+/// Makes `span`, whose context nobody has asked for yet, part of the trace of `parent`.
+fn join(span: &Span, parent: TraceParent) {
+    let context = Context::new().with_remote_span_context(remote(parent));
+    // It cannot fail: the layer is there, and the span has not started.
+    let _ = span.set_parent(context);
 }
 
-fn status_code(status: StatusCode) -> KeyValue {
-    KeyValue::new(
-        "http.response.status_code",
-        Value::I64(i64::from(status.as_u16())),
-    )
+/// Writes the trace of `span` into the log lines of the request that is being answered, if the
+/// collector gets it. The span's parent is settled by this.
+fn note_trace(span: &Span) {
+    let context = span.context();
+    let context = context.span().span_context().clone();
+    if context.is_sampled() {
+        Span::current().record("trace_id", display(context.trace_id()));
+    }
+}
+
+/// OpenTelemetry's integers are signed.
+fn signed(count: usize) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
 }
 
 fn remote(parent: TraceParent) -> SpanContext {
@@ -242,11 +272,14 @@ fn remote(parent: TraceParent) -> SpanContext {
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
+    use std::time::{Duration, Instant};
 
     use bytes::Bytes;
+    use opentelemetry::Value;
     use opentelemetry::trace::TracerProvider as _;
     use opentelemetry_sdk::error::OTelSdkResult;
-    use opentelemetry_sdk::trace::{SdkTracerProvider, SpanData, SpanProcessor};
+    use opentelemetry_sdk::trace::{SdkTracerProvider, Span, SpanData, SpanProcessor};
+    use tracing_subscriber::layer::SubscriberExt;
 
     use super::*;
     use crate::protocol::Event;
@@ -277,7 +310,9 @@ mod tests {
         let provider = SdkTracerProvider::builder()
             .with_span_processor(ended.clone())
             .build();
-        let traces = Traces(provider.tracer("test"));
+        let subscriber = tracing_subscriber::registry().with(spans_layer(provider.tracer("test")));
+        let _guard = tracing::subscriber::set_default(subscriber);
+        let traces = Traces(());
         let event = Event::new(Bytes::new(), 1)
             .unwrap()
             .with_trace_parent(TraceParent::new(1, 2, 1));

@@ -688,9 +688,9 @@ class Nginx(unittest.TestCase):
                     return run("curl", "-skN", "--max-time", "1", url, check=False)
 
                 # Nobody is there: the browser is told to come back, whatever happens.
-                until(lambda: re.fullmatch(r"retry: [123]\d{4}\n\n", stream()))
+                until(lambda: re.fullmatch(r"retry: [123]\d{4}\nevent: \$busy\ndata: {}\n\n", stream()))
                 names.answer = "127.0.0.1"
-                until(lambda: re.match(r"retry: [2-6]\d{3}\nid: 0-0", stream()))
+                until(lambda: re.match(r"retry: [2-6]\d{3}\nevent: \$cursor\nid: 0-0", stream()))
                 # Probes and scrapes come from addresses that nobody knows beforehand, IPv6 ones among them.
                 for host in ("127.0.0.1", "[::1]"):
                     run("curl", "--fail", "-s", f"http://{host}:{inside}/metrics")

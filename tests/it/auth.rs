@@ -741,11 +741,15 @@ fn a_start_without_rules_or_with_weak_ones_is_refused_and_check_says_why() {
             "FANFARE_JWKS_URL",
         ),
         (&[], &[("FANFARE_JWT_ISSUER", "me")], "FANFARE_JWT_ISSUER"),
-        (&["--jwt-secret", SECRET], &[], "everybody on the machine"),
+        (
+            &["--jwt-secret", SECRET],
+            &[],
+            "other users of the machine can read arguments",
+        ),
         (
             &["--redis-url", "redis://:canary@127.0.0.1"],
             &[],
-            "everybody on the machine",
+            "other users of the machine can read arguments",
         ),
     ] {
         let (valid, text) = check(arguments, variables);

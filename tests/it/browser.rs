@@ -60,8 +60,8 @@ async fn connections_open_receive_and_stop() {
 
     start(&browser, 1).await;
     start(&browser, 3).await;
-    logged(&browser, "Orders", "onopen", "events/orders?cursor=event").await;
-    let both = "events?channel=orders&channel=prices&cursor=event";
+    logged(&browser, "Orders", "onopen", "events/orders").await;
+    let both = "events?channel=orders&channel=prices";
     logged(&browser, "Everything", "onopen", both).await;
 
     // A connection's channel, from outside and from the page.

@@ -334,7 +334,7 @@ fn tail_refuses_what_is_no_cursor() {
     for text in ["", "x", "5-1.4-0", "5"] {
         let output = fanfare(&["tail", "a", "--after", text], &[]);
         assert!(!output.status.success(), "{text:?}");
-        let rule = "a cursor is <id> or <id>.<later id>";
+        let rule = "a cursor must be <id> or <id>.<later id>";
         assert!(stderr(&output).contains(rule), "{}", stderr(&output));
     }
 }
@@ -345,15 +345,21 @@ async fn tail_keeps_its_cursor_and_tells_of_gaps() {
     let answers = [
         (
             "\r\nlast-event-id: 1-0\r\n",
-            "retry: 10\nid: 1-0\n\nid: 6-0\ndata: one\n\n:\nid: 6-0.9-0\n\nid: 99-0\ndata: cut",
+            "retry: 10\nevent: $cursor\nid: 1-0\ndata: {}\n\nid: 6-0\ndata: one\n\n\
+             event: $cursor\nid: 6-0.9-0\ndata: {}\n\nid: 99-0\ndata: cut",
         ),
         // Full, or draining: it only says when to come back.
-        ("\r\nlast-event-id: 6-0.9-0\r\n", "retry: 20\n\n"),
         (
             "\r\nlast-event-id: 6-0.9-0\r\n",
-            "retry: 10\n\nid: 11-9\nevent: $gap\ndata: {\"channel\":\"a\",\"reason\":\"expired\",\
+            "retry: 20\nevent: $busy\ndata: {}\n\n",
+        ),
+        // The same from an older gateway.
+        ("\r\nlast-event-id: 6-0.9-0\r\n", "retry: 30\n\n"),
+        (
+            "\r\nlast-event-id: 6-0.9-0\r\n",
+            "retry: 10\nevent: $cursor\ndata: {}\n\nid: 11-9\nevent: $gap\ndata: {\"channel\":\"a\",\"reason\":\"expired\",\
              \"after\":\"9-0\",\"oldest\":\"12-0\"}\n\nid: 12-0\ndata: two\n\n\
-             :\nid: 12-0.13-0\nevent: $cursor\ndata: {}\n\ndata: live\n\n",
+             event: $cursor\nid: 12-0.13-0\ndata: {}\n\ndata: live\n\n",
         ),
     ];
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -382,7 +388,9 @@ async fn tail_keeps_its_cursor_and_tells_of_gaps() {
         stderr(&output),
         format!(
             "fanfare: {url}: the stream ended; again in 10ms\n\
+             fanfare: the gateway cannot open the stream now\n\
              fanfare: {url}: the stream ended; again in 20ms\n\
+             fanfare: {url}: the stream ended; again in 30ms\n\
              fanfare: connected again, resuming after 6-0.9-0\n\
              fanfare: gap: events of a may be missing after 9-0 (expired)\n"
         )

@@ -88,7 +88,7 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         answer.lock().unwrap().concat().starts_with("{\"id\":\"")
     })
     .await;
-    // A replica that is stopped is started again.
+    // A replica that is stopped is restarted.
     let (mut stopped, _) = shell(&stop);
     assert!(stopped.ended().await);
     let (_reader, received) = shell(&stream);
@@ -96,17 +96,17 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         !received.lock().unwrap().is_empty()
     })
     .await;
-    eventually("the replica is started again", async || {
+    eventually("the replica is restarted", async || {
         let said = said.lock().unwrap();
-        said.iter().any(|line| line.ends_with("is started again"))
+        said.iter().any(|line| line.ends_with("is restarted"))
     })
     .await;
     // Redis may go away: the stream stays open, and has the next event.
     let (mut stopped, _) = shell(&stop_redis);
     assert!(stopped.ended().await);
-    eventually("Redis is started again", async || {
+    eventually("Redis is restarted", async || {
         let said = said.lock().unwrap();
-        let told = "redis has ended and is started again";
+        let told = "redis has ended and is restarted";
         said.iter().any(|line| line == told)
     })
     .await;
@@ -138,7 +138,7 @@ async fn a_cluster_starts_works_as_it_says_and_leaves_nothing() {
         let said = said.lock().unwrap();
         let again = said
             .iter()
-            .filter(|line| line.starts_with("replica-") && line.ends_with("is started again"));
+            .filter(|line| line.starts_with("replica-") && line.ends_with("is restarted"));
         again.count() == 4
     })
     .await;

@@ -269,9 +269,9 @@ async fn shell_receive_prints_events_and_comes_back() {
     gateway
         .post("/events/prices?keep=false&event=price", "42")
         .await;
-    let (stdout, name) = line(stdout, "event: ").await;
+    let (stdout, _) = line(stdout, "event: price").await;
     let (stdout, data) = line(stdout, "data: ").await;
-    assert_eq!([name, data], ["price", "42"]);
+    assert_eq!(data, "42");
 
     gateway.process.signal("TERM");
     assert!(gateway.process.ended().await);
@@ -283,7 +283,7 @@ async fn shell_receive_prints_events_and_comes_back() {
     let gateway = Gateway::start(&variables).await;
     let (stdout, _) = line(stdout, "retry: 777").await;
     gateway.post("/events/orders?keep=false", "again").await;
-    assert_eq!(line(stdout, "data: ").await.1, "again");
+    line(stdout, "data: again").await;
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::support::{Redis, eventually, within};
 use bytes::Bytes;
-use fanfare::bus::library::{
+use fanfare::library::{
     HistoryConfig, Installed, LIBRARY_VERSION, Library, LibraryError, LibrarySettings, ensure,
     is_missing, load, render,
 };

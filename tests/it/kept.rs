@@ -434,7 +434,7 @@ async fn ids_on_a_connection_increase_when_redis_begins_anew() {
                 let position = order(id.rsplit('.').next().unwrap());
                 assert!(position > last, "{block:?} after {last:?}, round {round}");
                 last = position;
-                let is_heartbeat = block.data.is_none() && id.contains('.');
+                let is_heartbeat = block.event.as_deref() == Some("$cursor");
                 is_vouched = is_heartbeat && position > own;
                 is_anew = block.event.as_deref() == Some("$gap");
             }

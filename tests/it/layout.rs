@@ -1,4 +1,4 @@
-//! The folders of `src` may be believed: imports point in one direction.
+//! The folders of `src` may be believed: imports point in one direction, and files and functions are short.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -32,9 +32,6 @@ const ONLY: [(&str, &[&str]); 5] = [
     ("supervision", &[]),
 ];
 
-/// The test code that lives inside `src`: it may import everything.
-const TESTS: [&str; 1] = ["exploration"];
-
 #[test]
 fn imports_point_down() {
     let mut arrows = BTreeSet::new();
@@ -42,10 +39,8 @@ fn imports_point_down() {
     for file in sources(Path::new("src")) {
         let module = module_path(&file);
         let top = module[0].clone();
-        if TESTS.contains(&top.as_str())
-            || ["lib", "main"].contains(&top.as_str())
-            || module.last().unwrap() == "tests"
-        {
+        let is_test = module.last().unwrap().ends_with("tests");
+        if ["lib", "main"].contains(&top.as_str()) || is_test {
             continue;
         }
         for line in program_lines(&file) {
@@ -64,6 +59,47 @@ fn imports_point_down() {
     }
     assert_eq!(wrong, Vec::<String>::new());
     assert!(arrows.contains(&("app".into(), "bus".into())), "{arrows:?}");
+}
+
+/// The most lines of a file, and of a function.
+const MAX_FILE_LINES: usize = 500;
+const MAX_FUNCTION_LINES: usize = 100;
+
+#[test]
+fn files_and_functions_are_short() {
+    let mut long = Vec::new();
+    for folder in ["src", "load-tests/src"] {
+        for file in sources(Path::new(folder)) {
+            let text = fs::read_to_string(&file).unwrap();
+            let lines: Vec<_> = text.lines().collect();
+            if lines.len() > MAX_FILE_LINES {
+                long.push(format!("{}: {} lines", file.display(), lines.len()));
+            }
+            for (at, line) in lines.iter().enumerate() {
+                let length = function_lines(&lines[at..]);
+                if length > MAX_FUNCTION_LINES {
+                    long.push(format!(
+                        "{}: {} has {length} lines",
+                        file.display(),
+                        line.trim()
+                    ));
+                }
+            }
+        }
+    }
+    assert_eq!(long, Vec::<String>::new());
+}
+
+/// The lines of the function that begins with the first of `lines`, as rustfmt indents it; 0 if none
+/// does.
+fn function_lines(lines: &[&str]) -> usize {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let is_function = lines[0].trim_start().starts_with("fn ") || lines[0].contains(" fn ");
+    if !is_function || lines[0].trim_start().starts_with("//") {
+        return 0;
+    }
+    let is_end = |line: &&str| line.ends_with([';', '}']) && indent(line) == indent(lines[0]);
+    lines.iter().position(is_end).map_or(0, |end| end + 1)
 }
 
 fn may_import(importer: &str, imported: &str) -> bool {

@@ -102,7 +102,7 @@ async fn neither_payloads_nor_secrets_are_logged() {
     let faults = lines(&gateway, dropped);
     assert_eq!(
         faults[3]["fault"],
-        r#"broken envelope: there is no member "a\n{\"forged\":1}\u{1b}[31m""#
+        r#"invalid envelope: unknown member "a\n{\"forged\":1}\u{1b}[31m""#
     );
     let request = "GET /events/a HTTP/1.1\r\nhost: x\r\nauthorization: Bearer the-token\r\n\
         cookie: fanfare=the-cookie\r\n\r\n";

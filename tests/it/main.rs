@@ -3,7 +3,6 @@
 //! `faults` has tests that take minutes or need root; they are behind the feature `long-tests`
 //! (`make test-faults`).
 
-#![allow(unreachable_pub, reason = "a test program exports nothing")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -19,6 +18,7 @@ mod churn;
 mod cli;
 mod cluster;
 mod console;
+mod engines;
 mod examples;
 mod faults;
 mod functions;
@@ -40,3 +40,5 @@ mod stop;
 mod streams;
 mod support;
 mod traces;
+#[cfg(feature = "long-tests")]
+mod upgrade;

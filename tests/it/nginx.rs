@@ -22,8 +22,12 @@ type Held = Mutex<Vec<Events>>;
 
 /// The body of an answer that tells a browser to come back: 10 to 30 seconds, no id.
 fn is_retry_and_close(body: &str) -> bool {
+    is_retry_and(body, "event: $busy\ndata: {}")
+}
+
+fn is_retry_and(body: &str, busy: &str) -> bool {
     body.strip_prefix("retry: ")
-        .and_then(|rest| rest.strip_suffix("\n\n"))
+        .and_then(|rest| rest.strip_suffix(&format!("\n{busy}\n\n")))
         .and_then(|ms| ms.parse::<u64>().ok())
         .is_some_and(|ms| (10_000..=30_000).contains(&ms))
 }
@@ -32,7 +36,10 @@ fn is_retry_and_close(body: &str) -> bool {
 async fn is_opened(nginx: &Nginx, held: &Held) -> bool {
     let response = nginx.get("/events/a").await;
     assert_eq!(response.status(), 200);
-    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    assert_eq!(
+        response.headers()["content-type"],
+        "text/event-stream; charset=utf-8"
+    );
     assert_eq!(
         response.headers()["cache-control"],
         "no-store, no-transform"
@@ -408,6 +415,9 @@ async fn a_dead_replica_is_passed_over_and_with_all_dead_a_browser_comes_back() 
     retries.sort();
     retries.dedup();
     assert!(retries.len() > 5, "{retries:?}");
+    let response = nginx.get("/events/a?control=comment").await;
+    let body = response.text().await.unwrap();
+    assert!(is_retry_and(&body, ": $busy"), "{body}");
     let head = nginx.client().build().unwrap().head(nginx.url("/events/a"));
     assert_eq!(head.send().await.unwrap().status(), 200);
 }
@@ -457,6 +467,29 @@ async fn allowed_origins_may_read_that_they_are_to_come_back() {
     assert_eq!(asked(own).await, [Some(own.into()), Some("true".into())]);
     assert_eq!(asked("https://app.example.evil").await, [None, None]);
     assert_eq!(asked("null").await, [None, None]);
+
+    // Before that, a page that sets headers asks whether it may.
+    let preflight = async |url: &str, origin: &str| {
+        let request = client
+            .request(reqwest::Method::OPTIONS, url)
+            .header("origin", origin)
+            .header("access-control-request-method", "GET")
+            .header("access-control-request-headers", "last-event-id");
+        let response = within("an answer", request.send()).await.unwrap();
+        assert_eq!(response.status(), 200);
+        let allowed = response.headers().get("access-control-allow-headers");
+        allowed.map(|allowed| allowed.to_str().unwrap().to_owned())
+    };
+    let gateway = Gateway::start(&[("FANFARE_ALLOW_ORIGINS", own)]).await;
+    let allowed = preflight(&gateway.url("/events/a"), own).await;
+    assert!(
+        allowed
+            .as_ref()
+            .is_some_and(|all| all.contains("last-event-id"))
+    );
+    let url = nginx.url("/events/a");
+    assert_eq!(preflight(&url, own).await, allowed);
+    assert_eq!(preflight(&url, "https://app.example.evil").await, None);
 }
 
 #[tokio::test]

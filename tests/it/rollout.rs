@@ -56,7 +56,10 @@ impl Fleet {
         };
         while fleet.clients.len() < clients {
             let together = CONNECT_TOGETHER.min(clients - fleet.clients.len());
-            let plan = || Plan::new(&addresses, &["a", "b"]);
+            let plan = || Plan {
+                any_version: binary != Path::new(BINARY),
+                ..Plan::new(&addresses, &["a", "b"])
+            };
             let begun: Vec<_> = (0..together).map(|_| plan().start()).collect();
             for client in &begun {
                 client
@@ -211,14 +214,14 @@ async fn a_rolling_restart_loses_nothing_and_spreads_clients() {
 /// What takes minutes.
 #[cfg(feature = "long-tests")]
 mod long {
-    use std::path::{Path, PathBuf};
-    use std::process::{Command, Stdio};
+    use std::path::Path;
     use std::time::Duration;
 
     use tokio::time::sleep;
 
     use super::{Fleet, rolling_restart};
     use crate::support::oracle::{Journal, Publisher};
+    use crate::support::release::previous_release;
     use crate::support::{BINARY, test_within};
 
     #[tokio::test]
@@ -236,52 +239,9 @@ mod long {
         .await;
     }
 
-    /// Builds another version out of this repository, PREVIOUS_VERSION or the commit before this one,
-    /// and returns its program.
-    fn previous_version() -> PathBuf {
-        let revision = std::env::var("PREVIOUS_VERSION").unwrap_or_else(|_| "HEAD^".to_owned());
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let source = tempfile::tempdir().unwrap();
-        let mut archive = Command::new("git")
-            .args(["archive", &revision])
-            .current_dir(root)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let unpacked = Command::new("tar")
-            // As new, so that cargo does not take another version's program for this one's.
-            .args(["-x", "-m"])
-            .arg("-C")
-            .arg(source.path())
-            .stdin(archive.stdout.take().unwrap())
-            .status()
-            .unwrap();
-        assert!(
-            archive.wait().unwrap().success() && unpacked.success(),
-            "{revision}"
-        );
-        // In a folder of its own that stays, so that it is built once.
-        let target = root.join("target/previous");
-        let built = Command::new(env!("CARGO"))
-            .args([
-                "build",
-                "--locked",
-                "--package",
-                "fanfare",
-                "--manifest-path",
-            ])
-            .arg(source.path().join("Cargo.toml"))
-            .arg("--target-dir")
-            .arg(&target)
-            .status()
-            .unwrap();
-        assert!(built.success());
-        target.join("debug/fanfare")
-    }
-
     #[tokio::test]
     async fn a_rollout_and_a_rollback_across_versions_lose_nothing() {
-        let previous = previous_version();
+        let previous = previous_release();
         test_within(Duration::from_secs(180), async {
             let drain_period = Duration::from_secs(2);
             let mut fleet = Fleet::start(&previous, drain_period, 60).await;

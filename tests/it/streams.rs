@@ -25,7 +25,7 @@ async fn head_first_block_and_heartbeat_are_as_documented_byte_for_byte() {
         [
             "cache-control: no-store, no-transform",
             "connection: close",
-            "content-type: text/event-stream",
+            "content-type: text/event-stream; charset=utf-8",
             "transfer-encoding: chunked",
             "x-accel-buffering: no",
         ]
@@ -34,17 +34,57 @@ async fn head_first_block_and_heartbeat_are_as_documented_byte_for_byte() {
     let (length, block) = first.split_once("\r\n").unwrap();
     let length = usize::from_str_radix(length, 16).unwrap();
     assert_eq!(length, block.len() - "\r\n".len());
-    let position = block.strip_prefix("retry: 3000\nid: 0-0.").unwrap();
-    let (ms, n) = position.trim_end().split_once('-').unwrap();
+    let position = block
+        .strip_prefix("retry: 3000\nevent: $cursor\nid: 0-0.")
+        .and_then(|rest| rest.strip_suffix("\ndata: {}\n\n\r\n"))
+        .unwrap_or_else(|| panic!("{block:?}"));
+    let (ms, n) = position.split_once('-').unwrap();
     assert!(ms.parse::<u64>().is_ok() && n.parse::<u64>().is_ok());
     for _ in 0..3 {
-        assert_eq!(raw.until("\n\n\r\n").await, "3\r\n:\n\n\r\n");
+        let heartbeat = "19\r\nevent: $cursor\ndata: {}\n\n\r\n";
+        assert_eq!(raw.until("\n\n\r\n").await, heartbeat);
     }
     gateway
         .post("/events/orders?event=price&keep=false", "a\nb")
         .await;
     let event = "1e\r\nevent: price\ndata: a\ndata: b\n\n\r\n";
     assert!(raw.until(event).await.ends_with(event));
+}
+
+/// What is not data is in no block that a reader could take for an event.
+#[tokio::test]
+async fn where_comments_are_asked_for_there_is_no_data_but_that_of_events() {
+    let variables = [
+        ("FANFARE_HEARTBEAT", "200ms"),
+        ("FANFARE_RETRY", "3s,3s"),
+        ("FANFARE_DRAIN_PERIOD", "0s"),
+    ];
+    let gateway = Gateway::start(&variables).await;
+    let mut raw = Raw::get(gateway.data, "/events/orders?control=comment").await;
+    raw.until("\r\n\r\n").await;
+    let first = raw.until("\n\n\r\n").await;
+    let (_, block) = first.split_once("\r\n").unwrap();
+    let position = block
+        .strip_prefix("retry: 3000\nid: 0-0.")
+        .and_then(|rest| rest.strip_suffix("\n\n\r\n"));
+    assert!(
+        position.is_some_and(|position| !position.contains('\n')),
+        "{block:?}"
+    );
+    for _ in 0..3 {
+        assert_eq!(raw.until("\n\r\n").await, "2\r\n:\n\r\n");
+    }
+    gateway.post("/events/orders?keep=false", "a").await;
+    let event = "9\r\ndata: a\n\n\r\n";
+    assert!(raw.until(event).await.ends_with(event));
+    // A cursor that means nothing here.
+    let path = "/events/orders?control=comment&last_event_id=x";
+    let mut lost = Raw::get(gateway.data, path).await;
+    let gap = lost.until(r#": $gap {"channel":"orders","reason":"unknown_id""#);
+    assert!(!gap.await.contains("data:"));
+    gateway.process.signal("TERM");
+    let end = raw.rest().await;
+    assert!(end.ends_with("\r\nretry: 3000\n\n\r\n0\r\n\r\n"), "{end:?}");
 }
 
 #[tokio::test]
@@ -380,11 +420,14 @@ async fn at_the_connection_limit_clients_are_told_to_come_back() {
     let (_, body) = answer.split_once("\r\n\r\n").unwrap();
     let retry: u64 = body
         .strip_prefix("retry: ")
-        .and_then(|rest| rest.strip_suffix("\n\n"))
+        .and_then(|rest| rest.strip_suffix("\nevent: $busy\ndata: {}\n\n"))
         .unwrap_or_else(|| panic!("{answer}"))
         .parse()
         .unwrap();
     assert!((10_000..=30_000).contains(&retry));
+    let comment = Raw::get(gateway.data, "/events/a?control=comment");
+    let answer = comment.await.rest().await;
+    assert!(answer.ends_with("\n: $busy\n\n"), "{answer}");
     let mut raw = Raw::send(
         gateway.data,
         "GET /events/a HTTP/1.1\r\nhost: localhost\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",
@@ -394,7 +437,7 @@ async fn at_the_connection_limit_clients_are_told_to_come_back() {
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert!(answer.contains("\r\nretry-after: "), "{answer}");
     let rejected = r#"fanfare_connections_rejected_total{reason="limit"}"#;
-    assert_eq!(gateway.metric(rejected).await, 2.0);
+    assert_eq!(gateway.metric(rejected).await, 3.0);
     // A place that becomes free is given again.
     drop(one);
     eventually("a place is free", async || {

@@ -545,3 +545,45 @@ async fn a_collector_that_hangs_holds_up_nothing() {
     drop(stream);
     stop(gateway).await;
 }
+
+/// A line of the log leads to the trace, and what the log leaves out is traced all the same.
+#[tokio::test]
+async fn log_lines_of_a_request_name_its_trace() {
+    let (collector, url) = Collector::start().await;
+    let mut variables = sending_to(&url);
+    variables.extend([
+        ("FANFARE_MAX_CONNECTIONS", "1"),
+        // Nothing of the requests but warnings, and where it listens.
+        ("FANFARE_LOG", "warn,fanfare::app=info"),
+    ]);
+    let mut redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &variables).await;
+    let named = format!(r#""trace_id":"{TRACE}""#);
+    let is_in_the_log = async |text: &str| {
+        eventually(&format!("{text:?} is in the log"), async || {
+            let mut lines = gateway.log().into_iter();
+            lines.any(|line| line.contains(text) && line.contains(&named))
+        })
+        .await;
+    };
+    let _open = gateway.events("/events/a").await.opened().await;
+    let client = reqwest::Client::new();
+    let refused = client.get(gateway.url("/events/a"));
+    let refused = refused.header("traceparent", traceparent("01")).send();
+    within("the gateway answers", refused).await.unwrap();
+    is_in_the_log("FANFARE_MAX_CONNECTIONS").await;
+
+    redis.kill().await;
+    let failed = client.post(gateway.url("/events/a")).body("x");
+    let failed = failed.header("traceparent", traceparent("01")).send();
+    let answer = within("the gateway answers", failed).await.unwrap();
+    assert_eq!(answer.status(), 503);
+    is_in_the_log("was not published").await;
+
+    let admissions = collector.spans("admission", 2).await;
+    assert_eq!(admissions[0].attributes["fanfare.outcome"], "opened");
+    // A trace of its own, which no line of this log belongs to.
+    assert_ne!(admissions[0].trace, TRACE);
+    let publish = collector.spans("publish", 1).await.remove(0);
+    assert_eq!((&*publish.trace, publish.is_error), (TRACE, true));
+}

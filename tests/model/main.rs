@@ -121,12 +121,12 @@ fn pages_of_an_earlier_subscription_are_of_no_use() {
             publishes: 3,
             connects: 1,
             losses: 1,
+            failovers: 1,
             ..Budget::default()
         },
         ..Setup::new("stale pages")
     };
     let found = explore(&setup, MAX_STATES);
-    println!("{} states: {:?}", found.states, found.violation);
     assert!(found.violation.is_some());
 }
 

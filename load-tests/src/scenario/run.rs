@@ -605,7 +605,7 @@ fn collect(phase: &mut PhaseResult, measured: &[&Measured], schedule: &Schedule)
         }
         phase.delivered += measured.delivered;
         phase.received_bytes += measured.received_bytes;
-        phase.heartbeats += measured.comments;
+        phase.heartbeats += measured.heartbeats;
         phase.gaps += measured.gaps;
         phase.churned += measured.churned;
         phase.slow_closed += measured.slow_closed;

@@ -309,8 +309,8 @@ impl Sink for Delivery<'_> {
         self.tally.gaps += 1;
     }
 
-    fn comment(&mut self) {
-        self.tally.comments += 1;
+    fn heartbeat(&mut self) {
+        self.tally.heartbeats += 1;
     }
 
     fn retry(&mut self, milliseconds: u64) {

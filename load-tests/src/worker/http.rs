@@ -211,7 +211,7 @@ mod tests {
             assert_eq!(result, Ok(Progress::Ended), "split at {split}");
             assert_eq!(
                 notes,
-                ["event 3/1", "event 3/1", "comment"],
+                ["event 3/1", "event 3/1", "heartbeat"],
                 "split at {split}"
             );
         }

@@ -114,7 +114,7 @@ pub(crate) struct Measured {
     /// Deliveries in each [`crate::worker::tally::BUCKET_NS`] since the phase began.
     pub(crate) buckets: Vec<u64>,
     pub(crate) faults: Faults,
-    pub(crate) comments: u64,
+    pub(crate) heartbeats: u64,
     pub(crate) gaps: u64,
     pub(crate) churned: u64,
     pub(crate) slow_closed: u64,

@@ -18,7 +18,8 @@ pub(crate) trait Sink {
     fn foreign(&mut self);
     /// The gateway's `$gap`: what came before it may be incomplete.
     fn gap(&mut self);
-    fn comment(&mut self);
+    /// A comment, or the gateway's `$cursor` after the first.
+    fn heartbeat(&mut self);
     fn retry(&mut self, milliseconds: u64);
     /// The last event id, at the end of the block that held it, whether the block held data or not.
     fn id(&mut self, id: &[u8]);
@@ -43,7 +44,8 @@ enum Name {
     #[default]
     Published,
     Gap,
-    /// Another of the gateway's own, such as `$cursor`.
+    Cursor,
+    /// Another of the gateway's own.
     Control,
 }
 
@@ -51,6 +53,7 @@ impl Name {
     fn of(value: &[u8]) -> Self {
         match value {
             b"$gap" => Self::Gap,
+            b"$cursor" => Self::Cursor,
             [b'$', ..] => Self::Control,
             _ => Self::Published,
         }
@@ -65,6 +68,8 @@ pub(crate) struct Parser {
     name: Name,
     data: Data,
     id: Option<Vec<u8>>,
+    /// The block has a reconnection time, as the first and the last of a stream.
+    has_retry: bool,
 }
 
 impl Parser {
@@ -115,7 +120,7 @@ impl Parser {
             return self.dispatch(sink);
         }
         let (field, value) = match memchr(b':', line) {
-            Some(0) => return sink.comment(),
+            Some(0) => return sink.heartbeat(),
             Some(colon) => {
                 let (field, value) = line.split_at(colon);
                 let value = value.get(1..).unwrap_or_default();
@@ -139,6 +144,7 @@ impl Parser {
                     .ok()
                     .and_then(|value| value.parse().ok())
                 {
+                    self.has_retry = true;
                     sink.retry(milliseconds);
                 }
             }
@@ -147,6 +153,7 @@ impl Parser {
     }
 
     fn dispatch(&mut self, sink: &mut impl Sink) {
+        let has_retry = std::mem::take(&mut self.has_retry);
         match (
             std::mem::take(&mut self.name),
             std::mem::take(&mut self.data),
@@ -154,6 +161,8 @@ impl Parser {
             // Without data nothing is dispatched, whatever its name.
             (_, Data::None) | (Name::Control, _) => {}
             (Name::Gap, _) => sink.gap(),
+            (Name::Cursor, _) if has_retry => {}
+            (Name::Cursor, _) => sink.heartbeat(),
             (Name::Published, Data::Ours(payload)) => sink.event(payload),
             (Name::Published, Data::Foreign) => sink.foreign(),
         }
@@ -189,8 +198,8 @@ pub(crate) mod tests {
         fn gap(&mut self) {
             self.0.push("gap".into());
         }
-        fn comment(&mut self) {
-            self.0.push("comment".into());
+        fn heartbeat(&mut self) {
+            self.0.push("heartbeat".into());
         }
         fn retry(&mut self, milliseconds: u64) {
             self.0.push(format!("retry {milliseconds}"));
@@ -217,7 +226,7 @@ pub(crate) mod tests {
     fn every_split_of_a_stream_reads_the_same() {
         let (one, two, three, four) = (data(1), data(2), data(3), data(4));
         let stream = format!(
-            "retry: 2500\nid: 0-0.7\n\n:\n\ndata: {one}\n\ndata: {two}\n\n:\nid: 5-0\n\n\
+            "retry: 2500\nevent: $cursor\nid: 0-0.7\ndata: {{}}\n\n:\ndata: {one}\n\ndata: {two}\n\n:\nid: 5-0\n\n\
              event: price\nid: 6-0\ndata: {three}\n\ndata: {one}\ndata: {one}\n\ndata: hello\r\n\r\n\
              event: $gap\nid: 7-0\ndata: {{}}\n\ndata: {{}}\nevent: $gap\n\nevent: $gap\n\n\
              event: $cursor\nid: 7-0.9\ndata: {{}}\n\nid: 8\0-0\nid: 8-0.9\n\n\
@@ -226,10 +235,10 @@ pub(crate) mod tests {
         let expected = [
             "retry 2500",
             "id 0-0.7",
-            "comment",
+            "heartbeat",
             "event 3/1",
             "event 3/2",
-            "comment",
+            "heartbeat",
             "id 5-0",
             "event 3/3",
             "id 6-0",
@@ -238,6 +247,7 @@ pub(crate) mod tests {
             "gap",
             "id 7-0",
             "gap",
+            "heartbeat",
             "id 7-0.9",
             "id 8-0.9",
             "event 3/4",

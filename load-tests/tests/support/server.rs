@@ -100,7 +100,10 @@ impl State {
         fault: Fault,
     ) -> Option<()> {
         connection
-            .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\nretry: 1000\n\n")
+            .write_all(
+                b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n\r\n\
+                  retry: 1000\nevent: $cursor\ndata: {}\n\n",
+            )
             .ok()?;
         if let Some(cursor) = cursor {
             self.history_reads += 1;
@@ -157,7 +160,5 @@ impl State {
 
 /// An event, and in the same write the cursor after it in both its forms, the later one last.
 fn block(id: usize, event: &str) -> String {
-    format!(
-        "id: {id}\ndata: {event}\n\nevent: $cursor\nid: {id}.7\ndata: {{}}\n\n:\nid: {id}.8\n\n"
-    )
+    format!("id: {id}\ndata: {event}\n\nevent: $cursor\nid: {id}.7\ndata: {{}}\n\nid: {id}.8\n\n")
 }

@@ -45,7 +45,7 @@ pub(in crate::admin) async fn console_feed(State(console): State<Arc<Console>>) 
     let body = Body::from_stream(blocks.map(Ok::<Bytes, std::convert::Infallible>));
     (
         [
-            (CONTENT_TYPE, "text/event-stream"),
+            (CONTENT_TYPE, "text/event-stream; charset=utf-8"),
             (CACHE_CONTROL, "no-store, no-transform"),
         ],
         body,

@@ -23,6 +23,7 @@ mod publish;
 mod push_queue;
 mod sentinel;
 mod session;
+mod session_end;
 mod subscriptions;
 mod supervisor;
 mod tally;

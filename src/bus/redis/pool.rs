@@ -3,13 +3,10 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use deadpool::Runtime;
-use deadpool::managed::{Manager, Metrics, Object, Pool, PoolConfig, RecycleResult, Timeouts};
+use deadpool::managed;
+use deadpool_redis::{Metrics, PoolConfig, Runtime, Timeouts};
 use redis::aio::MultiplexedConnection;
-use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, ProtocolVersion, RedisError,
-    RedisResult,
-};
+use redis::{ConnectionInfo, ErrorKind, ProtocolVersion, RedisError, RedisResult};
 
 use super::connect::{COMMAND_DEADLINE, CONNECT_DEADLINE, connection_config, connection_info};
 
@@ -21,40 +18,37 @@ pub(super) const POOL_SIZE: usize = 8;
 /// longer for an answer.
 pub(crate) const POOL_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Makes connections, and asks before one is used again whether it still is one. That takes the
-/// right to PING and no other.
-pub(super) struct Connections {
-    client: Client,
-    config: AsyncConnectionConfig,
-}
+/// Makes connections, and checks each one before it is used again. The crate's own check takes the
+/// right to UNWATCH, which the documented rights do not include; this one takes PING only.
+pub(super) struct Connections(deadpool_redis::Manager);
 
-impl Manager for Connections {
+impl managed::Manager for Connections {
     type Type = MultiplexedConnection;
     type Error = RedisError;
 
-    async fn create(&self) -> Result<MultiplexedConnection, RedisError> {
-        self.client
-            .get_multiplexed_async_connection_with_config(&self.config)
-            .await
+    async fn create(&self) -> RedisResult<MultiplexedConnection> {
+        managed::Manager::create(&self.0).await
     }
 
     async fn recycle(
         &self,
         connection: &mut MultiplexedConnection,
         _: &Metrics,
-    ) -> RecycleResult<RedisError> {
+    ) -> managed::RecycleResult<RedisError> {
         Ok(redis::cmd("PING").exec_async(connection).await?)
     }
 }
 
+type Pool = managed::Pool<Connections>;
+
 /// A connection that goes back to the pool when it is dropped.
-pub(super) type Pooled = Object<Connections>;
+pub(super) type Pooled = managed::Object<Connections>;
 
 /// Connections for commands, to be used on the control runtime only.
 #[derive(Clone, Default)]
 pub(super) struct CommandPool {
     /// Those to the current server; `None` while it is not known.
-    current: Arc<Mutex<Option<Pool<Connections>>>>,
+    current: Arc<Mutex<Option<Pool>>>,
 }
 
 impl CommandPool {
@@ -64,11 +58,9 @@ impl CommandPool {
     /// # Errors
     /// When the address cannot be used.
     pub(super) fn renew(&self, info: &ConnectionInfo) -> RedisResult<()> {
-        let connections = Connections {
-            client: Client::open(connection_info(info, ProtocolVersion::RESP2))?,
-            config: connection_config(),
-        };
-        let pool = Pool::builder(connections)
+        let info = connection_info(info, ProtocolVersion::RESP2);
+        let manager = deadpool_redis::Manager::new_with_config(info, connection_config())?;
+        let pool = Pool::builder(Connections(manager))
             .config(PoolConfig {
                 max_size: POOL_SIZE,
                 timeouts: Timeouts {
@@ -92,7 +84,7 @@ impl CommandPool {
         self.replace(None);
     }
 
-    fn replace(&self, pool: Option<Pool<Connections>>) {
+    fn replace(&self, pool: Option<Pool>) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         *current = pool;
     }

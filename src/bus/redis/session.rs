@@ -12,21 +12,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
 use super::backfill::{Backfill, ReadBudget, ReadPage, read_state, state_key};
 use super::control::Control;
-use super::driver::{Driver, IdsWentBack};
+use super::driver::Driver;
 use super::functions::{Refusal, refusal};
 use super::history::{HistoryReader, ReadNote};
 use super::keeping::Keeping;
 use super::library::{LIBRARY_VERSION, Library};
 use super::probe::{self, Sent};
-use super::push_queue::{Incoming, Mark, ProbeArrival, PushQueue, QueueEnd, Take};
-use super::sentinel::{Confirmation, Distrust, NoPrimary};
+use super::push_queue::{Incoming, Mark, ProbeArrival, PushQueue, Take};
+use super::sentinel::Confirmation;
+use super::session_end::SessionEnd;
 use super::subscriptions::{Subscribed, SubscriptionState, Subscriptions};
 use crate::bus::BusHealth;
 use crate::bus::routing::InterestChange;
@@ -38,78 +39,7 @@ use crate::telemetry::occurrences::{ProbeReturned, RedisUp};
 
 /// How often the way through Redis is tried, and how long the probe may take.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-const PROBE_DEADLINE: Duration = Duration::from_secs(3);
-
-/// Why a connection was given up.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SessionEnd {
-    #[error(transparent)]
-    NoPrimary(#[from] NoPrimary),
-    #[error("cannot connect to Redis: {0}")]
-    Connect(RedisError),
-    #[error(transparent)]
-    Queue(#[from] QueueEnd),
-    #[error("Redis did not take a subscription: {0}")]
-    Subscribe(RedisError),
-    #[error("Redis did not take a probe: {0}")]
-    Probe(RedisError),
-    #[error("a probe did not come back within {PROBE_DEADLINE:?}")]
-    ProbeLate,
-    #[error("a history could not be read: {0}")]
-    History(RedisError),
-    /// Redis gives no reason when it closes a connection for its output buffer.
-    #[error(
-        "Redis closed the connection while histories were read; if this repeats, Redis' log says \
-         whether its client-output-buffer-limit for pubsub is too low"
-    )]
-    ClosedWhileReading,
-    #[error("Redis is a replica: its primary is elsewhere")]
-    Replica,
-    #[error(transparent)]
-    Distrust(#[from] Distrust),
-    #[error(transparent)]
-    IdsWentBack(#[from] IdsWentBack),
-    /// Everybody is to be told anew, without ids.
-    #[error("the function library is not there any more")]
-    NotKept,
-    #[error("the gateway is stopping")]
-    Stopping,
-}
-
-impl SessionEnd {
-    /// What is the matter, for machines.
-    pub(super) fn cause(&self) -> DownCause {
-        match self {
-            Self::NoPrimary(_) => DownCause::Sentinel,
-            Self::Connect(error) => match cause(error) {
-                DownCause::Silent | DownCause::Closed => DownCause::Unreachable,
-                cause => cause,
-            },
-            Self::Queue(QueueEnd::Disconnected) | Self::ClosedWhileReading => DownCause::Closed,
-            Self::Queue(QueueEnd::Overflowed) => DownCause::Behind,
-            Self::Subscribe(error) | Self::Probe(error) | Self::History(error) => cause(error),
-            Self::ProbeLate => DownCause::Silent,
-            Self::Replica | Self::Distrust(_) => DownCause::NotPrimary,
-            Self::IdsWentBack(_) => DownCause::IdsWentBack,
-            Self::NotKept => DownCause::Library,
-            Self::Stopping => DownCause::Closed,
-        }
-    }
-}
-
-fn cause(error: &RedisError) -> DownCause {
-    match error.kind() {
-        ErrorKind::Server(ServerErrorKind::BusyLoading) => DownCause::Loading,
-        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => {
-            DownCause::NotPrimary
-        }
-        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::AuthenticationFailed => {
-            DownCause::Refused
-        }
-        _ if error.is_timeout() => DownCause::Silent,
-        _ => DownCause::Closed,
-    }
-}
+pub(super) const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What outlives a connection: the wishes, what was seen, the ways to shards and operators.
 pub(super) struct SubscriberState {

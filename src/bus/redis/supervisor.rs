@@ -16,7 +16,8 @@ use super::library::Library;
 use super::pool::CommandPool;
 use super::push_queue::PushQueue;
 use super::sentinel::{Confirmation, NoPrimary, Sentinels};
-use super::session::{Session, SessionEnd, SubscriberState};
+use super::session::{Session, SubscriberState};
+use super::session_end::SessionEnd;
 use crate::bus::BusHealth;
 use crate::config::{RedisPlace, RedisUrl};
 use crate::tasks::Tasks;
@@ -92,8 +93,8 @@ struct CutOff {
     count: u64,
 }
 
-const CUT_OFF: &str = "Redis closed the connection, and counts a client that exceeded its output \
-                       buffer limit (client-output-buffer-limit pubsub)";
+const CUT_OFF: &str = "Redis closed the connection, and has since counted a client that exceeded its \
+                       client-output-buffer-limit for pubsub";
 
 impl CutOff {
     /// `None` where Redis does not say.

@@ -7,10 +7,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::continuity::GapNotice;
-use crate::continuity::KeptEvent;
+use crate::continuity::{GapNotice, KeptEvent};
 use crate::hub::{CloseReason, HubSettings, LatencyTotal, News, Session};
-use crate::protocol::{ChannelName, Cursor, CursorStyle, Event, EventId, GapReason, RetryRange};
+use crate::protocol::{ChannelName, ControlForm, Cursor, Event, EventId, GapReason, RetryRange};
 
 fn id(ms: u64) -> EventId {
     EventId::new(ms, 0)
@@ -54,11 +53,12 @@ fn client(hub: &Hub, names: &[&str]) -> Rc<Subscriber> {
 }
 
 fn client_with(hub: &Hub, names: &[&str], session: Option<Arc<Session>>) -> Rc<Subscriber> {
-    let subscriber = Rc::new(Subscriber::new(
-        Framing::Chunked,
-        CursorStyle::Silent,
-        session,
-    ));
+    let subscriber = Subscriber::new(Framing::Chunked, ControlForm::Event, session);
+    connected(hub, names, subscriber)
+}
+
+fn connected(hub: &Hub, names: &[&str], subscriber: Subscriber) -> Rc<Subscriber> {
+    let subscriber = Rc::new(subscriber);
     let mut channels = hub.channels.borrow_mut();
     let mut keys = Vec::new();
     for name in names.iter().copied().map(name) {
@@ -127,6 +127,44 @@ fn a_late_gap_does_not_take_a_client_back() {
     let told = text(&both);
     assert!(told.contains("id: 125-0\n") && told.contains("event: $gap\n"));
     assert!(!told.contains("120-0"), "{told}");
+}
+
+/// Of the same round each client gets a gap in the form it asked for, and events are shared.
+#[test]
+fn a_gap_comes_as_a_comment_where_that_is_asked_for() {
+    let hub = hub();
+    let one = client(&hub, &["a"]);
+    let commented = |names| {
+        let subscriber = Subscriber::new(Framing::Plain, ControlForm::Comment, None);
+        connected(&hub, names, subscriber)
+    };
+    let (single, both) = (commented(&["a"]), commented(&["a", "b"]));
+    let chunked = Subscriber::new(Framing::Chunked, ControlForm::Comment, None);
+    let chunked = connected(&hub, &["a"], chunked);
+    let notice = GapNotice {
+        reason: GapReason::Lost,
+        after: None,
+        oldest: None,
+        id: Some(id(120)),
+        complete_after: Some(id(120)),
+    };
+    let gap = BusEvent::gap(name("a"), notice, true);
+    let events = [
+        kept("b", 125, Some(event(1))),
+        gap,
+        kept("a", 130, Some(event(2))),
+    ];
+    deliver(&hub, &events);
+    let data = r#"{"channel":"a","reason":"lost","after":null,"oldest":null}"#;
+    let last = "id: 130-0\ndata: xx\n\n";
+    let told = text(&one);
+    assert!(told.contains(&format!("\nid: 120-0\nevent: $gap\ndata: {data}\n\n")));
+    // Event by event, so without the id of one that is late.
+    assert_eq!(text(&single), format!(": $gap {data}\n{last}"));
+    let late = format!("id: 125-0\ndata: x\n\n: $gap {data}\n{last}");
+    assert_eq!(text(&both), late);
+    let told = text(&chunked);
+    assert!(told.contains(&format!("\r\n: $gap {data}\nid: 120-0\n\n\r\n")));
 }
 
 #[test]

@@ -12,9 +12,10 @@ use std::time::{Duration, Instant};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::Layer;
-use tracing_subscriber::layer::Context;
+use tracing::subscriber::Interest;
+use tracing::{Event, Level, Metadata, Subscriber};
+use tracing_subscriber::filter::LevelFilter;
+use tracing_subscriber::layer::{Context, Filter};
 
 /// Lines of one place are counted over this time.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -157,12 +158,29 @@ impl Visit for Quote<'_> {
     }
 }
 
-/// Keeps lines of a storm from every layer.
+/// Keeps lines of a storm out of the log.
 pub(super) struct Calm(pub(super) Arc<Storms>);
 
-impl<S: Subscriber> Layer<S> for Calm {
-    fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
+impl<S: Subscriber> Filter<S> for Calm {
+    fn enabled(&self, _: &Metadata<'_>, _: &Context<'_, S>) -> bool {
+        true
+    }
+
+    fn callsite_enabled(&self, metadata: &'static Metadata<'static>) -> Interest {
+        // `tracing-subscriber` asserts that an event which a filter drops was not enabled for good.
+        if metadata.is_event() {
+            Interest::sometimes()
+        } else {
+            Interest::always()
+        }
+    }
+
+    fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
         self.0.admits(event, Instant::now())
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(LevelFilter::TRACE)
     }
 }
 
@@ -170,6 +188,7 @@ impl<S: Subscriber> Layer<S> for Calm {
 mod tests {
     use super::*;
     use std::io;
+    use tracing_subscriber::Layer;
     use tracing_subscriber::layer::SubscriberExt;
 
     /// Where the lines of a test go.
@@ -200,9 +219,8 @@ mod tests {
         let layer = tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .with_writer(move || writer.clone());
-        let subscriber = tracing_subscriber::registry()
-            .with(Calm(Arc::clone(&storms)))
-            .with(layer);
+        let layer = layer.with_filter(Calm(Arc::clone(&storms)));
+        let subscriber = tracing_subscriber::registry().with(layer);
         let guard = tracing::subscriber::set_default(subscriber);
         (storms, lines, guard)
     }

@@ -1,12 +1,12 @@
 //! What the control runtime counts: the bus, and publishing over HTTP.
 
-use std::marker::PhantomData;
-use std::sync::Arc;
-
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Histogram, IntCounter, IntGauge, IntGaugeVec, Registry, register_histogram_with_registry,
+    register_int_counter_with_registry, register_int_gauge_vec_with_registry,
+    register_int_gauge_with_registry,
 };
 
+use super::counter_by::CounterBy;
 use crate::labels::Labels;
 use crate::telemetry::reasons::{DownCause, DropReason, EventKind, PublishOutcome};
 
@@ -28,78 +28,80 @@ pub struct BusMetrics {
 }
 
 impl BusMetrics {
+    /// Kept events that were missed and read.
+    #[cfg(test)]
+    pub(crate) fn backfilled(&self) -> u64 {
+        self.backfilled.get()
+    }
+
     /// Registers everything but the dropped events, a family that the shards have a part in.
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {
-            received: CounterBy::new(
+            received: CounterBy::register(
                 "fanfare_events_received_total",
                 "Events that this replica received from the bus for channels with interest, those dropped afterwards included.",
+                registry,
             )?,
-            dropped: CounterBy::new("fanfare_events_dropped_total", "Events dropped.")?,
-            published: CounterBy::new(
+            dropped: CounterBy::unregistered("fanfare_events_dropped_total", "Events dropped.")?,
+            published: CounterBy::register(
                 "fanfare_events_published_total",
                 "Events published over HTTP, at this replica.",
+                registry,
             )?,
-            history_reads: IntCounter::new(
+            history_reads: register_int_counter_with_registry!(
                 "fanfare_history_reads_total",
                 "Reads of history sent to Redis.",
+                registry,
             )?,
-            backfilled: IntCounter::new(
+            backfilled: register_int_counter_with_registry!(
                 "fanfare_backfilled_events_total",
                 "Kept events that the subscription missed and that were read from history.",
+                registry,
             )?,
-            up: IntGauge::new(
+            up: register_int_gauge_with_registry!(
                 "fanfare_redis_up",
                 "1 while a probe has proven the subscriber connection; 0 on the embedded bus.",
+                registry,
             )?,
-            down: IntGaugeVec::new(
-                Opts::new(
-                    "fanfare_redis_down",
-                    "1 for what keeps events from arriving; 0 on the embedded bus.",
-                ),
-                &["cause"],
+            down: register_int_gauge_vec_with_registry!(
+                "fanfare_redis_down",
+                "1 for what keeps events from arriving; 0 on the embedded bus.",
+                &DownCause::names(),
+                registry,
             )?,
-            keeps: IntGauge::new(
+            keeps: register_int_gauge_with_registry!(
                 "fanfare_redis_keeps_events",
                 "1 while Redis takes kept events, as far as is known; 0 on the embedded bus.",
+                registry,
             )?,
-            losses: IntCounter::new(
+            losses: register_int_counter_with_registry!(
                 "fanfare_redis_losses_total",
                 "Times that events stopped arriving: a proven subscriber connection was lost.",
+                registry,
             )?,
-            reconnects: IntCounter::new(
+            reconnects: register_int_counter_with_registry!(
                 "fanfare_redis_reconnects_total",
                 "Subscriber connections that were lost or could not be made.",
+                registry,
             )?,
-            refused_channels: IntCounter::new(
+            refused_channels: register_int_counter_with_registry!(
                 "fanfare_redis_refused_channels_total",
                 "Subscriptions to a channel that Redis refused.",
+                registry,
             )?,
-            probe_seconds: Histogram::with_opts(
-                HistogramOpts::new(
-                    "fanfare_redis_probe_seconds",
-                    "From publishing a probe to receiving it.",
-                )
+            probe_seconds: register_histogram_with_registry!(
+                "fanfare_redis_probe_seconds",
+                "From publishing a probe to receiving it.",
                 // Up to the deadline, after which the connection is replaced.
-                .buckets(vec![
+                vec![
                     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 3.0,
-                ]),
+                ],
+                registry,
             )?,
         };
-        registry.register(Box::new(metrics.received.family.clone()))?;
-        registry.register(Box::new(metrics.published.family.clone()))?;
-        registry.register(Box::new(metrics.history_reads.clone()))?;
-        registry.register(Box::new(metrics.backfilled.clone()))?;
         for cause in DownCause::ALL {
             metrics.down.with_label_values(&[cause.label()]);
         }
-        registry.register(Box::new(metrics.up.clone()))?;
-        registry.register(Box::new(metrics.down.clone()))?;
-        registry.register(Box::new(metrics.keeps.clone()))?;
-        registry.register(Box::new(metrics.losses.clone()))?;
-        registry.register(Box::new(metrics.reconnects.clone()))?;
-        registry.register(Box::new(metrics.refused_channels.clone()))?;
-        registry.register(Box::new(metrics.probe_seconds.clone()))?;
         Ok(metrics)
     }
 
@@ -131,37 +133,5 @@ impl BusMetrics {
     pub fn probes(&self) -> (u64, f64) {
         let probes = &self.probe_seconds;
         (probes.get_sample_count(), probes.get_sample_sum())
-    }
-
-    /// Kept events that were missed and read.
-    pub fn backfilled(&self) -> u64 {
-        self.backfilled.get()
-    }
-}
-
-/// A counter split by labels, every series there from the start.
-#[derive(Clone, Debug)]
-struct CounterBy<L> {
-    family: IntCounterVec,
-    /// Each, in the order of their places: looking one up by its labels' values would cost every
-    /// event.
-    counters: Arc<[IntCounter]>,
-    labels: PhantomData<L>,
-}
-
-impl<L: Labels> CounterBy<L> {
-    fn new(name: &str, help: &str) -> prometheus::Result<Self> {
-        let family = IntCounterVec::new(Opts::new(name, help), &L::names())?;
-        let counter = |labels: L| family.with_label_values(&labels.values());
-        Ok(Self {
-            counters: L::all().into_iter().map(counter).collect(),
-            family,
-            labels: PhantomData,
-        })
-    }
-
-    fn get(&self, labels: L) -> IntCounter {
-        let counter = self.counters.get(labels.place()).cloned();
-        counter.unwrap_or_else(|| self.family.with_label_values(&labels.values()))
     }
 }

@@ -6,7 +6,9 @@
 //! occurrence. A scrape costs the same however many streams are open, but for the count of
 //! descriptors, which is the kernel's.
 
+mod auth;
 mod bus;
+mod counter_by;
 mod family;
 mod process;
 mod shards;
@@ -14,15 +16,18 @@ mod shards;
 use std::sync::Arc;
 
 use prometheus::proto::MetricFamily;
-use prometheus::{Encoder, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Encoder, IntCounter, IntGauge, Registry, TextEncoder, register_int_counter_with_registry,
+    register_int_gauge_with_registry,
+};
 
 use self::family::{float, gauge, gauges, label};
 use self::shards::Shards;
 use crate::hub::{LatencyTotal, ShardStats};
-use crate::telemetry::AuthMetrics;
 
 pub(crate) use process::{ProcessUsage, process_usage};
 
+pub use auth::AuthMetrics;
 pub use bus::BusMetrics;
 
 /// All metrics of a replica.
@@ -49,26 +54,25 @@ impl Metrics {
     /// When a name is not valid or is given twice: a mistake in this module.
     pub fn new(shards: Vec<Arc<ShardStats>>, connections_limit: usize) -> prometheus::Result<Self> {
         let registry = Registry::new();
-        let draining = IntGauge::new(
+        let draining = register_int_gauge_with_registry!(
             "fanfare_draining",
             "1 from the signal that stops the replica to its end; fanfare_connections are left.",
+            registry,
         )?;
-        registry.register(Box::new(draining.clone()))?;
-        let auth = AuthMetrics::new(&registry)?;
-        let traces_dropped = IntCounter::new(
+        let traces_dropped = register_int_counter_with_registry!(
             "fanfare_traces_dropped_total",
             "Spans that reached no collector: too many waited for it, or it did not take them.",
+            registry,
         )?;
-        registry.register(Box::new(traces_dropped.clone()))?;
         let metrics = Self {
             traces_dropped,
             bus: BusMetrics::register(&registry)?,
-            registry,
             threads: process::ThreadCpu::new(shards.len()),
             shards: Shards::new(shards),
             connections_limit,
-            auth,
+            auth: AuthMetrics::register(&registry)?,
             draining,
+            registry,
         };
         metrics.render(false)?;
         Ok(metrics)

@@ -60,7 +60,7 @@ const COUNTERS: [(&str, &str, Read); 5] = [
     ),
     (
         "fanfare_heartbeats_total",
-        "Heartbeats queued: comments for silent streams, and cursors that have moved.",
+        "Heartbeats queued: for silent streams, and cursors that have moved.",
         |shard| shard.heartbeats.get(),
     ),
 ];

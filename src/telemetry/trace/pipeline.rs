@@ -18,8 +18,8 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::resource::TelemetryResourceDetector;
 use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, SdkTracerProvider, Span, SpanData, SpanExporter,
-    SpanProcessor,
+    BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, Span, SpanData,
+    SpanExporter, SpanProcessor,
 };
 use prometheus::IntCounter;
 
@@ -115,9 +115,14 @@ impl TracePipeline {
         Ok(Self(provider))
     }
 
+    /// Takes the spans of `tracing`.
+    pub(in crate::telemetry) fn tracer(&self) -> SdkTracer {
+        self.0.tracer("fanfare")
+    }
+
     /// What makes spans for it.
     pub fn traces(&self) -> Traces {
-        Traces(self.0.tracer("fanfare"))
+        Traces(())
     }
 
     /// Sends what waits, if the collector takes it soon.

@@ -3,9 +3,12 @@
 
 pub mod browser;
 pub mod client;
+pub mod engines;
 pub mod nginx;
 pub mod oracle;
 pub mod proxy;
+#[cfg(feature = "long-tests")]
+pub mod release;
 pub mod sentinel;
 pub mod tokens;
 
@@ -123,6 +126,11 @@ impl Drop for Process {
     }
 }
 
+/// The server that stands for Redis: `TEST_REDIS_SERVER`, for example a Valkey, or `redis-server`.
+fn server_program() -> PathBuf {
+    std::env::var_os("TEST_REDIS_SERVER").map_or_else(|| "redis-server".into(), Into::into)
+}
+
 /// A `redis-server` of its own, without persistence.
 pub struct Redis {
     program: PathBuf,
@@ -140,7 +148,7 @@ impl Redis {
 
     /// Starts a server with further options.
     pub async fn start_with(options: &[(&str, &str)]) -> Self {
-        Self::start_program(Path::new("redis-server"), options).await
+        Self::start_program(&server_program(), options).await
     }
 
     /// Starts a server by this program.
@@ -554,15 +562,17 @@ impl Events {
     /// Waits for the first block, after which every event arrives.
     pub async fn opened(mut self) -> Self {
         let first = self.block().await.expect("a first block");
-        assert!(first.retry.is_some() && first.data.is_none(), "{first:?}");
+        let is_cursor = first.event.as_deref() == Some("$cursor") && first.data.is_some();
+        assert!(first.retry.is_some() && is_cursor, "{first:?}");
         self
     }
 
-    /// The next event.
+    /// The next event; a `$cursor` is none that an application hears of.
     pub async fn event(&mut self) -> Sse {
         loop {
             let block = self.block().await.expect("the stream goes on");
-            if block.data.is_some() {
+            assert!(block.data.is_some(), "a block without data: {block:?}");
+            if block.event.as_deref() != Some("$cursor") {
                 return block;
             }
         }

@@ -1,0 +1,79 @@
+//! Why a stream is not opened, and the answer to its client.
+
+use axum::response::Response;
+use http::StatusCode;
+
+use crate::http::admission::Full;
+use crate::http::answer::{busy, retry_and_close};
+use crate::hub::{NotOpened, RejectReason};
+use crate::protocol::ControlForm;
+
+/// What is short when a stream is not opened.
+enum Busy {
+    /// What is short is this replica's: another may take the stream.
+    Here(&'static str),
+    /// The client has had what it may have, of every replica.
+    Client,
+}
+
+/// Why a stream is not opened, for metrics, the log and traces, and for the client.
+pub(super) struct Rejection {
+    pub(super) reason: RejectReason,
+    busy: Busy,
+}
+
+impl Rejection {
+    /// A rejection because something, which `why` names, could not be decided.
+    pub(super) fn undecided(why: &'static str) -> Self {
+        Self {
+            reason: RejectReason::Undecided,
+            busy: Busy::Here(why),
+        }
+    }
+
+    /// The answer. `wants_503`: it is for a proxy that may ask another replica.
+    pub(super) fn answer(&self, wants_503: bool, control: ControlForm) -> Response {
+        match self.busy {
+            Busy::Here(why) => busy(wants_503, control, why),
+            // A proxy would ask all replicas in vain, and count the client there too.
+            Busy::Client => retry_and_close(control),
+        }
+    }
+}
+
+impl From<Full> for Rejection {
+    fn from(full: Full) -> Self {
+        let (reason, busy) = match full {
+            Full::Replica => (
+                RejectReason::Limit,
+                Busy::Here("this replica has all the streams it can hold"),
+            ),
+            Full::Address => (RejectReason::Address, Busy::Client),
+            Full::Subject => (RejectReason::Subject, Busy::Client),
+            Full::Rate => (RejectReason::Rate, Busy::Client),
+        };
+        Self { reason, busy }
+    }
+}
+
+impl From<NotOpened> for Rejection {
+    fn from(not_opened: NotOpened) -> Self {
+        let (reason, busy) = match not_opened {
+            NotOpened::Draining => (
+                RejectReason::Draining,
+                Busy::Here("this replica is being stopped"),
+            ),
+            NotOpened::Revoked => (RejectReason::Denied, Busy::Client),
+            NotOpened::NotActive => (
+                RejectReason::BusUnavailable,
+                Busy::Here("the channels could not be subscribed: the bus is not available"),
+            ),
+        };
+        Self { reason, busy }
+    }
+}
+
+/// Whether an answer says that the client may not have what it asks for.
+pub(super) fn is_denied(status: StatusCode) -> bool {
+    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
+}
