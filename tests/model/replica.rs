@@ -261,12 +261,14 @@ impl Replica {
             Action::Gap {
                 channel, notice, ..
             } => {
-                let (Some(id), Some(through)) = (notice.id, notice.complete_after) else {
+                let Some(through) = notice.complete_after else {
                     return Err(format!("a gap of live events: {notice:?}"));
                 };
-                if !self.may_have_gap[channel] {
+                // Without an id: the connection was lost while a hole was read, after a gap in it.
+                if notice.id.is_some() && !self.may_have_gap[channel] {
                     return Err(format!("{notice:?} of {channel}, which is proven"));
                 }
+                let id = notice.id.unwrap_or_default();
                 shard.tails[channel].restart(through);
                 shard.newest[channel] = EventId::ZERO;
                 shard.gaps[channel] = shard.gaps[channel].max(through);
