@@ -13,7 +13,6 @@ use super::channels::Channels;
 use super::heartbeat::HeartbeatWheel;
 use super::mailbox::{PushRules, Pushed};
 use super::parcel::Parcel;
-use super::positions::{Positions, heartbeat_cursor};
 use super::resume::{Opening, READ_AGAIN, Start};
 use super::revocation::{RevocationSet, Revocations, now_ms};
 use super::session::Session;
@@ -25,6 +24,7 @@ use super::{
     EventBatch, HistoryRequest, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId,
     ShardMessage, ShardStats,
 };
+use crate::continuity::{Positions, heartbeat_cursor};
 use crate::protocol::{ChannelName, Cursor, EventId, Framing, GapReason};
 
 /// How often lingering channels are looked at.
@@ -342,7 +342,7 @@ impl Hub {
     fn beat(&self) {
         let mut sent = 0;
         let now = Instant::now();
-        let settled = self.positions.borrow().settled();
+        let durable = self.positions.borrow().durable();
         let channels = self.channels.borrow();
         let (tick, time) = (self.tick() + 1, SystemTime::now());
         self.heartbeats
@@ -361,7 +361,7 @@ impl Hub {
                     return;
                 }
                 drop(mailbox);
-                let bytes = match moved_cursor(&channels, subscriber, settled) {
+                let bytes = match moved_cursor(&channels, subscriber, durable) {
                     Some(cursor) => {
                         subscriber.told.set(cursor);
                         let block = subscriber.control.cursor_block(cursor);
@@ -472,7 +472,7 @@ fn is_overdue(subscriber: &Subscriber) -> bool {
 fn moved_cursor(
     channels: &Channels,
     subscriber: &Subscriber,
-    settled: Option<EventId>,
+    durable: Option<EventId>,
 ) -> Option<Cursor> {
     if subscriber.member.get() == Member::Replaying {
         return None;
@@ -483,6 +483,6 @@ fn moved_cursor(
         subscriber.skip_through.get(),
         newest.max(subscriber.newest_restricted()),
         gap,
-        settled?,
+        durable?,
     )
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::channel::ChannelName;
 use super::cursor::Cursor;
 use super::event::Framing;
-use super::history::GapReason;
+use super::gap::GapReason;
 use super::id::EventId;
 
 /// How a stream's client gets what the gateway itself says.
