@@ -26,6 +26,8 @@ needed=(
   openssl:openssl
   slowhttptest:slowhttptest
   nginx:nginx
+  haproxy:haproxy
+  caddy:caddy
   shellcheck:shellcheck
   strace:strace
   systemd-analyze:systemd

@@ -52,10 +52,11 @@ def line_with(process, stream, text):
         late.cancel()
 
 
-def until(condition):
-    end = time.monotonic() + DEADLINE_SECONDS
+def until(condition, seconds=DEADLINE_SECONDS):
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "not within the deadline"
+        time.sleep(0.01)
 
 
 def address_in(line, name):

@@ -56,7 +56,10 @@ impl Fleet {
         };
         while fleet.clients.len() < clients {
             let together = CONNECT_TOGETHER.min(clients - fleet.clients.len());
-            let plan = || Plan::new(&addresses, &["a", "b"]);
+            let plan = || Plan {
+                any_version: binary != Path::new(BINARY),
+                ..Plan::new(&addresses, &["a", "b"])
+            };
             let begun: Vec<_> = (0..together).map(|_| plan().start()).collect();
             for client in &begun {
                 client

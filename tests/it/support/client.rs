@@ -184,6 +184,7 @@ pub struct Log {
     /// When its streams ended.
     pub closed: Vec<Instant>,
     keys: HashSet<String>,
+    any_version: bool,
     pub gaps: Vec<Gap>,
     /// How many of them an oracle has found allowed.
     pub judged_gaps: usize,
@@ -198,7 +199,8 @@ pub fn key_of(data: &str) -> &str {
 
 impl Log {
     fn take(&mut self, block: Block) {
-        assert!(block.data.is_some(), "a block without data: {block:?}");
+        let is_whole = block.data.is_some() || self.any_version;
+        assert!(is_whole, "a block without data: {block:?}");
         if let Some(id) = &block.id {
             self.last_event_id.clone_from(id);
             self.opened.get_or_insert_with(Instant::now);
@@ -232,7 +234,10 @@ impl Log {
                 let id = id.map(|id| parse_id(id).unwrap_or_else(|| panic!("the id {id:?}")));
                 Seen::Event { id, data }
             }
-            (_, None) => unreachable!("every block has data"),
+            (_, None) => match block.id {
+                Some(id) => Seen::Cursor(id),
+                None => Seen::Nothing,
+            },
         };
         self.seen.push(seen);
     }
@@ -331,6 +336,8 @@ pub struct Plan {
     pub receive_buffer: Option<u32>,
     /// Begins with the second address, so that clients are spread.
     pub first_address: usize,
+    /// The gateways may be of version 0.1.0, whose cursors and heartbeats have no data.
+    pub any_version: bool,
 }
 
 impl Plan {
@@ -348,6 +355,7 @@ impl Plan {
             http2: false,
             receive_buffer: None,
             first_address: 0,
+            any_version: false,
         }
     }
 
@@ -383,12 +391,10 @@ impl Plan {
     /// Starts the client.
     pub fn start(self) -> Client {
         let state = Arc::new(State::default());
-        state
-            .log
-            .lock()
-            .unwrap()
-            .last_event_id
-            .clone_from(&self.last_event_id);
+        state.note(|log| {
+            log.last_event_id.clone_from(&self.last_event_id);
+            log.any_version = self.any_version;
+        });
         let (mode, modes) = watch::channel(Mode::default());
         let plan = self.clone();
         let task = tokio::spawn(run(self, Arc::clone(&state), modes));
