@@ -1,6 +1,6 @@
 //! Enums whose variants are the values of a metric's label, and counts by them.
 //!
-//! A reason more is a line more in its enum: the series, at 0 from the start, follows from it.
+//! To add a reason, add a variant; its time series is exported from start-up with value 0.
 
 /// What a metric can be split by: a label's value, or several of different labels.
 pub trait Labels: Copy + 'static {
@@ -37,45 +37,35 @@ impl<A: Labels, B: Labels> Labels for (A, B) {
     }
 }
 
-/// Defines an enum of label values: `labels! { "reason": pub enum Reason { Late = "late", } }`.
+/// Defines an enum of label values, which are its variants in snake case:
+/// `labels! { "reason": pub enum Reason { TooLate, } }`.
 macro_rules! labels {
     (
         $name:literal:
         $(#[$meta:meta])*
-        pub enum $type:ident {
-            $($(#[$variant_meta:meta])* $variant:ident = $label:literal,)+
-        }
+        pub enum $type:ident $variants:tt
     ) => {
         $(#[$meta])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum $type {
-            $($(#[$variant_meta])* $variant,)+
-        }
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::VariantArray)]
+        #[strum(serialize_all = "snake_case")]
+        pub enum $type $variants
 
         impl $type {
-            /// How many there are.
-            pub const COUNT: usize = [$($label),+].len();
-
-            /// Every one, in the order of their discriminants.
-            pub const ALL: [Self; Self::COUNT] = [$(Self::$variant),+];
-
             /// What metrics and logs call it.
             pub fn label(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $label,)+
-                }
+                self.into()
             }
         }
 
         impl $crate::labels::Labels for $type {
-            const COUNT: usize = Self::COUNT;
+            const COUNT: usize = <Self as strum::VariantArray>::VARIANTS.len();
 
             fn names() -> Vec<&'static str> {
                 vec![$name]
             }
 
             fn all() -> Vec<Self> {
-                Self::ALL.to_vec()
+                <Self as strum::VariantArray>::VARIANTS.to_vec()
             }
 
             fn values(self) -> Vec<&'static str> {

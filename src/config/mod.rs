@@ -8,6 +8,7 @@ mod clients;
 mod environment;
 mod exposed;
 mod faults;
+mod read;
 mod redis_url;
 mod settings;
 mod traces;

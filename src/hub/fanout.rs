@@ -35,6 +35,13 @@ async fn after_those_woken() {
     .await;
 }
 
+/// The events of a round, before they are handed out.
+struct Gathered<'a> {
+    lots: Vec<Lot>,
+    pieces: Vec<Piece>,
+    watched: Vec<Watched<'a>>,
+}
+
 impl Hub {
     /// Delivers `batch` in rounds. After each every connection gets its turn to write.
     pub(super) async fn deliver(&self, batches: &mut Vec<EventBatch>) {
@@ -58,6 +65,47 @@ impl Hub {
     /// get that channel's events as one buffer; the others get theirs one by one, in order.
     fn round<'a>(&self, events: &mut impl Iterator<Item = &'a BusEvent>, round: &Rc<Round>) {
         let mut channels = self.channels.borrow_mut();
+        let Gathered {
+            lots,
+            pieces,
+            watched,
+        } = self.gather(&mut channels, events, round);
+        let tells_of_loss = self.tells_of_loss();
+        let encoded: Vec<_> = lots
+            .into_iter()
+            .map(|lot| lot.encoded(tells_of_loss))
+            .collect();
+        for piece in &pieces {
+            if let Some(lot) = encoded.get(piece.lot) {
+                self.note_kept(&mut channels, lot, piece);
+            }
+        }
+        for (number, lot) in encoded.iter().enumerate() {
+            if let Some(channel) = channels.by_key(lot.key) {
+                channel.lot = None;
+                self.push_lot(number, lot, &channel.batch_members, &pieces);
+            }
+        }
+        self.push_pieces(&channels, &encoded, &pieces);
+        self.count_round(&mut channels, &encoded, round);
+        for Watched {
+            watch,
+            lot,
+            clients,
+        } in watched
+        {
+            let restricted = encoded.get(lot).filter(|lot| lot.audience.is_some());
+            watch.handed_to(restricted.map_or(clients, |lot| lot.readers.get()));
+        }
+    }
+
+    /// Encodes the events of a round, as many as it holds.
+    fn gather<'a>(
+        &self,
+        channels: &mut Channels,
+        events: &mut impl Iterator<Item = &'a BusEvent>,
+        round: &Rc<Round>,
+    ) -> Gathered<'a> {
         let mut lots: Vec<Lot> = Vec::new();
         let mut pieces: Vec<Piece> = Vec::new();
         let mut watched: Vec<Watched<'a>> = Vec::new();
@@ -119,24 +167,16 @@ impl Hub {
                 what,
             });
         }
+        Gathered {
+            lots,
+            pieces,
+            watched,
+        }
+    }
 
-        let tells_of_loss = self.tells_of_loss();
-        let encoded: Vec<_> = lots
-            .into_iter()
-            .map(|lot| lot.encoded(tells_of_loss))
-            .collect();
-        for piece in &pieces {
-            if let Some(lot) = encoded.get(piece.lot) {
-                self.note_kept(&mut channels, lot, piece);
-            }
-        }
-        for (number, lot) in encoded.iter().enumerate() {
-            if let Some(channel) = channels.by_key(lot.key) {
-                channel.lot = None;
-                self.push_lot(number, lot, &channel.batch_members, &pieces);
-            }
-        }
-        for piece in &pieces {
+    /// Hands the pieces to the connections that take them one by one.
+    fn push_pieces(&self, channels: &Channels, encoded: &[EncodedLot], pieces: &[Piece]) {
+        for piece in pieces {
             let Some((lot, channel)) = encoded
                 .get(piece.lot)
                 .and_then(|lot| Some((lot, channels.get(lot.key)?)))
@@ -157,7 +197,11 @@ impl Hub {
                 lot.is_replayed.set(true);
             }
         }
-        for lot in &encoded {
+    }
+
+    /// Counts what the round has delivered.
+    fn count_round(&self, channels: &mut Channels, encoded: &[EncodedLot], round: &Round) {
+        for lot in encoded {
             if lot.audience.is_some() && channels.are_counted() {
                 channels.count(lot.key, lot.readers.get());
             }
@@ -169,15 +213,6 @@ impl Hub {
             } else {
                 self.stats.events_without_audience.add(1);
             }
-        }
-        for Watched {
-            watch,
-            lot,
-            clients,
-        } in watched
-        {
-            let restricted = encoded.get(lot).filter(|lot| lot.audience.is_some());
-            watch.handed_to(restricted.map_or(clients, |lot| lot.readers.get()));
         }
     }
 

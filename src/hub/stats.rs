@@ -10,19 +10,19 @@ labels! { "reason":
     /// Why a stream ended.
     pub enum CloseReason {
         /// The client closed it, or its connection broke.
-        Client = "client",
+        Client,
         /// The client was slower than its mailbox could hold.
-        SlowClient = "slow_client",
+        SlowClient,
         /// The client took nothing for so long that the kernel gave it up.
-        Unresponsive = "unresponsive",
+        Unresponsive,
         /// The replica is being stopped.
-        Drain = "drain",
+        Drain,
         /// It was open for long enough.
-        Age = "age",
+        Age,
         /// The client's token has expired.
-        Expired = "expired",
+        Expired,
         /// The client's token, or all of its subject, was revoked.
-        Revoked = "revoked",
+        Revoked,
     }
 }
 
@@ -30,25 +30,25 @@ labels! { "reason":
     /// Why a stream was not opened.
     pub enum RejectReason {
         /// The replica has all the streams it can hold.
-        Limit = "limit",
+        Limit,
         /// The replica is being stopped.
-        Draining = "draining",
+        Draining,
         /// The channels did not become active in time.
-        BusUnavailable = "bus_unavailable",
+        BusUnavailable,
         /// The request's head was malformed, too large, or did not come in time.
-        RequestHead = "request_head",
+        RequestHead,
         /// Who asks may not read it: no token, a wrong one, another's.
-        Denied = "denied",
+        Denied,
         /// Nobody could tell: keys or tickets were not to be had.
-        Undecided = "undecided",
+        Undecided,
         /// The address has all it may have.
-        Address = "address",
+        Address,
         /// The subject has all it may have.
-        Subject = "subject",
+        Subject,
         /// The address asks too often.
-        Rate = "rate",
+        Rate,
         /// There was no header of the PROXY protocol, or it came from nobody who may send one.
-        ProxyHeader = "proxy_header",
+        ProxyHeader,
     }
 }
 
@@ -56,15 +56,15 @@ labels! { "reason":
     /// Why a request was refused before anything was done for it.
     pub enum RefuseReason {
         /// Its head can be read in more than one way, or names no host.
-        Malformed = "malformed",
+        Malformed,
         /// It is addressed to another host.
-        Host = "host",
+        Host,
         /// A page of a foreign site asks.
-        Origin = "origin",
+        Origin,
         /// Its client publishes too often.
-        PublishRate = "publish_rate",
+        PublishRate,
         /// Its client draws too many tickets.
-        TicketRate = "ticket_rate",
+        TicketRate,
     }
 }
 
@@ -72,9 +72,9 @@ labels! { "outcome":
     /// What became of a cursor.
     pub enum ResumeOutcome {
         /// Nothing was missed.
-        Complete = "complete",
+        Complete,
         /// The client was told of a gap.
-        Gap = "gap",
+        Gap,
     }
 }
 
@@ -82,9 +82,9 @@ labels! { "source":
     /// Where what a client missed came from.
     pub enum ResumeSource {
         /// This replica had all of it.
-        Tail = "tail",
+        Tail,
         /// History was read.
-        History = "history",
+        History,
     }
 }
 
@@ -251,9 +251,9 @@ pub struct ShardStats {
     pub subscriptions: Gauge,
     /// Streams opened.
     pub connections_opened: Counter,
-    closed: Counts<{ CloseReason::COUNT }>,
-    rejected: Counts<{ RejectReason::COUNT }>,
-    refused: Counts<{ RefuseReason::COUNT }>,
+    closed: Counts<{ <CloseReason as Labels>::COUNT }>,
+    rejected: Counts<{ <RejectReason as Labels>::COUNT }>,
+    refused: Counts<{ <RefuseReason as Labels>::COUNT }>,
     /// Accepting a connection failed: descriptors have run out, most likely.
     pub accept_errors: Counter,
     /// Events written to clients, counted once a client.
@@ -267,7 +267,7 @@ pub struct ShardStats {
     pub sent_bytes: Counter,
     /// Heartbeats queued, those that tell a cursor included.
     pub heartbeats: Counter,
-    gaps: Counts<{ GapReason::ALL.len() }>,
+    gaps: Counts<{ <GapReason as Labels>::COUNT }>,
     resumes: Counts<{ <(ResumeOutcome, ResumeSource)>::COUNT }>,
     /// From the publication of a kept event to its write, once a client.
     pub delivery: Latencies,
@@ -352,8 +352,13 @@ mod tests {
         stats.count_resume(ResumeOutcome::Complete, ResumeSource::History);
         stats.count_resume(ResumeOutcome::Gap, ResumeSource::Tail);
         stats.count_resume(ResumeOutcome::Gap, ResumeSource::Tail);
-        let counts = ResumeOutcome::ALL
-            .map(|outcome| ResumeSource::ALL.map(|source| stats.resumes(outcome, source)));
-        assert_eq!(counts, [[0, 1], [2, 0]]);
+        let counts = ResumeOutcome::all().into_iter().flat_map(|outcome| {
+            let sources = ResumeSource::all().into_iter();
+            sources.map(move |source| (outcome, source))
+        });
+        let counts: Vec<_> = counts
+            .map(|(outcome, source)| stats.resumes(outcome, source))
+            .collect();
+        assert_eq!(counts, [0, 1, 2, 0]);
     }
 }

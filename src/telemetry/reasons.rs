@@ -7,29 +7,29 @@ labels! { "cause":
     /// Why no events arrive.
     pub enum DownCause {
         /// The process has just begun.
-        Starting = "starting",
+        Starting,
         /// Too few Sentinels name the same primary.
-        Sentinel = "sentinel",
+        Sentinel,
         /// No connection: refused, unknown, no answer, no trust in its certificate.
-        Unreachable = "unreachable",
+        Unreachable,
         /// Redis does not let this user in, or do what has to be done.
-        Refused = "refused",
+        Refused,
         /// Redis is reading its data.
-        Loading = "loading",
+        Loading,
         /// Redis has closed the connection: it ended, or dropped a subscriber that was too slow.
-        Closed = "closed",
+        Closed,
         /// Redis has closed the connection, and counts one that exceeded its output buffer limit.
-        OutputBuffer = "output_buffer",
+        OutputBuffer,
         /// Redis does not answer, or a probe did not come back.
-        Silent = "silent",
+        Silent,
         /// This replica did not keep up, and starts over.
-        Behind = "behind",
+        Behind,
         /// This Redis is a replica, was replaced, or is not confirmed to be the primary.
-        NotPrimary = "not_primary",
+        NotPrimary,
         /// Redis has lost ids that it had issued.
-        IdsWentBack = "ids_went_back",
+        IdsWentBack,
         /// The function library was taken away.
-        Library = "library",
+        Library,
     }
 }
 
@@ -37,29 +37,29 @@ labels! { "reason":
     /// What is wrong with a token.
     pub enum TokenFaultKind {
         /// It is longer than the limit.
-        TooLong = "too_long",
+        TooLong,
         /// It is not a JSON Web Token.
-        Malformed = "malformed",
+        Malformed,
         /// Its header has a critical member that is not understood.
-        Critical = "critical",
+        Critical,
         /// No key here is for its algorithm.
-        Algorithm = "algorithm",
+        Algorithm,
         /// No key here has its `kid`.
-        UnknownKey = "unknown_key",
+        UnknownKey,
         /// The signature is wrong.
-        Signature = "signature",
+        Signature,
         /// It has expired.
-        Expired = "expired",
+        Expired,
         /// It is not valid yet.
-        NotYetValid = "not_yet_valid",
+        NotYetValid,
         /// It is for another audience.
-        Audience = "audience",
+        Audience,
         /// It is of another issuer.
-        Issuer = "issuer",
+        Issuer,
         /// It, or its subject, was revoked.
-        Revoked = "revoked",
+        Revoked,
         /// A claim is missing or breaks a rule.
-        Claim = "claim",
+        Claim,
     }
 }
 
@@ -67,9 +67,9 @@ labels! { "outcome":
     /// What came of fetching the JWK set.
     pub enum JwksOutcome {
         /// It is there.
-        Fetched = "fetched",
+        Fetched,
         /// It could not be fetched, or cannot be used.
-        Failed = "failed",
+        Failed,
     }
 }
 
@@ -77,9 +77,9 @@ labels! { "kind":
     /// How an event is published.
     pub enum EventKind {
         /// It leaves nothing behind.
-        Live = "live",
+        Live,
         /// It stands in its channel's history.
-        Kept = "kept",
+        Kept,
     }
 }
 
@@ -87,21 +87,21 @@ labels! { "reason":
     /// Why an event did not reach a client it was meant for.
     pub enum DropReason {
         /// Larger than the limit.
-        TooLarge = "too_large",
+        TooLarge,
         /// Not UTF-8.
-        NotUtf8 = "not_utf8",
+        NotUtf8,
         /// A broken envelope, or a field that is out of its bounds.
-        Envelope = "envelope",
+        Envelope,
         /// An event name that is not allowed.
-        EventName = "event_name",
+        EventName,
         /// Nobody on a shard has the claims it is for; counted by each shard for itself.
-        NoAudience = "no_audience",
+        NoAudience,
         /// A frame of the function library that cannot be read.
-        Frame = "frame",
+        Frame,
         /// An id so far ahead of those known that it cannot be one of this Redis.
-        IdAhead = "id_ahead",
+        IdAhead,
         /// Its client was too slow; counted by the shards.
-        SlowClient = "slow_client",
+        SlowClient,
     }
 }
 
@@ -109,11 +109,11 @@ labels! { "outcome":
     /// What became of an event that was to be published over HTTP.
     pub enum PublishOutcome {
         /// The bus has taken it.
-        Published = "published",
+        Published,
         /// It breaks a rule of the bus.
-        Refused = "refused",
+        Refused,
         /// The bus did not take it.
-        Unavailable = "unavailable",
+        Unavailable,
     }
 }
 

@@ -64,8 +64,8 @@ const TABLE: [(Rule, &str, &str); 19] = [
         LOST,
     ),
     // On a live stream.
-    (Rule::HoleIsRead, "holes", NEVER),
-    (Rule::OtherHistory, "holes_and_flush", NEVER),
+    (Rule::HoleIsRead, "holes", MISSING),
+    (Rule::OtherHistory, "holes_and_flush", MISSING),
     // After Redis was away.
     (Rule::ReadWhatWasMissed, "a_replica_that_is_behind", NEVER),
     (Rule::RecoverUpToBound, "a_client_on_two_channels", MISSING),

@@ -18,7 +18,7 @@ pub(in crate::admin) async fn console_page() -> Response {
     (
         [
             (CACHE_CONTROL, "no-cache"),
-            (CONTENT_SECURITY_POLICY, POLICY),
+            (CONTENT_SECURITY_POLICY, POLICY.as_str()),
         ],
         Html(PAGE),
     )

@@ -15,13 +15,15 @@ mod feed;
 mod fleet;
 mod latency;
 mod page;
+mod rates;
 mod report;
 mod sampler;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::{Notify, mpsc, watch};
@@ -171,7 +173,7 @@ impl Console {
     }
 
     fn with_fleet<T>(&self, of: impl FnOnce(&mut Fleet) -> T) -> T {
-        of(&mut self.fleet.lock().unwrap_or_else(PoisonError::into_inner))
+        of(&mut self.fleet.lock())
     }
 }
 

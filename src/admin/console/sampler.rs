@@ -13,6 +13,7 @@ use crate::bus::BusHealth;
 use crate::hub::{
     ChannelLoad, CloseReason, LATENCY_BOUNDS_US, LatencyTotal, News, ShardMessage, ShardStats,
 };
+use crate::labels::Labels as _;
 use crate::protocol::GapReason;
 use crate::telemetry::{EventKind, ProcessUsage, process_usage};
 
@@ -107,7 +108,7 @@ impl Sampler {
             connections: sum(&|shard| shard.connections.get()),
             max_connections: self.max_connections as u64,
             opened: sum(&|shard| shard.connections_opened.get()),
-            closed: CloseReason::ALL.into_iter().map(closed).sum(),
+            closed: CloseReason::all().into_iter().map(closed).sum(),
             slow: closed(CloseReason::SlowClient) + closed(CloseReason::Unresponsive),
             live: metrics.bus.received(EventKind::Live).get(),
             kept: metrics.bus.received(EventKind::Kept).get(),

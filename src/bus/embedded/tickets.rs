@@ -2,9 +2,10 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::bus::TicketsUnavailable;
@@ -43,7 +44,7 @@ struct Kept {
 impl EmbeddedTickets {
     fn lock(&self) -> MutexGuard<'_, Tickets> {
         // Nothing below panics halfway.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     pub(crate) fn keep(

@@ -1,10 +1,11 @@
 //! Connections for commands. They belong to the control runtime.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use deadpool::managed;
 use deadpool_redis::{Metrics, PoolConfig, Runtime, Timeouts};
+use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{ConnectionInfo, ErrorKind, ProtocolVersion, RedisError, RedisResult};
 
@@ -85,16 +86,12 @@ impl CommandPool {
     }
 
     fn replace(&self, pool: Option<Pool>) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock();
         *current = pool;
     }
 
     pub(super) async fn get(&self) -> Result<Pooled, String> {
-        let pool = self
-            .current
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
+        let pool = self.current.lock().clone();
         let pool = pool.ok_or("no primary is known")?;
         pool.get().await.map_err(|error| error.to_string())
     }

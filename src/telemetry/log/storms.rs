@@ -6,9 +6,10 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{MissedTickBehavior, interval};
 use tracing::callsite::Identifier;
 use tracing::field::{Field, Visit};
@@ -124,7 +125,7 @@ impl Storms {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Identifier, Place>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 
@@ -197,7 +198,7 @@ mod tests {
 
     impl io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> io::Result<()> {
@@ -207,7 +208,7 @@ mod tests {
 
     impl Lines {
         fn take(&self) -> Vec<String> {
-            let bytes = std::mem::take(&mut *self.0.lock().unwrap());
+            let bytes = std::mem::take(&mut *self.0.lock());
             let text = String::from_utf8(bytes).unwrap();
             text.lines().map(str::to_owned).collect()
         }

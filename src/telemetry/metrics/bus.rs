@@ -99,7 +99,7 @@ impl BusMetrics {
                 registry,
             )?,
         };
-        for cause in DownCause::ALL {
+        for cause in DownCause::all() {
             metrics.down.with_label_values(&[cause.label()]);
         }
         Ok(metrics)
@@ -123,7 +123,7 @@ impl BusMetrics {
     /// Notes why events do not arrive; `None`: they do.
     pub(crate) fn note_up(&self, down: Option<DownCause>) {
         self.up.set(i64::from(down.is_none()));
-        for cause in DownCause::ALL {
+        for cause in DownCause::all() {
             let gauge = self.down.with_label_values(&[cause.label()]);
             gauge.set(i64::from(down == Some(cause)));
         }

@@ -4,8 +4,8 @@ use std::error::Error;
 use std::future::Future;
 use std::num::NonZeroUsize;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use opentelemetry_sdk::trace::{
     BatchConfigBuilder, BatchSpanProcessor, SdkTracer, SdkTracerProvider, Span, SpanData,
     SpanExporter, SpanProcessor,
 };
+use parking_lot::Mutex;
 use prometheus::IntCounter;
 
 use super::Traces;
@@ -158,11 +159,11 @@ impl Failure {
         while let Some(source) = cause.source() {
             cause = source;
         }
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause.to_string());
+        *self.0.lock() = Some(cause.to_string());
     }
 
     fn take(&self) -> Option<String> {
-        let mut failure = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut failure = self.0.lock();
         failure.take()
     }
 }
