@@ -198,7 +198,6 @@ impl Replay {
             };
             match last {
                 None if cursor.is_confirmed(self.lag_bound) => Cursor::new(had, end),
-                _ if Rule::UnconfirmedCursor.is_off() => Cursor::new(last.unwrap_or(had), end),
                 // What was read just now may yet be taken back by a failover.
                 _ => Cursor::unconfirmed(last.unwrap_or(had), end, self.lag_bound),
             }

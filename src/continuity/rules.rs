@@ -44,8 +44,6 @@ pub(crate) enum Rule {
     ReadIsSeen,
     /// A replay goes live only where the tails meet it.
     SeamMeetsTails,
-    /// The event of a cursor is named only if no failover can take it back alone.
-    UnconfirmedCursor,
 }
 
 impl Rule {

@@ -33,6 +33,9 @@ pub(super) enum Action {
     Lose {
         replica: usize,
     },
+    Drop {
+        replica: usize,
+    },
     Reconnect {
         replica: usize,
     },
@@ -119,6 +122,9 @@ impl World {
             }
             if replica.may_handle() {
                 actions.push(Action::Handle { replica: number });
+            }
+            if budget.drops > 0 && replica.may_handle() && replica.may_drop() {
+                actions.push(Action::Drop { replica: number });
             }
             if replica.is_subscribed() && (budget.losses > 0 || replica.is_behind) {
                 actions.push(Action::Lose { replica: number });

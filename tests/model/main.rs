@@ -161,6 +161,7 @@ fn any_setup() -> impl Strategy<Value = Setup> {
                 evictions: if evictable { evictions } else { 0 },
                 raises: if flushes == 0 { raises } else { 0 },
                 tells: 60,
+                drops: 6,
             },
             foreign: match foreign {
                 0 => Vec::new(),

@@ -131,6 +131,17 @@ impl Replica {
         self.is_connected && !self.queue.is_empty() && !self.feed.is_reading()
     }
 
+    /// Whether the next message is an event, and another one of its channel waits behind it: from
+    /// that the replica learns that it has missed one.
+    pub(super) fn may_drop(&self) -> bool {
+        let Some(Message::Event(channel, _)) = self.queue.front() else {
+            return false;
+        };
+        let is_later =
+            |message: &Message| matches!(message, Message::Event(of, _) if of == channel);
+        self.queue.iter().skip(1).any(is_later)
+    }
+
     /// Whether everything that arrived is told.
     pub(super) fn is_quiet(&self) -> bool {
         self.queue.is_empty() && !self.feed.is_reading()

@@ -90,4 +90,6 @@ pub(super) struct Budget {
     pub(super) evictions: u8,
     pub(super) raises: u8,
     pub(super) tells: u8,
+    /// Messages that never arrive, although the connection goes on.
+    pub(super) drops: u8,
 }

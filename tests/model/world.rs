@@ -110,6 +110,12 @@ impl World {
                 let told = self.replicas[replica].handle(has_lost)?;
                 self.tell(replica, &told)?;
             }
+            Action::Drop { replica } => {
+                self.budget.drops -= 1;
+                // A later event shows the hole.
+                self.has_lost = true;
+                self.replicas[replica].queue.pop_front();
+            }
             Action::Lose { replica } => {
                 if !self.replicas[replica].is_behind {
                     self.budget.losses -= 1;

@@ -57,13 +57,13 @@ worlds! {
     flush: {}
         { ticks: 1, publishes: 3, connects: 2, flushes: 1, losses: 1 }
     flush_and_heartbeats: {}
-        { publishes: 2, probes: 1, connects: 1, flushes: 1, losses: 1, tells: 1 }
+        { ticks: 1, publishes: 2, probes: 1, connects: 1, flushes: 1, losses: 1, tells: 1 }
     flush_and_heartbeats_on_two_channels: { channels: vec![0, 1], clients: vec![vec![0, 1]] }
         { publishes: 1, probes: 1, connects: 1, flushes: 1, losses: 1, tells: 1 }
     eviction: { evictable: true, before: 1 }
         { ticks: 2, publishes: 2, probes: 1, connects: 2, evictions: 1, losses: 1 }
     a_raised_ttl: { ttl: 3, before: 1 }
-        { ticks: 6, publishes: 2, probes: 1, connects: 2, raises: 1, tells: 1 }
+        { ticks: 6, publishes: 2, connects: 2, losses: 1, raises: 1, tells: 1 }
     foreign_cursors: {
         before: 1,
         foreign: vec![
@@ -108,4 +108,8 @@ worlds! {
         { ticks: 1, publishes: 3, connects: 2, losses: 1 }
     a_replica_that_is_behind: { replicas: 2, connected: 1 }
         { publishes: 3, connects: 3, losses: 1 }
+    holes: { channels: vec![0, 1], clients: vec![vec![0, 1]], backfill_events: 1 }
+        { publishes: 4, connects: 1, losses: 1, drops: 1 }
+    holes_and_flush: {} { ticks: 1, publishes: 3, connects: 2, flushes: 1, drops: 1 }
+    holes_and_failover: {} { publishes: 3, connects: 2, failovers: 1, drops: 1 }
 }
