@@ -9,6 +9,8 @@
 //! ```
 //!
 //! - [`protocol`]: names and wire formats. Pure.
+//! - [`continuity`]: whether anything is missing: ids, holes, positions, gaps. Pure, and explored
+//!   by `tests/model`.
 //! - [`bus`]: where events come from, Redis or this process, and keeping exactly the wanted
 //!   channels subscribed.
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
@@ -29,7 +31,7 @@
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
 //! - Imports point down, in the order of the list `ORDER` in `tests/it/layout.rs`, which checks it:
-//!   `protocol` ← `hub` ← `telemetry` ← `auth` ← `config` ← `bus` ← `http` ← `admin` ← `app` ← `cli`.
+//!   `protocol` ← `continuity` ← `hub` ← `telemetry` ← `auth` ← `config` ← `bus` ← `http` ← `admin` ← `app` ← `cli`.
 //!   `protocol` imports nothing of this crate. What a part can be set to is defined by that part;
 //!   `config` reads it.
 //!
@@ -42,8 +44,7 @@ mod auth;
 mod bus;
 pub mod cli;
 mod config;
-#[cfg(test)]
-mod exploration;
+mod continuity;
 pub mod fuzzing;
 mod http;
 mod hub;

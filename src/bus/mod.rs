@@ -6,7 +6,6 @@
 //! answers [`HistoryRequest`]s. What is published over HTTP goes out through a [`Publisher`]. The
 //! hub and the HTTP edge know nothing else of it.
 
-pub(crate) mod chain;
 mod embedded;
 mod peer_queue;
 mod peers;
@@ -21,10 +20,9 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use crate::config::{BusConfig, Config};
+use crate::continuity::KeptEvent;
 use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
-use crate::protocol::{
-    ChannelName, EnvelopeFault, Event, EventId, KeptEvent, KeptFrame, Revocation,
-};
+use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptFrame, Revocation};
 use crate::tasks::Tasks;
 use crate::telemetry::{BusMetrics, DownCause, Traces};
 

@@ -6,13 +6,14 @@ use std::time::Instant;
 
 use tokio::sync::mpsc;
 
+use crate::continuity::{Action, KeptEvent};
 use crate::hub::{
     BusEvent, EventBatch, Generation, InterestUpdate, News, RevocationSet, ShardId, ShardMessage,
 };
 use crate::protocol::{ChannelName, EventId};
 use crate::telemetry::Traces;
 
-/// The shards' wishes, and their queues.
+/// What the shards want, and their queues.
 pub(super) struct Routing {
     shards: Vec<Shard>,
     wanted: HashMap<ChannelName, Wanted>,
@@ -25,21 +26,7 @@ pub(super) struct Routing {
 /// A channel that some shard wants.
 #[derive(Default)]
 struct Wanted {
-    holders: Vec<(ShardId, Generation)>,
-    record: Record,
-}
-
-/// What was seen of a channel since somebody wants it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Record {
-    /// Every event of it has arrived since this was set, or is going to be read from history.
-    pub(super) active: bool,
-    /// The newest kept event; all before it were handed on. `None`: none yet.
-    pub(super) seen: Option<EventId>,
-    /// What follows `seen` was missed and not read yet.
-    pub(super) has_hole: bool,
-    /// Live events came, which nobody can read again.
-    pub(super) had_live: bool,
+    shards: Vec<(ShardId, Generation)>,
 }
 
 struct Shard {
@@ -50,7 +37,7 @@ struct Shard {
 
 /// What a change of interest means for the bus.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
+pub(super) enum InterestChange {
     /// The channel is wanted; the shard waits to hear that this interest is active.
     Wanted(Generation),
     /// Nobody wants it any more.
@@ -85,38 +72,38 @@ impl Routing {
     }
 
     /// Takes note of a shard's interest and says what each change means.
-    pub(super) fn apply(&mut self, update: InterestUpdate) -> Vec<(ChannelName, Wish)> {
+    pub(super) fn apply(&mut self, update: InterestUpdate) -> Vec<(ChannelName, InterestChange)> {
         let InterestUpdate { shard, changes } = update;
         changes
             .into_iter()
             .map(|(name, generation)| {
-                let wish = match generation {
+                let change = match generation {
                     Some(generation) => {
                         let wanted = self.wanted.entry(name.clone()).or_default();
-                        wanted.holders.retain(|(holder, _)| *holder != shard);
-                        wanted.holders.push((shard, generation));
-                        Wish::Wanted(generation)
+                        wanted.shards.retain(|(other, _)| *other != shard);
+                        wanted.shards.push((shard, generation));
+                        InterestChange::Wanted(generation)
                     }
                     None => self.withdraw(&name, shard),
                 };
-                (name, wish)
+                (name, change)
             })
             .collect()
     }
 
-    fn withdraw(&mut self, name: &ChannelName, shard: ShardId) -> Wish {
+    fn withdraw(&mut self, name: &ChannelName, shard: ShardId) -> InterestChange {
         let Some(wanted) = self.wanted.get_mut(name) else {
-            return Wish::Unwanted;
+            return InterestChange::Unwanted;
         };
-        wanted.holders.retain(|(holder, _)| *holder != shard);
-        if wanted.holders.is_empty() {
+        wanted.shards.retain(|(other, _)| *other != shard);
+        if wanted.shards.is_empty() {
             self.wanted.remove(name);
             if self.wanted.len() * 4 < self.wanted.capacity() {
                 self.wanted.shrink_to(self.wanted.len() * 2);
             }
-            return Wish::Unwanted;
+            return InterestChange::Unwanted;
         }
-        Wish::Unchanged
+        InterestChange::Unchanged
     }
 
     /// Whether anybody wants the channel.
@@ -134,24 +121,12 @@ impl Routing {
         self.wanted.get_key_value(name).map(|(channel, _)| channel)
     }
 
-    /// What was seen of a wanted channel.
-    pub(super) fn record(&mut self, name: &ChannelName) -> Option<&mut Record> {
-        self.wanted.get_mut(name).map(|wanted| &mut wanted.record)
-    }
-
-    /// What was seen of every wanted channel.
-    pub(super) fn records(&mut self) -> impl Iterator<Item = (&ChannelName, &mut Record)> {
-        self.wanted
-            .iter_mut()
-            .map(|(name, wanted)| (name, &mut wanted.record))
-    }
-
     /// Tells every shard that wants them that these channels are active.
-    pub(super) async fn tell_active(&self, names: &[ChannelName], position: Option<EventId>) {
+    async fn tell_active(&self, names: &[ChannelName], position: Option<EventId>) {
         let mut by_shard: Vec<Vec<(ChannelName, Generation)>> = vec![Vec::new(); self.shards.len()];
         for name in names {
             let wanted = self.wanted.get(name);
-            for (shard, generation) in wanted.into_iter().flat_map(|wanted| &wanted.holders) {
+            for (shard, generation) in wanted.into_iter().flat_map(|wanted| &wanted.shards) {
                 if let Some(active) = by_shard.get_mut(*shard) {
                     active.push((name.clone(), *generation));
                 }
@@ -188,7 +163,7 @@ impl Routing {
     }
 
     /// Tells every shard that ids went back to this one.
-    pub(super) async fn tell_rewound(&self, position: EventId) {
+    async fn tell_rewound(&self, position: EventId) {
         for shard in &self.shards {
             shard.tell(News::Rewound(position)).await;
         }
@@ -223,7 +198,7 @@ impl Routing {
             event.watched_by(traces.fan_out(&event));
         }
         let bytes = event.cost_bytes();
-        for (number, _) in &wanted.holders {
+        for (number, _) in &wanted.shards {
             let Some(shard) = self.shards.get_mut(*number) else {
                 continue;
             };
@@ -233,6 +208,46 @@ impl Routing {
             shard.batch_bytes += bytes;
             shard.batch.push(event.clone());
         }
+    }
+
+    /// Performs what concerns the shards, and returns everything else.
+    pub(super) async fn perform(
+        &mut self,
+        action: Action<ChannelName, KeptEvent>,
+    ) -> Option<Action<ChannelName, KeptEvent>> {
+        match action {
+            Action::Event {
+                channel,
+                event,
+                late,
+                ..
+            } => self.route(BusEvent::kept(channel, event, late)).await,
+            Action::AsLive { channel, event } => {
+                if let Some(event) = event.event {
+                    let event = Arc::unwrap_or_clone(event);
+                    self.route(BusEvent::live(channel, event)).await;
+                }
+            }
+            Action::Gap {
+                channel,
+                notice,
+                late,
+            } => self.route(BusEvent::gap(channel, notice, late)).await,
+            Action::Active { channels, position } => {
+                self.flush().await;
+                self.tell_active(&channels, position).await;
+            }
+            Action::Position(position) => {
+                self.flush().await;
+                self.tell_position(position).await;
+            }
+            Action::Rewound { to, .. } => {
+                self.flush().await;
+                self.tell_rewound(to).await;
+            }
+            other => return Some(other),
+        }
+        None
     }
 
     /// Sends what waits.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::client_address::ClientAddress;
 use super::limits::{Client, Counts, Hold, RateLimit, share};
@@ -24,6 +24,11 @@ const CONNECTIONS_BESIDE_STREAMS: usize = 128;
 /// Connections of one address beside its streams, likewise.
 const CONNECTIONS_BESIDE_STREAMS_PER_ADDRESS: usize = 16;
 
+/// Busy answers of one address that are held: half of those connections, so that the other half can ask
+/// for something else.
+const HELD_ANSWERS_PER_ADDRESS: NonZeroUsize =
+    NonZeroUsize::new(CONNECTIONS_BESIDE_STREAMS_PER_ADDRESS / 2).unwrap();
+
 /// Tickets of one subject (else one token id, else one address), on each replica. A page draws one
 /// for each stream. Kept for half a minute, at a kilobyte each, those of one client take less than
 /// a megabyte of what there is for all.
@@ -39,8 +44,11 @@ pub struct Admission {
     most: usize,
     open: AtomicUsize,
     connections: Arc<Semaphore>,
+    /// A connection has to wait for a place.
+    crowded: Notify,
     /// Connections of each address that is no proxy's.
     connections_per_address: Arc<Counts>,
+    held_answers: Arc<Counts>,
     streams: Arc<Counts>,
     stream_rate: Option<RateLimit>,
     publish_rate: Option<RateLimit>,
@@ -74,7 +82,12 @@ impl Admission {
                 most.saturating_add(CONNECTIONS_BESIDE_STREAMS)
                     .min(Semaphore::MAX_PERMITS),
             )),
+            crowded: Notify::new(),
             connections_per_address: Counts::new(connections_per_address, None::<NonZeroUsize>),
+            held_answers: Counts::new(
+                per_address.map(|_| HELD_ANSWERS_PER_ADDRESS),
+                None::<NonZeroUsize>,
+            ),
             streams: Counts::new(per_address, rules.max_connections_per_subject),
             stream_rate: rules.connect_rate_per_ip.map(RateLimit::new),
             publish_rate: rules.publish_rate_per_subject.map(RateLimit::new),
@@ -99,12 +112,33 @@ impl Admission {
     /// Waits for a place for one connection more: at the bound accepting pauses, and the kernel's
     /// queue holds who comes.
     pub(super) async fn place(&self) -> Option<Place> {
-        // Fails only when closed, which it never is.
-        let permit = Arc::clone(&self.connections).acquire_owned().await.ok()?;
+        let places = || Arc::clone(&self.connections);
+        let permit = match places().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                self.crowded.notify_waiters();
+                // Fails only when closed, which it never is.
+                places().acquire_owned().await.ok()?
+            }
+        };
         Some(Place {
             _permit: permit,
             _of_address: None,
         })
+    }
+
+    /// Waits until a connection finds no place free.
+    pub(super) async fn is_crowded(&self) {
+        self.crowded.notified().await;
+    }
+
+    /// A place for a busy answer of this client that is held with its connection, or `None` where others
+    /// may need it more.
+    pub(super) fn hold_answer(&self, client: ClientAddress) -> Option<Option<Hold>> {
+        if self.connections.available_permits() < CONNECTIONS_BESIDE_STREAMS / 2 {
+            return None;
+        }
+        self.held_answers.hold(Client::Address(client.group()), 0)
     }
 
     /// Gives a connection's place to whoever is at its other end, unless there are too many of

@@ -8,7 +8,8 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::error::Problem;
-use crate::protocol::{ControlForm, RetryRange};
+use super::ignored::IGNORED_HEADER;
+use crate::protocol::{ControlForm, Cursor, RetryRange};
 
 /// The type of every stream. Streams are always UTF-8, but Python's `requests` reads text without a
 /// charset as ISO-8859-1.
@@ -40,28 +41,29 @@ fn busy_retry() -> Duration {
         .draw()
 }
 
-/// The answer to a stream that this replica cannot open now.
-pub(super) fn busy(wants_503: bool, control: ControlForm, why: &'static str) -> Response {
-    if wants_503 {
-        return Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
-            .retry_after(busy_retry())
-            .into_response();
-    }
-    retry_and_close(control)
+/// The answer to a proxy that may ask another replica.
+pub(super) fn ask_another(why: &'static str) -> Response {
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, why)
+        .retry_after(busy_retry())
+        .into_response()
 }
 
-/// A browser gives up for good on any status but 200, so it gets a reconnection time and the end
-/// of the stream; without an `id`, so that its cursor stays.
-pub(super) fn retry_and_close(control: ControlForm) -> Response {
-    let mut response = Response::new(Body::from(control.busy_block(busy_retry())));
+/// The answer to a client whose stream cannot be opened now. A browser gives up for good on any status
+/// but 200, so it gets a reconnection time and the end of the stream. `start` is the cursor of a client
+/// that has none; without it there is no `id`, so that its cursor stays.
+pub(super) fn busy(control: ControlForm, start: Option<Cursor>) -> Response {
+    let mut response = Response::new(Body::from(control.busy_block(busy_retry(), start)));
     stream_headers(response.headers_mut());
     response
 }
 
-/// Those of the router's headers without which a browser shows no answer to a page of another
-/// origin: an `EventSource` would give up instead of coming back.
-pub(super) fn cors_headers(headers: &HeaderMap) -> HeaderMap {
-    let is_one = |name: &HeaderName| *name == VARY || name.as_str().starts_with("access-control-");
+/// Those of the router's headers that every answer has: the names of ignored parameters, and those
+/// without which a browser shows no answer to a page of another origin (an `EventSource` would give up
+/// instead of coming back).
+pub(super) fn common_headers(headers: &HeaderMap) -> HeaderMap {
+    let is_one = |name: &HeaderName| {
+        *name == VARY || *name == IGNORED_HEADER || name.as_str().starts_with("access-control-")
+    };
     headers
         .iter()
         .filter(|(name, _)| is_one(name))

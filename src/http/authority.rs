@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use http::{HeaderMap, StatusCode};
 use serde_json::{Map, Value};
 
-use super::decision::Decision;
+use super::decision::{BusyForm, Decision};
 use super::error::Problem;
 use super::held_ticket::{self, HeldTicket, TicketFault, wrong_ticket};
 use super::request_context::note_subject;
@@ -18,7 +18,7 @@ use crate::auth::{
 use crate::bus::TicketStore;
 use crate::config::{Access, AccessRules};
 use crate::hub::{Revocations, Session};
-use crate::protocol::{ChannelName, ControlForm};
+use crate::protocol::ChannelName;
 use crate::telemetry::AuthMetrics;
 use crate::telemetry::occurrences::TokenRefused;
 
@@ -88,7 +88,7 @@ impl IntoResponse for Refusal {
                 let answer = problem.retry_after(RETRY_AFTER).into_response();
                 Decision::Undecided {
                     why,
-                    control: ControlForm::default(),
+                    form: BusyForm::default(),
                 }
                 .with(answer)
             }
@@ -144,37 +144,70 @@ impl Authority {
                 Some(_) => Err(wrong_ticket().into()),
             };
         };
-        let (claims, ticket) = match credential(headers, ticket)? {
+        let (session, claims, ticket) = match credential(headers, ticket)? {
             None => return Ok(Default::default()),
-            Some(Credential::Token(token)) => {
-                let claims = ring.verify(token).await.map_err(|error| match error {
-                    NotVerified::NotNow(why) => Refusal::NotNow(why),
-                    NotVerified::Refused(fault) => {
-                        TokenRefused(fault.kind()).emit(&self.metrics);
-                        wrong_token(&fault).into()
-                    }
-                })?;
-                (claims, None)
+            Some(Credential::Tokens(tokens)) => {
+                let (session, claims) = self.first_valid(ring, &tokens).await?;
+                (session, claims, None)
             }
             Some(Credential::Ticket(text)) => {
                 let (claims, ticket) = held_ticket::look(&self.tickets, text).await?;
-                (claims, Some(ticket))
+                let session = self.admit(&claims).map_err(|fault| self.refuse(&fault))?;
+                (session, claims, Some(ticket))
             }
         };
-        let session = Session::new(&claims.claims, Some(claims.expires_at));
-        if let Some(subject) = &session.subject {
-            note_subject(subject);
-        }
-        if self.revocations.is_revoked(&session) {
-            TokenRefused(TokenFault::Revoked.kind()).emit(&self.metrics);
-            return Err(wrong_token(&TokenFault::Revoked).into());
-        }
         let caller = Caller {
             session: Some(Arc::new(session)),
             grants: claims.grants.clone(),
             ticket,
         };
         Ok((caller, Some(claims)))
+    }
+
+    /// The first of these tokens that is valid. One that cannot be judged now makes the request
+    /// undecided only where no other is valid: it might have been the right one.
+    async fn first_valid(
+        &self,
+        ring: &KeyRing,
+        tokens: &[&str],
+    ) -> Result<(Session, VerifiedClaims), Refusal> {
+        let (mut refused, mut undecided) = (None, None);
+        for token in tokens {
+            let fault = match ring.verify(token).await {
+                Ok(claims) => match self.admit(&claims) {
+                    Ok(session) => return Ok((session, claims)),
+                    Err(fault) => fault,
+                },
+                Err(NotVerified::Refused(fault)) => fault,
+                Err(NotVerified::NotNow(why)) => {
+                    undecided = Some(why);
+                    continue;
+                }
+            };
+            refused.get_or_insert(fault);
+        }
+        Err(match (undecided, refused) {
+            (None, Some(fault)) => self.refuse(&fault),
+            (why, _) => Refusal::NotNow(why.unwrap_or_default()),
+        })
+    }
+
+    /// The session of these claims, unless it is revoked.
+    fn admit(&self, claims: &VerifiedClaims) -> Result<Session, TokenFault> {
+        let session = Session::new(&claims.claims, Some(claims.expires_at));
+        if let Some(subject) = &session.subject {
+            note_subject(subject);
+        }
+        if self.revocations.is_revoked(&session) {
+            return Err(TokenFault::Revoked);
+        }
+        Ok(session)
+    }
+
+    /// Counts a token that is refused.
+    fn refuse(&self, fault: &TokenFault) -> Refusal {
+        TokenRefused(fault.kind()).emit(&self.metrics);
+        wrong_token(fault).into()
     }
 
     /// Whether there are keys, so that there can be tokens.

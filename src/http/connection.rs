@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioTimer;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, interval_at, timeout, timeout_at};
 
 use super::admission::{OpenStream, Place};
@@ -38,6 +39,9 @@ pub(crate) const MAX_HEAD_BYTES: usize = 32 * 1024;
 
 /// Streams of one HTTP/2 connection: a browser opens one connection to a host for all its tabs.
 const MAX_HTTP2_STREAMS: u32 = 256;
+
+/// Busy answers that one of them holds: a quarter of its streams.
+const MAX_HTTP2_HELD_ANSWERS: usize = 64;
 
 /// An HTTP/2 client that does not answer a PING of this interval is gone.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(60);
@@ -191,6 +195,7 @@ async fn serve_http1(
                 peer,
                 has_bare_line_feed: handoff.note_request(),
                 handoff: Some(Rc::clone(&handoff)),
+                held_answers: None,
             };
             let answer = Rc::clone(&edge).answer(request, arrival);
             async move { Ok::<_, Infallible>(answer.await) }
@@ -245,6 +250,7 @@ enum Becomes {
 }
 
 async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read: Vec<u8>) {
+    let held_answers = Arc::new(Semaphore::new(MAX_HTTP2_HELD_ANSWERS));
     let service = {
         let edge = Rc::clone(&edge);
         service_fn(move |request| {
@@ -252,6 +258,7 @@ async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read
                 peer,
                 has_bare_line_feed: false,
                 handoff: None,
+                held_answers: Some(Arc::clone(&held_answers)),
             };
             let answer = Rc::clone(&edge).answer(request, arrival);
             async move { Ok::<_, Infallible>(answer.await) }

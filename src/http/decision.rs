@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::response::Response;
 
 use super::held_ticket::HeldTicket;
-use crate::hub::{Session, StreamRequest};
+use crate::hub::{Session, Start, StreamRequest};
 use crate::protocol::ControlForm;
 
 /// All that passes from the router to the edge beside the answer. Without one the answer is complete.
@@ -29,8 +29,8 @@ pub(super) enum Decision {
     Undecided {
         /// What is unavailable.
         why: &'static str,
-        /// The form in which the client reads control blocks.
-        control: ControlForm,
+        /// What the client is answered.
+        form: BusyForm,
     },
 }
 
@@ -42,14 +42,34 @@ impl Decision {
     }
 
     /// Sets the form in which the client of an undecided request is answered.
-    pub(super) fn answer_in(control: ControlForm, answer: &mut Response) {
-        if let Some(Self::Undecided { control: form, .. }) = answer.extensions_mut().get_mut() {
-            *form = control;
+    pub(super) fn answer_in(asked: BusyForm, answer: &mut Response) {
+        if let Some(Self::Undecided { form, .. }) = answer.extensions_mut().get_mut() {
+            *form = asked;
         }
     }
 
     /// Takes the decision out of an answer.
     pub(super) fn take(answer: &mut Response) -> Option<Self> {
         answer.extensions_mut().remove()
+    }
+}
+
+/// The form of a busy answer.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct BusyForm {
+    /// The form in which the client reads control blocks.
+    pub(super) control: ControlForm,
+    /// The client has no cursor and asks for nothing of the past: it gets a cursor to come back with,
+    /// so that what is kept meanwhile reaches it.
+    pub(super) wants_cursor: bool,
+}
+
+impl BusyForm {
+    /// The form of the busy answer to this request.
+    pub(super) fn of(stream: &StreamRequest) -> Self {
+        Self {
+            control: stream.control,
+            wants_cursor: stream.start == Start::Live,
+        }
     }
 }

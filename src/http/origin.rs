@@ -14,21 +14,26 @@ use http::uri::Authority;
 use http::{HeaderMap, Method, Request, StatusCode};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
+use super::answer::BUSY_HEADER;
 use super::error::Problem;
 use super::host;
+use super::ignored::IGNORED_HEADER;
 use crate::config::Origin;
 
 /// How long a browser may remember the answer to a preflight: Chromium takes no longer time.
 const PREFLIGHT_AGE: Duration = Duration::from_secs(2 * 60 * 60);
 
 /// What a page may set beside the headers that need no preflight.
-const REQUEST_HEADERS: [HeaderName; 6] = [
+const REQUEST_HEADERS: [HeaderName; 8] = [
     AUTHORIZATION,
     CONTENT_TYPE,
     CACHE_CONTROL,
     HeaderName::from_static("last-event-id"),
     HeaderName::from_static("idempotency-key"),
     HeaderName::from_static("traceparent"),
+    // Some libraries set it on every request.
+    HeaderName::from_static("x-requested-with"),
+    HeaderName::from_static(BUSY_HEADER),
 ];
 
 /// Refuses what a page of a foreign site asks.
@@ -100,7 +105,7 @@ pub(super) fn cors(allowed: &[Origin]) -> CorsLayer {
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::HEAD, Method::POST])
         .allow_headers(REQUEST_HEADERS)
-        .expose_headers([RETRY_AFTER])
+        .expose_headers([RETRY_AFTER, IGNORED_HEADER])
         .max_age(PREFLIGHT_AGE)
 }
 

@@ -14,14 +14,21 @@ use super::{demo, origin, publish, revoke, subscribe, tickets};
 /// The router of the data listener.
 pub fn router(state: RouterState) -> Router {
     let demo = state.demo;
-    let mut router = Router::new()
-        .route("/events", get(subscribe::by_query))
-        .route(
+    let mut router = Router::new();
+    for (path, methods) in [
+        ("/events", get(subscribe::by_query)),
+        (
             "/events/{channel}",
             get(subscribe::by_path).merge(post(publish::publish)),
-        )
-        .route("/tickets", post(tickets::draw))
-        .route("/revocations", post(revoke::revoke));
+        ),
+        ("/tickets", post(tickets::draw)),
+        ("/revocations", post(revoke::revoke)),
+    ] {
+        // Some clients and proxies add a slash to what they are given.
+        router = router
+            .route(&format!("{path}/"), methods.clone())
+            .route(path, methods);
+    }
     if demo {
         router = router.route("/", get(demo::page));
     }

@@ -11,6 +11,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 use super::admission::{OpenStream, Place};
+use super::held_answer::HeldBody;
 use crate::hub::{CloseReason, MailboxState};
 use crate::protocol::LAST_CHUNK;
 
@@ -112,6 +113,7 @@ impl Future for StreamTask {
 pub(super) enum EdgeBody {
     Plain(Body),
     Stream(OpenStream),
+    Held(HeldBody),
 }
 
 impl http_body::Body for EdgeBody {
@@ -124,6 +126,7 @@ impl http_body::Body for EdgeBody {
     ) -> Poll<Option<Result<Frame<Bytes>, StreamBroken>>> {
         match self.get_mut() {
             Self::Plain(body) => Pin::new(body).poll_frame(context).map_err(|_| StreamBroken),
+            Self::Held(body) => body.poll_frame(context).map_err(|_| StreamBroken),
             Self::Stream(stream) => match stream.subscription.poll(context) {
                 MailboxState::Empty => Poll::Pending,
                 MailboxState::Ready => Poll::Ready(
@@ -142,14 +145,14 @@ impl http_body::Body for EdgeBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Plain(body) => body.is_end_stream(),
-            Self::Stream(_) => false,
+            Self::Stream(_) | Self::Held(_) => false,
         }
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
         match self {
             Self::Plain(body) => body.size_hint(),
-            Self::Stream(_) => http_body::SizeHint::default(),
+            Self::Stream(_) | Self::Held(_) => http_body::SizeHint::default(),
         }
     }
 }

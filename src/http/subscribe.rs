@@ -1,6 +1,8 @@
 //! `GET /events/{channel}` and `GET /events?channel=…`: what a stream is asked for.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, RawQuery, State};
@@ -9,8 +11,9 @@ use http::{HeaderMap, StatusCode};
 
 use super::answer::stream_headers;
 use super::authority::{Caller, Refusal};
-use super::decision::Decision;
+use super::decision::{BusyForm, Decision};
 use super::error::Problem;
+use super::ignored::{IGNORED_HEADER, IgnoredNames};
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};
 use crate::protocol::{ChannelName, ControlForm};
@@ -45,10 +48,22 @@ async fn answer(
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Response, Refusal> {
-    let asked = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
-    let control = asked.control;
+    let mut asked = StreamQuery::parse(path, query, state.max_channels_per_connection)?;
+    // What the browser itself sends wins over what the page began with. Not if it is empty: some
+    // clients send the header with each request.
+    if let Some(cursor) = headers.get("last-event-id") {
+        asked.begin.after(cursor.to_str().unwrap_or(NO_CURSOR));
+    }
+    let ignored = asked.ignored.header();
+    let form = BusyForm {
+        control: asked.control,
+        wants_cursor: asked.begin.start() == Start::Live,
+    };
     let mut response = stream_head(state, asked, headers).await.into_response();
-    Decision::answer_in(control, &mut response);
+    Decision::answer_in(form, &mut response);
+    if let Some(names) = ignored {
+        response.headers_mut().insert(IGNORED_HEADER, names);
+    }
     Ok(response)
 }
 
@@ -59,9 +74,11 @@ async fn stream_head(
 ) -> Result<Response, Refusal> {
     let StreamQuery {
         mut channels,
-        mut begin,
+        begin,
         control,
+        heartbeat,
         ticket,
+        ignored: _,
     } = asked;
     let caller = state.authority.caller(headers, ticket.as_deref()).await?;
     let (reader, count) = (caller.session.clone(), channels.names.len());
@@ -82,16 +99,13 @@ async fn stream_head(
         let rule = "name at least one: /events?channel=orders";
         return Err(refused(Problem::field("channel", rule)));
     }
-    // What the browser itself sends wins over what the page began with.
-    if let Some(cursor) = headers.get("last-event-id") {
-        begin.after(cursor.to_str().unwrap_or(NO_CURSOR));
-    }
     let mut response = StatusCode::OK.into_response();
     stream_headers(response.headers_mut());
     let stream = StreamRequest {
         channels: channels.names,
         start: begin.start(),
         control,
+        heartbeat,
         session,
     };
     Ok(Decision::Open { stream, ticket }.with(response))
@@ -102,14 +116,16 @@ pub(crate) struct StreamQuery {
     channels: Channels,
     begin: Begin,
     control: ControlForm,
+    heartbeat: Option<Duration>,
     ticket: Option<String>,
+    ignored: IgnoredNames,
 }
 
 impl StreamQuery {
     /// Reads the channel of the path, if there is one, and the query.
     ///
     /// # Errors
-    /// With the first rule that is broken. Parameters that are not known are passed over.
+    /// With the first rule that is broken. Parameters that are not known are ignored, and noted.
     pub(crate) fn parse(
         path: Option<&str>,
         query: Option<&str>,
@@ -122,7 +138,9 @@ impl StreamQuery {
             },
             begin: Begin::default(),
             control: ControlForm::default(),
+            heartbeat: None,
             ticket: None,
+            ignored: IgnoredNames::default(),
         };
         let parse =
             |name: &str| ChannelName::parse(name).map_err(|rule| Problem::field("channel", rule));
@@ -136,17 +154,21 @@ impl StreamQuery {
                     return Err(Problem::field("ticket", "is given twice"));
                 }
                 "ticket" => asked.ticket = Some(value.into_owned()),
-                "last_event_id" => asked.begin.after(&value),
+                // The last three are what polyfills send, which cannot set the header.
+                "last_event_id" | "lastEventId" | "lastEventID" | "Last-Event-ID" => {
+                    asked.begin.after(&value);
+                }
                 "history" => asked.begin.newest = Some(newest(&value)?),
                 "control" => {
                     let form = ControlForm::parse(&value);
                     let rule = || Problem::field("control", "must be event or comment");
                     asked.control = form.ok_or_else(rule)?;
                 }
+                "heartbeat" => asked.heartbeat = Some(heartbeat(&value)?),
                 // What `control=event` was called once. Pages still send it.
                 "cursor" => {}
                 "token" | "jwt" => return Err(token_in_query()),
-                _ => {}
+                unknown => asked.ignored.add(unknown),
             }
         }
         Ok(asked)
@@ -209,13 +231,24 @@ impl Begin {
     }
 
     /// A cursor says more than a number of events.
-    fn start(self) -> Start {
+    fn start(&self) -> Start {
         match (self.after, self.newest) {
             (Some(after), _) => after,
             (None, Some(newest @ 1..)) => Start::Newest(newest.min(MOST_NEWEST)),
             (None, _) => Start::Live,
         }
     }
+}
+
+/// The heartbeat intervals that a stream may ask for. A shorter one costs more than it tells; a longer
+/// one exceeds the timeouts of most proxies.
+const HEARTBEATS: RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
+
+fn heartbeat(value: &str) -> Result<Duration, Problem> {
+    let interval = humantime::parse_duration(value).ok();
+    interval
+        .filter(|interval| HEARTBEATS.contains(interval))
+        .ok_or_else(|| Problem::field("heartbeat", "must be a duration of 2s to 60s, such as 4s"))
 }
 
 fn newest(value: &str) -> Result<u32, Problem> {

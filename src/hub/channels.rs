@@ -11,8 +11,8 @@ use super::encoded::EncodedEvent;
 use super::history::Reads;
 use super::interest::Generation;
 use super::subscriber::{ChannelKey, Member, Membership, Subscriber};
-use super::tail::{Tail, TailLimits};
-use crate::protocol::{ChannelName, EventId, Framing, HistoryPage};
+use crate::continuity::{HistoryPage, Tail, TailLimits};
+use crate::protocol::{ChannelName, EventId, Framing};
 
 /// How long a channel that nobody wants any more stays subscribed: a reloaded page finds it
 /// still active. Short, so that what Redis sends is what clients want.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::session::Session;
-use super::tail::Entry;
-use crate::protocol::{Audience, ChannelName, Framing, KeptEvent, Link, Linked};
+use crate::continuity::{Entry, KeptEvent, Link, Linked};
+use crate::protocol::{Audience, ChannelName, Framing};
 
 /// An event's bytes, encoded once for all connections of a shard.
 #[derive(Clone, Debug)]

@@ -11,7 +11,8 @@ use super::interest::Generation;
 use super::shard::Hub;
 use super::subscriber::ChannelKey;
 use super::{HistoryError, HistoryRead, HistoryRequest};
-use crate::protocol::{ChannelName, EventId, HistoryPage};
+use crate::continuity::{HistoryPage, KeptEvent};
+use crate::protocol::{ChannelName, EventId};
 
 /// A page of history, encoded.
 pub(super) type Page = Rc<HistoryPage<EncodedEvent>>;
@@ -145,7 +146,7 @@ impl Hub {
     ) -> Result<HistoryPage<EncodedEvent>, HistoryError> {
         let gone = || HistoryError::Unavailable("the gateway is stopping".into());
         let name = channel.clone();
-        let encode = |event| EncodedEvent::new(name.clone(), event);
+        let encode = |event: &KeptEvent| EncodedEvent::new(name.clone(), event);
         let (reply, answer) = oneshot::channel();
         let request = HistoryRequest {
             channel,
@@ -154,15 +155,6 @@ impl Hub {
         };
         self.history.send(request).await.map_err(|_| gone())?;
         let page = answer.await.map_err(|_| gone())??;
-        Ok(HistoryPage {
-            issued: page.issued,
-            now_ms: page.now_ms,
-            retention: page.retention,
-            evictable: page.evictable,
-            oldest: page.oldest,
-            from: page.from,
-            events: page.events.iter().map(encode).collect(),
-            complete: page.complete,
-        })
+        Ok(page.map(encode))
     }
 }

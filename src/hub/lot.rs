@@ -8,14 +8,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Item;
 use super::encoded::Wire;
 use super::parcel::{KeptSpan, Loss, Origin};
 use super::subscriber::{ChannelKey, Subscriber};
 use super::timing::{Round, Timing};
-use super::{GapNotice, Item};
-use crate::protocol::{
-    Audience, ChannelName, ControlForm, EventId, Framing, GapReason, Link, Linked,
-};
+use crate::continuity::{GapNotice, Link, Linked};
+use crate::protocol::{Audience, ChannelName, ControlForm, EventId, Framing, GapReason};
 
 /// Events of one channel in this round, encoded one behind the other. One that is not for
 /// everybody is a lot of its own, so its bytes are in no buffer that others get.

@@ -17,8 +17,6 @@ mod interest;
 mod lot;
 mod mailbox;
 mod parcel;
-pub(crate) mod positions;
-pub(crate) mod replay;
 mod resume;
 mod revocation;
 mod session;
@@ -26,7 +24,6 @@ mod shard;
 mod stats;
 mod subscriber;
 mod subscription;
-pub(crate) mod tail;
 mod timing;
 
 use std::fmt;
@@ -35,9 +32,8 @@ use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::protocol::{
-    Audience, ChannelName, Event, EventId, GapReason, HistoryPage, KeptEvent, TraceParent,
-};
+use crate::continuity::{GapNotice, HistoryPage, KeptEvent};
+use crate::protocol::{Audience, ChannelName, Event, EventId, TraceParent};
 
 pub use census::{CensusReply, ChannelLoad};
 pub use interest::{Generation, InterestUpdate, ShardId};
@@ -157,22 +153,6 @@ impl Item {
             Self::Gap { .. } => None,
         }
     }
-}
-
-/// A stretch of a channel that cannot be proven complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct GapNotice {
-    /// Why.
-    pub reason: GapReason,
-    /// The newest that is certain.
-    pub after: Option<EventId>,
-    /// The oldest kept event that is still there.
-    pub oldest: Option<EventId>,
-    /// Where a client is that was told: just below the next kept event, of whichever channel.
-    /// `None` where only live events are missing.
-    pub id: Option<EventId>,
-    /// Every kept event of the channel after this id follows. `None` where none is missing.
-    pub complete_after: Option<EventId>,
 }
 
 impl BusEvent {

@@ -1,6 +1,6 @@
 //! Opening a stream where its client left off, and replaying what it missed.
 //!
-//! What is decided is in [`super::replay`]; here is who waits for what. A stream is opened with
+//! What is decided is in [`crate::continuity::Replay`]; here is who waits for what. A stream is opened with
 //! the first part of its replay. Unless that was all, a task of its own goes on: it sends a part,
 //! waits until the client has taken it, and sends the next, until the stream joins the live
 //! events.
@@ -18,11 +18,11 @@ use super::encoded::EncodedEvent;
 use super::history::Page;
 use super::mailbox::SlowClientPolicy;
 use super::parcel::{KeptSpan, Loss, Origin, Parcel};
-use super::replay::{Gap, Part, Replay, Step, View};
 use super::session::Session;
 use super::shard::Hub;
 use super::stats::{ResumeOutcome, ResumeSource};
 use super::subscriber::{ChannelKey, Subscriber};
+use crate::continuity::{Gap, Part, Replay, Step, View};
 use crate::protocol::{Cursor, EventId, GapReason};
 
 /// Between attempts to read a history that cannot be read now.
@@ -103,18 +103,8 @@ impl Hub {
                     // Redis may be another one by now: what was read says nothing of it.
                     return Err(HistoryError::Unavailable("the bus was lost".into()));
                 }
-                let floors = pages
-                    .iter()
-                    .flatten()
-                    .map(|page| {
-                        // The first block tells of it, so it is none the client may not have.
-                        let mut events = page.events.iter();
-                        events
-                            .find(|event| event.is_for(session))
-                            .map_or_else(|| page.end().next(), |first| first.link.id)
-                    })
-                    .collect();
-                let mut replay = Replay::from_floors(floors, lag_bound);
+                let read = pages.iter().flatten().map(|page| &**page);
+                let mut replay = Replay::newest(read, |event| event.is_for(session), lag_bound);
                 let cursor = replay.cursor();
                 let part = self.next_part(&mut replay, keys, pages, session).await?;
                 Ok(Opening {
@@ -396,10 +386,11 @@ mod tests {
     use tokio::task::LocalSet;
 
     use super::*;
+    use crate::continuity::{HistoryPage, Issued, Retention};
     use crate::hub::{
         HistoryRead, HistoryRequest, HubSettings, InterestUpdate, News, StreamRequest,
     };
-    use crate::protocol::{ControlForm, Framing, HistoryPage, Issued, Retention, RetryRange};
+    use crate::protocol::{ControlForm, Framing, RetryRange};
 
     const MINUTE: Duration = Duration::from_secs(60);
 
@@ -443,6 +434,7 @@ mod tests {
             channels: vec!["a".parse().unwrap()],
             start: Start::Newest(3),
             control: ControlForm::Event,
+            heartbeat: None,
             session: None,
         };
         let (sender, mut told) = mpsc::channel::<InterestUpdate>(1);

@@ -13,7 +13,6 @@ use super::channels::Channels;
 use super::heartbeat::HeartbeatWheel;
 use super::mailbox::{PushRules, Pushed};
 use super::parcel::Parcel;
-use super::positions::{Positions, heartbeat_cursor};
 use super::resume::{Opening, READ_AGAIN, Start};
 use super::revocation::{RevocationSet, Revocations, now_ms};
 use super::session::Session;
@@ -25,6 +24,7 @@ use super::{
     EventBatch, HistoryRequest, HubSettings, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId,
     ShardMessage, ShardStats,
 };
+use crate::continuity::{Positions, heartbeat_cursor};
 use crate::protocol::{ChannelName, Cursor, EventId, Framing, GapReason};
 
 /// How often lingering channels are looked at.
@@ -96,6 +96,12 @@ impl Hub {
         self.draining.get()
     }
 
+    /// The cursor of a client that has had nothing and begins now, where kept events are known: all up to
+    /// it has been seen. While the bus is away it is that of before, which is as safe: more is sent.
+    pub fn start_cursor(&self) -> Option<Cursor> {
+        self.positions.borrow().newest().map(Cursor::fresh)
+    }
+
     /// Waits until the replica stops and streams are being closed.
     pub async fn drains(&self) {
         let begun = self.drain_begun.notified();
@@ -148,7 +154,9 @@ impl Hub {
         let mut first = head();
         framing.append(block.as_bytes(), &mut first);
         subscriber.mailbox.borrow_mut().open(Bytes::from(first));
-        self.heartbeats.borrow_mut().insert(&subscriber);
+        self.heartbeats
+            .borrow_mut()
+            .insert(&subscriber, request.heartbeat);
         self.send_events(&subscriber, &part);
         if part.live {
             self.go_live(&subscriber, keys, part.cursor);
@@ -334,7 +342,7 @@ impl Hub {
     fn beat(&self) {
         let mut sent = 0;
         let now = Instant::now();
-        let settled = self.positions.borrow().settled();
+        let durable = self.positions.borrow().durable();
         let channels = self.channels.borrow();
         let (tick, time) = (self.tick() + 1, SystemTime::now());
         self.heartbeats
@@ -353,7 +361,7 @@ impl Hub {
                     return;
                 }
                 drop(mailbox);
-                let bytes = match moved_cursor(&channels, subscriber, settled) {
+                let bytes = match moved_cursor(&channels, subscriber, durable) {
                     Some(cursor) => {
                         subscriber.told.set(cursor);
                         let block = subscriber.control.cursor_block(cursor);
@@ -464,7 +472,7 @@ fn is_overdue(subscriber: &Subscriber) -> bool {
 fn moved_cursor(
     channels: &Channels,
     subscriber: &Subscriber,
-    settled: Option<EventId>,
+    durable: Option<EventId>,
 ) -> Option<Cursor> {
     if subscriber.member.get() == Member::Replaying {
         return None;
@@ -475,6 +483,6 @@ fn moved_cursor(
         subscriber.skip_through.get(),
         newest.max(subscriber.newest_restricted()),
         gap,
-        settled?,
+        durable?,
     )
 }

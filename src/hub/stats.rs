@@ -245,12 +245,16 @@ pub struct ShardStats {
     pub connections: Gauge,
     /// Requests that are being answered, streams that are being opened among them.
     pub requests: Gauge,
+    /// Busy answers that have been sent and are still to end.
+    pub busy_answers: Gauge,
     /// Channels the shard holds interest in, lingering ones included.
     pub channels: Gauge,
     /// Channels of open streams, counted once a stream.
     pub subscriptions: Gauge,
     /// Streams opened.
     pub connections_opened: Counter,
+    /// Requests for streams with query parameters that mean nothing.
+    pub requests_with_ignored_parameters: Counter,
     closed: Counts<{ <CloseReason as Labels>::COUNT }>,
     rejected: Counts<{ <RejectReason as Labels>::COUNT }>,
     refused: Counts<{ <RefuseReason as Labels>::COUNT }>,

@@ -33,6 +33,8 @@ pub(super) struct Subscriber {
     pub(super) member: Cell<Member>,
     /// The tick of the heartbeat wheel in which something was queued last.
     pub(super) last_push: Cell<u64>,
+    /// Its heartbeat interval, in ticks of the wheel.
+    pub(super) interval: Cell<u64>,
     /// Kept events up to this id it has had, or never asked for.
     pub(super) skip_through: Cell<EventId>,
     /// The cursor it was told last, beside those that events carry.
@@ -74,6 +76,7 @@ impl Subscriber {
             reader: session.map(reader),
             member: Cell::new(Member::Replaying),
             last_push: Cell::new(0),
+            interval: Cell::new(0),
             skip_through: Cell::default(),
             told: Cell::default(),
             ends_at: Cell::default(),

@@ -28,6 +28,9 @@ pub struct StreamRequest {
     pub start: Start,
     /// How its client gets cursors, gaps and what else the gateway itself says.
     pub control: ControlForm,
+    /// Its own heartbeat interval, at least two seconds and at most a minute; `None`: that of the
+    /// configuration.
+    pub heartbeat: Option<Duration>,
     /// Who reads; `None`: anybody, without a token.
     pub session: Option<Arc<Session>>,
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::channel::ChannelName;
 use super::cursor::Cursor;
 use super::event::Framing;
-use super::history::GapReason;
+use super::gap::GapReason;
 use super::id::EventId;
 
 /// How a stream's client gets what the gateway itself says.
@@ -110,13 +110,14 @@ impl ControlForm {
         }
     }
 
-    /// The whole body of the answer to a request that cannot be served now. It has no `id`, so the
-    /// client keeps its cursor.
-    pub fn busy_block(self, retry: Duration) -> String {
+    /// The whole body of the answer to a request that cannot be served now. `start` is the cursor of a
+    /// client that has none; without it the block has no `id`, so the client keeps its cursor.
+    pub fn busy_block(self, retry: Duration, start: Option<Cursor>) -> String {
         let retry = retry_line(retry);
+        let id = start.map_or_else(String::new, |cursor| format!("id: {cursor}\n"));
         match self {
-            Self::Event => format!("{retry}event: $busy\ndata: {{}}\n\n"),
-            Self::Comment => format!("{retry}: $busy\n\n"),
+            Self::Event => format!("{retry}event: $busy\n{id}data: {{}}\n\n"),
+            Self::Comment => format!("{retry}: $busy\n{id}\n"),
         }
     }
 }
@@ -182,10 +183,18 @@ mod tests {
                 ": $close {\"reason\":\"expired\"}\n",
             ),
             (
-                Event.busy_block(retry),
+                Event.busy_block(retry, Some(cursor())),
+                "retry: 2500\nevent: $busy\nid: 5-0.9-1\ndata: {}\n\n",
+            ),
+            (
+                Comment.busy_block(retry, Some(cursor())),
+                "retry: 2500\n: $busy\nid: 5-0.9-1\n\n",
+            ),
+            (
+                Event.busy_block(retry, None),
                 "retry: 2500\nevent: $busy\ndata: {}\n\n",
             ),
-            (Comment.busy_block(retry), "retry: 2500\n: $busy\n\n"),
+            (Comment.busy_block(retry, None), "retry: 2500\n: $busy\n\n"),
         ] {
             assert_eq!(found, expected);
         }

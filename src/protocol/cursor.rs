@@ -37,10 +37,10 @@ impl Cursor {
         }
     }
 
-    /// The same, where nobody vouches for the event yet: the position tells no more than may be
+    /// The same, where no position confirms the event yet: the position tells no more than may be
     /// lost together with it.
     #[must_use]
-    pub fn unvouched(event: EventId, position: EventId, lag_bound: Duration) -> Self {
+    pub fn unconfirmed(event: EventId, position: EventId, lag_bound: Duration) -> Self {
         if event == EventId::ZERO {
             return Self::fresh(position);
         }
@@ -64,14 +64,14 @@ impl Cursor {
         self.position
     }
 
-    /// Whether a replica has vouched for the event when it was past what a failover can lose.
-    pub fn is_vouched(self, lag_bound: Duration) -> bool {
+    /// Whether a replica has named the position when the event was past what a failover can lose.
+    pub fn is_confirmed(self, lag_bound: Duration) -> bool {
         self.position.since(self.event) > lag_bound
     }
 
     /// From which id on, inclusive, history must be read to judge this cursor.
     pub fn read_from(self, lag_bound: Duration) -> EventId {
-        if self.is_vouched(lag_bound) {
+        if self.is_confirmed(lag_bound) {
             self.position
         } else {
             self.event
@@ -143,22 +143,22 @@ mod tests {
     }
 
     #[test]
-    fn a_position_vouches_once_it_is_later_by_more_than_the_lag_bound() {
+    fn a_position_confirms_once_it_is_later_by_more_than_the_lag_bound() {
         let lag = Duration::from_millis(10);
         let at = |ms| Cursor::new(EventId::new(100, 5), EventId::new(ms, 0));
-        assert!(!at(110).is_vouched(lag) && at(111).is_vouched(lag));
+        assert!(!at(110).is_confirmed(lag) && at(111).is_confirmed(lag));
         assert_eq!(at(110).read_from(lag), EventId::new(100, 5));
         assert_eq!(at(111).read_from(lag), EventId::new(111, 0));
     }
 
     #[test]
-    fn a_position_can_be_told_without_vouching() {
+    fn a_position_can_be_told_without_confirming() {
         let lag = Duration::from_millis(10);
-        let at = |ms| Cursor::unvouched(EventId::new(100, 5), EventId::new(ms, 0), lag);
+        let at = |ms| Cursor::unconfirmed(EventId::new(100, 5), EventId::new(ms, 0), lag);
         assert_eq!(at(104).position(), EventId::new(104, 0));
         assert_eq!(at(200).position(), EventId::new(110, 0));
-        assert!(!at(200).is_vouched(lag));
-        let fresh = Cursor::unvouched(EventId::ZERO, EventId::new(200, 0), lag);
+        assert!(!at(200).is_confirmed(lag));
+        let fresh = Cursor::unconfirmed(EventId::ZERO, EventId::new(200, 0), lag);
         assert_eq!(fresh, Cursor::fresh(EventId::new(200, 0)));
     }
 

@@ -19,6 +19,10 @@ pub const MAX_EVENT_NAME_BYTES: usize = 1024;
 /// The longest reconnection time a publisher may set: a day.
 pub const MAX_RETRY: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// The shortest reconnection time that an event carries to clients. With less, clients without a pause
+/// of their own reconnect as fast as they can while a gateway is away.
+pub const MIN_RETRY: Duration = Duration::from_millis(100);
+
 /// The last chunk of a chunked body (RFC 9112, section 7.1).
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
@@ -175,7 +179,8 @@ impl Event {
         Ok(self)
     }
 
-    /// Has clients wait this long before they reconnect, from now on.
+    /// Has clients wait this long before they reconnect, from now on. Less than [`MIN_RETRY`] is raised
+    /// to it.
     ///
     /// # Errors
     /// When it is longer than [`MAX_RETRY`].
@@ -183,7 +188,7 @@ impl Event {
         if retry > MAX_RETRY {
             return Err(EventFault::RetryTooLong);
         }
-        self.retry = Some(retry);
+        self.retry = Some(retry.max(MIN_RETRY));
         Ok(self)
     }
 
@@ -454,7 +459,7 @@ mod tests {
             prop_assert_eq!(decoded.len(), 1);
             prop_assert_eq!(decoded[0].data.as_deref(), Some(&*normalised(&data)));
             prop_assert_eq!(decoded[0].event.as_deref().unwrap_or(""), name);
-            prop_assert_eq!(decoded[0].retry, retry);
+            prop_assert_eq!(decoded[0].retry, retry.map(|ms| ms.max(100)));
         }
     }
 }

@@ -41,8 +41,7 @@ impl EventId {
     }
 
     /// What tells it from others of its millisecond.
-    #[cfg(test)]
-    pub(crate) const fn n(self) -> u64 {
+    pub const fn n(self) -> u64 {
         self.n
     }
 

@@ -10,7 +10,7 @@ mod cursor;
 mod envelope;
 mod event;
 mod frame;
-mod history;
+mod gap;
 mod id;
 mod json;
 mod pattern;
@@ -24,12 +24,10 @@ pub use control::ControlForm;
 pub use cursor::{Cursor, InvalidCursor};
 pub use envelope::{BrokenEnvelope, EnvelopeFault, decode, encode};
 pub use event::{
-    Event, EventFault, EventName, Framing, LAST_CHUNK, MAX_EVENT_NAME_BYTES, MAX_RETRY,
+    Event, EventFault, EventName, Framing, LAST_CHUNK, MAX_EVENT_NAME_BYTES, MAX_RETRY, MIN_RETRY,
 };
 pub use frame::{Frame, FrameFault, KeptFrame, decode_frame, is_frame};
-pub use history::{
-    Evidence, GapReason, HistoryPage, Issued, KeptEvent, Link, Linked, Retention, judge,
-};
+pub use gap::GapReason;
 pub use id::{EventId, InvalidEventId};
 pub use json::{UniqueObject, is_repetition};
 pub use pattern::{ChannelPattern, InvalidPattern};

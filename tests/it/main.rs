@@ -14,6 +14,7 @@
 mod admin;
 mod auth;
 mod browser;
+mod busy;
 mod churn;
 mod cli;
 mod cluster;
@@ -31,6 +32,7 @@ mod metrics;
 mod nginx;
 mod origins;
 mod prometheus;
+mod query;
 mod redis;
 mod resume;
 mod rollout;

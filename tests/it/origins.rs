@@ -61,7 +61,7 @@ async fn allowed_origins_get_streams_and_answers_with_credentials() {
     let mut busy = Raw::send(gateway.data, &request).await;
     let answer = busy.rest().await;
     assert!(
-        answer.starts_with("HTTP/1.1 200 ") && !answer.contains("\nid: "),
+        answer.starts_with("HTTP/1.1 200 ") && answer.contains("$busy"),
         "{answer}"
     );
     shown(&answer);
@@ -88,7 +88,13 @@ async fn allowed_origins_get_streams_and_answers_with_credentials() {
         answer.contains("access-control-allow-methods: GET,HEAD,POST\r\n"),
         "{answer}"
     );
-    for header in ["authorization", "idempotency-key", "last-event-id"] {
+    for header in [
+        "authorization",
+        "idempotency-key",
+        "last-event-id",
+        "x-requested-with",
+        "fanfare-busy",
+    ] {
         assert!(answer.contains(header), "{answer}");
     }
     assert!(

@@ -184,7 +184,8 @@ async fn a_draining_replica_answers_retry_and_close() {
     .await;
     let answer = Raw::get(gateway.data, "/events/a").await.rest().await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
-    assert!(answer.ends_with("\nevent: $busy\ndata: {}\n\n"), "{answer}");
+    assert!(answer.contains("\nevent: $busy\n"), "{answer}");
+    assert!(answer.ends_with("data: {}\n\n"), "{answer}");
     let answer = Raw::send(
         gateway.data,
         "GET /events/a HTTP/1.1\r\nhost: localhost\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",

@@ -417,17 +417,13 @@ async fn at_the_connection_limit_clients_are_told_to_come_back() {
     let answer = raw.rest().await;
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
     assert!(answer.contains("connection: close"), "{answer}");
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    let retry: u64 = body
-        .strip_prefix("retry: ")
-        .and_then(|rest| rest.strip_suffix("\nevent: $busy\ndata: {}\n\n"))
-        .unwrap_or_else(|| panic!("{answer}"))
-        .parse()
-        .unwrap();
+    assert!(answer.contains("\nevent: $busy\n"), "{answer}");
+    let (_, retry) = answer.split_once("\r\nretry: ").unwrap();
+    let retry: u64 = retry.lines().next().unwrap().parse().unwrap();
     assert!((10_000..=30_000).contains(&retry));
     let comment = Raw::get(gateway.data, "/events/a?control=comment");
     let answer = comment.await.rest().await;
-    assert!(answer.ends_with("\n: $busy\n\n"), "{answer}");
+    assert!(answer.contains("\n: $busy\n"), "{answer}");
     let mut raw = Raw::send(
         gateway.data,
         "GET /events/a HTTP/1.1\r\nhost: localhost\r\nfanfare-busy: 503\r\nconnection: close\r\n\r\n",

@@ -272,7 +272,7 @@ async fn the_standard_variables_are_obeyed() {
     );
     traced.block().await.unwrap();
     let untraced = gateway.events("/events/a").await.opened().await;
-    assert_eq!(gateway.get("/events/").await.0, 404);
+    assert_eq!(gateway.get("/events/").await.0, 400);
     drop((traced, untraced));
     stop(gateway).await;
     let names: Vec<_> = collector

@@ -307,8 +307,8 @@ impl Summary {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::compare::kept_publish::{Pace, Pair};
     use crate::compare::kept_publish::KeptPublish;
+    use crate::compare::kept_publish::{Pace, Pair};
 
     fn kept_publish(function: f64, pipelined: f64) -> Outcome {
         let pair = |publish, function| {

@@ -10,13 +10,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use self::store::{Full, Limits, Store};
-use super::routing::{Routing, Wish};
+use super::routing::{InterestChange, Routing};
 use super::{
     BusHealth, Inputs, KeepOptions, PeerSender, PublishError, Publisher, Services, TicketStore,
     peer_queue,
 };
 use crate::config::Config;
-use crate::hub::{BusEvent, HistoryRequest, InterestUpdate, MOST_REVOCATIONS, Revocations};
+use crate::continuity::{Action, Feed, FeedSettings, Input, KeptEvent, Retention};
+use crate::hub::{
+    BusEvent, HistoryRead, HistoryRequest, InterestUpdate, MOST_REVOCATIONS, Revocations,
+};
 use crate::protocol::{ChannelName, Event, EventId, Revocation};
 use crate::tasks::Tasks;
 use crate::telemetry::occurrences::EventReceived;
@@ -141,8 +144,14 @@ pub(super) fn start(
         ttl: config.history_ttl,
         bytes: MOST_BYTES,
     };
+    let settings = FeedSettings {
+        lag_bound: config.max_replication_lag,
+        max_recovery_bytes: MOST_BYTES,
+    };
     let bus = EmbeddedBus {
         store: Store::new(limits, clock.now_ms()),
+        feed: Feed::new(settings, Retention::constant(config.history_ttl)),
+        actions: Vec::new(),
         clock,
         routing,
         metrics,
@@ -185,6 +194,9 @@ fn millis(duration: Duration) -> u64 {
 
 struct EmbeddedBus {
     store: Store,
+    feed: Feed<ChannelName, KeptEvent>,
+    /// Used again for each input.
+    actions: Vec<Action<ChannelName, KeptEvent>>,
     clock: Clock,
     routing: Routing,
     metrics: BusMetrics,
@@ -197,6 +209,7 @@ impl EmbeddedBus {
             mut asked,
             revocations,
         } = inputs;
+        self.connect().await;
         let mut waiting = Vec::new();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -222,26 +235,75 @@ impl EmbeddedBus {
                     self.routing.flush().await;
                 }
                 _ = ticks.tick() => {
-                    let position = self.store.probe(self.clock.now_ms());
-                    self.routing.tell_position(position).await;
+                    let id = self.store.probe(self.clock.now_ms());
+                    let epoch = self.store.epoch();
+                    self.input(Input::Probe { id, epoch }).await;
                     revocations.prune();
                 }
             }
         }
     }
 
+    /// Nothing was missed, and every id is known.
+    async fn connect(&mut self) {
+        let (id, epoch) = (self.store.last(), self.store.epoch());
+        let connected = Input::Connected {
+            subscribed: Vec::new(),
+            refused: Vec::new(),
+            newest: Some(id),
+        };
+        self.input(connected).await;
+        self.input(Input::Probe { id, epoch }).await;
+    }
+
     async fn take_interest(&mut self, update: InterestUpdate) {
         let shard = update.shard;
-        let wanted = |(name, wish)| match wish {
-            Wish::Wanted(generation) => Some((name, generation)),
-            Wish::Unwanted | Wish::Unchanged => None,
-        };
-        let changes = self.routing.apply(update);
-        let active: Vec<_> = changes.into_iter().filter_map(wanted).collect();
+        let (mut active, mut begun) = (Vec::new(), Vec::new());
+        for (name, change) in self.routing.apply(update) {
+            match change {
+                InterestChange::Wanted(generation) if self.feed.is_active(&name) => {
+                    active.push((name, generation));
+                }
+                InterestChange::Wanted(_) => {
+                    self.input(Input::Wanted(name.clone())).await;
+                    begun.push(name);
+                }
+                InterestChange::Unwanted => self.input(Input::Unwanted(name)).await,
+                InterestChange::Unchanged => {}
+            }
+        }
         if !active.is_empty() {
-            let position = Some(self.store.last());
+            let position = self.feed.active_position();
             self.routing.tell_one_active(active, position, shard).await;
         }
+        if !begun.is_empty() {
+            let newest = Some(self.store.last());
+            let channels = begun;
+            self.input(Input::Subscribed { channels, newest }).await;
+        }
+    }
+
+    /// Hands an input to the feed and performs what follows. A read is answered from memory.
+    async fn input(&mut self, input: Input<ChannelName, KeptEvent>) {
+        let mut actions = std::mem::take(&mut self.actions);
+        self.feed.set_time(self.clock.began.elapsed());
+        let mut next = Some(input);
+        while let Some(input) = next.take() {
+            self.feed.on(input, &mut actions);
+            for action in actions.drain(..) {
+                if let Some(Action::Read { channel, from, .. }) = self.routing.perform(action).await
+                {
+                    let read = HistoryRead::From {
+                        id: from,
+                        preceding: 0,
+                    };
+                    let page = self.store.read(&channel, read, self.clock.now_ms());
+                    let page = Some(page);
+                    next = Some(Input::Page { channel, page });
+                }
+            }
+        }
+        self.actions = actions;
     }
 
     fn answer(&mut self, request: HistoryRequest) {
@@ -280,6 +342,7 @@ impl EmbeddedBus {
         match keep {
             None => {
                 received(EventKind::Live);
+                self.input(Input::Live(channel.clone())).await;
                 self.routing.route(BusEvent::live(channel, event)).await;
             }
             Some(Keep { options, reply }) => {
@@ -290,8 +353,8 @@ impl EmbeddedBus {
                     Ok((id, None)) => Ok(id),
                     Ok((id, Some(event))) => {
                         received(EventKind::Kept);
-                        let event = BusEvent::kept(channel, event, false);
-                        self.routing.route(event).await;
+                        let channel = wanted.then_some(channel);
+                        self.input(Input::Kept { channel, event }).await;
                         Ok(id)
                     }
                     Err(full) => Err(full),

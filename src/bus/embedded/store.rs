@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bus::KeepOptions;
+use crate::continuity::{HistoryPage, Issued, KeptEvent, Linked, Retention};
 use crate::hub::HistoryRead;
-use crate::protocol::{
-    ChannelName, Event, EventId, HistoryPage, Issued, KeptEvent, Linked, Retention,
-};
+use crate::protocol::{ChannelName, Event, EventId};
 
 /// One read, as behind Redis.
 const MAX_PAGE_EVENTS: usize = 1024;
@@ -67,6 +66,11 @@ impl Store {
             key_expiry: VecDeque::new(),
             bytes: 0,
         }
+    }
+
+    /// The first id issued.
+    pub(super) fn epoch(&self) -> EventId {
+        self.issued.epoch
     }
 
     /// The newest id issued.

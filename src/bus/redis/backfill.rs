@@ -5,21 +5,23 @@
 //! `client-output-buffer-limit pubsub` (32 MiB, or 8 MiB for a minute), so a [`ReadBudget`] bounds
 //! what all reads under way may answer.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::future::{BoxFuture, FutureExt};
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use redis::aio::MultiplexedConnection;
 use redis::{RedisError, RedisResult};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::driver::ReadRequest;
 use super::functions::{Refusal, refusal};
 use super::history::{HistoryReader, MAX_PAGE_BYTES, PageLimit};
-use crate::bus::chain::{RecoverFrom, recover};
-use crate::hub::{GapNotice, HistoryRead};
-use crate::protocol::{ChannelName, Cursor, EventId, GapReason, HistoryPage, KeptEvent, Retention};
+use crate::continuity::{HistoryPage, KeptEvent, PageSize};
+use crate::hub::HistoryRead;
+use crate::protocol::{ChannelName, EventId};
 
 /// Reads under way at once: enough to keep Redis busy, few enough that probes and subscriptions
 /// get through. The [`ReadBudget`] bounds their bytes.
@@ -27,10 +29,6 @@ const MAX_READS: usize = 64;
 
 /// The first page of a channel: most channels have missed little or nothing.
 const FIRST_PAGE_BYTES: usize = 64 << 10;
-const FIRST_PAGE: PageLimit = PageLimit {
-    bytes: FIRST_PAGE_BYTES,
-    min_events: 0,
-};
 
 /// Half of Redis' soft limit for subscribers.
 const MAX_BUDGET_BYTES: usize = 4 << 20;
@@ -72,236 +70,103 @@ impl ReadBudget {
         }
     }
 
-    fn page_bytes(self) -> usize {
-        (self.bytes / 4).clamp(FIRST_PAGE_BYTES, MAX_PAGE_BYTES)
+    fn limit(self, size: PageSize) -> PageLimit {
+        let more_bytes = (self.bytes / 4).clamp(FIRST_PAGE_BYTES, MAX_PAGE_BYTES);
+        let (bytes, min_events) = match size {
+            PageSize::First => (FIRST_PAGE_BYTES, 0),
+            PageSize::Next => (more_bytes, 0),
+            PageSize::OneEvent => (more_bytes, 1),
+        };
+        PageLimit { bytes, min_events }
     }
 }
 
-/// What may be recovered after one loss, all channels together: it waits in memory until
-/// everything is read and in order. What is beyond it is told as lost.
-const MOST_BYTES: usize = 64 << 20;
-
-/// For all channels together: a stream that is opened meanwhile waits. Ten thousand channels take
-/// about a second.
-const BACKFILL_DEADLINE: Duration = Duration::from_secs(10);
+/// For everything that a connection has missed: a stream that is opened meanwhile waits. A hundred
+/// thousand channels take some ten seconds. What is not read by then is given up.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A read that Redis refuses is tried so often, with a pause.
 const ATTEMPTS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Where a channel's subscription was interrupted.
-#[derive(Clone, Debug)]
-pub(super) struct Missed {
-    pub(super) channel: ChannelName,
-    pub(super) cursor: Cursor,
-}
-
-/// What was read of a channel.
-#[derive(Debug)]
-pub(super) struct Recovery {
-    pub(super) channel: ChannelName,
-    /// In order.
-    pub(super) items: Vec<Recovered>,
-    /// The newest event of the channel that is certain, when all is handed on.
-    pub(super) seen: Option<EventId>,
-    pub(super) retention: Option<Retention>,
-}
-
-/// A piece of what was missed.
-#[derive(Debug)]
-pub(super) enum Recovered {
-    Event(KeptEvent),
-    Gap(GapNotice, EventId),
-}
-
-impl Recovered {
-    /// Its place among those of its channel.
-    pub(super) fn id(&self) -> EventId {
-        match self {
-            Self::Event(event) => event.id,
-            Self::Gap(_, id) => *id,
-        }
-    }
-
-    /// The same, a gap told with this id.
-    pub(super) fn told_at(self, told: EventId) -> Self {
-        match self {
-            Self::Gap(notice, id) => {
-                let told = Some(told);
-                Self::Gap(GapNotice { id: told, ..notice }, id)
-            }
-            event @ Self::Event(_) => event,
-        }
-    }
-}
-
-impl Recovery {
-    pub(super) fn has_gap(&self) -> bool {
-        let is_gap = |item: &Recovered| matches!(item, Recovered::Gap(..));
-        self.items.iter().any(is_gap)
-    }
-}
-
-/// What is known when a connection is about to be served.
-#[derive(Debug, Default)]
-pub(super) struct Started {
-    /// Everything up to this id was read; what is newer arrives. `None`: there are no ids.
-    pub(super) bound: Option<EventId>,
-    pub(super) recoveries: Vec<Recovery>,
-}
+/// A page that was read; `None`: Redis does not give it.
+pub(super) type ReadPage = (ChannelName, Option<HistoryPage<KeptEvent>>);
 
 /// Reads over one connection.
-#[derive(Clone)]
 pub(super) struct Backfill {
-    connection: MultiplexedConnection,
-    reader: HistoryReader,
-    lag_bound: Duration,
-    budget: ReadBudget,
-    /// A permit for each byte that the reads under way may answer.
-    bytes: Arc<Semaphore>,
+    source: Source,
+    waiting: VecDeque<ReadRequest>,
+    running: FuturesUnordered<BoxFuture<'static, RedisResult<ReadPage>>>,
+    /// When what is waited for is given up; set by the first read.
+    deadline: Option<Instant>,
 }
 
 impl Backfill {
     pub(super) fn new(
         connection: MultiplexedConnection,
         reader: HistoryReader,
-        lag_bound: Duration,
         budget: ReadBudget,
     ) -> Self {
         Self {
-            connection,
-            reader,
-            lag_bound,
-            budget,
-            bytes: Arc::new(Semaphore::new(budget.bytes)),
+            source: Source {
+                connection,
+                reader,
+                budget,
+                bytes: Arc::new(Semaphore::new(budget.bytes)),
+            },
+            waiting: VecDeque::new(),
+            running: FuturesUnordered::new(),
+            deadline: None,
         }
     }
 
-    /// Reads what was missed before everything was subscribed again.
-    ///
-    /// # Errors
-    /// When the connection is lost: then nothing is told, and the next one begins again.
-    pub(super) async fn start(mut self, missed: Vec<Missed>) -> RedisResult<Started> {
-        let key = state_key(self.reader.prefix());
-        let Some(bound) = read_state(&mut self.connection, &key).await? else {
-            return Ok(Started {
-                bound: None,
-                recoveries: Vec::new(),
-            });
-        };
-        let bytes_left = AtomicUsize::new(MOST_BYTES);
-        let deadline = Instant::now() + BACKFILL_DEADLINE;
-        let recoveries = stream::iter(missed)
-            .map(|missed| self.channel(missed, bound, &bytes_left, deadline))
-            .buffer_unordered(MAX_READS)
-            .try_collect()
-            .await?;
-        Ok(Started {
-            bound: Some(bound),
-            recoveries,
-        })
+    /// Sends this read when its turn comes.
+    pub(super) fn push(&mut self, request: ReadRequest) {
+        self.waiting.push_back(request);
     }
 
-    /// Reads a hole that ends at `last`.
+    /// Nothing is missing any more.
+    pub(super) fn finish(&mut self) {
+        self.deadline = None;
+    }
+
+    /// Waits for the next page; `None`: no read is under way.
     ///
     /// # Errors
     /// When the connection is lost.
-    pub(super) async fn fill(self, missed: Missed, last: EventId) -> RedisResult<Recovery> {
-        let bytes_left = AtomicUsize::new(MOST_BYTES);
-        let deadline = Instant::now() + BACKFILL_DEADLINE;
-        self.channel(missed, last, &bytes_left, deadline).await
+    pub(super) async fn next(&mut self) -> Option<RedisResult<ReadPage>> {
+        while self.running.len() < MAX_READS
+            && let Some(request) = self.waiting.pop_front()
+        {
+            let deadline = *self
+                .deadline
+                .get_or_insert_with(|| Instant::now() + DEADLINE);
+            let source = self.source.clone();
+            self.running.push(source.read(request, deadline).boxed());
+        }
+        self.running.next().await
     }
+}
 
-    /// Reads how long events last, and which is the oldest that is still there.
-    ///
-    /// # Errors
-    /// When the connection is lost.
-    pub(super) async fn look(
-        self,
-        channel: ChannelName,
-        id: EventId,
-    ) -> RedisResult<Option<HistoryPage<KeptEvent>>> {
-        let deadline = Instant::now() + BACKFILL_DEADLINE;
-        // What is asked for is no event of it.
-        self.page(&channel, id, FIRST_PAGE, deadline).await
-    }
+/// Where a read goes.
+#[derive(Clone)]
+struct Source {
+    connection: MultiplexedConnection,
+    reader: HistoryReader,
+    budget: ReadBudget,
+    /// A permit for each byte that the reads under way may answer.
+    bytes: Arc<Semaphore>,
+}
 
-    async fn channel(
-        &self,
-        missed: Missed,
-        last: EventId,
-        bytes_left: &AtomicUsize,
-        deadline: Instant,
-    ) -> RedisResult<Recovery> {
-        let Missed { channel, cursor } = missed;
-        let seen = (cursor.event() > EventId::ZERO).then(|| cursor.event());
-        let mut recovery = Recovery {
+impl Source {
+    async fn read(mut self, request: ReadRequest, deadline: Instant) -> RedisResult<ReadPage> {
+        let ReadRequest {
             channel,
-            items: Vec::new(),
-            seen,
-            retention: None,
-        };
-        let begin = cursor;
-        let mut at = RecoverFrom::start(cursor, self.lag_bound);
-        let mut limit = FIRST_PAGE;
-        loop {
-            let cursor = at.cursor;
-            let page = self.page(&recovery.channel, at.from, limit, deadline);
-            let Some(page) = page.await? else {
-                recovery.lose(cursor, last);
-                return Ok(recovery);
-            };
-            // The next event alone is larger than this page could be.
-            let is_too_small = !page.complete && page.events.is_empty() && limit.min_events == 0;
-            limit = PageLimit {
-                bytes: self.budget.page_bytes(),
-                min_events: u8::from(is_too_small),
-            };
-            if is_too_small {
-                continue;
-            }
-            recovery.retention = Some(page.retention);
-            let found = recover(at, &page, last, self.lag_bound);
-            let events = found.events;
-            if let Some(reason) = found.gap {
-                let id = events.first().map_or(last, |first| first.id.pred());
-                let notice = GapNotice {
-                    reason,
-                    after: Some(begin.position()),
-                    oldest: page.oldest.map(|oldest| oldest.id),
-                    id: Some(id),
-                    complete_after: Some(id),
-                };
-                recovery.items = vec![Recovered::Gap(notice, id)];
-                recovery.seen = None;
-            }
-            let bytes: usize = events.iter().map(cost_bytes).sum();
-            if !spend(bytes_left, bytes) {
-                recovery.lose(cursor, last);
-                return Ok(recovery);
-            }
-            if let Some(newest) = events.last() {
-                recovery.seen = Some(newest.id);
-            }
-            recovery
-                .items
-                .extend(events.into_iter().map(Recovered::Event));
-            match found.goes_on {
-                Some(next) => at = next,
-                None => return Ok(recovery),
-            }
-        }
-    }
-
-    /// A page, or `None` where Redis does not give it.
-    async fn page(
-        &self,
-        channel: &ChannelName,
-        from: EventId,
-        limit: PageLimit,
-        deadline: Instant,
-    ) -> RedisResult<Option<HistoryPage<KeptEvent>>> {
-        let mut connection = self.connection.clone();
+            cursor,
+            from,
+            size,
+        } = request;
+        let limit = self.budget.limit(size);
         let read = HistoryRead::From {
             id: from,
             preceding: 0,
@@ -310,47 +175,28 @@ impl Backfill {
             let reading = async {
                 // Held until the answer is there. Fails only when the semaphore is closed: never.
                 let _permit = self.bytes.acquire_many(self.permits(limit)).await;
-                self.reader
-                    .read(&mut connection, channel, read, limit)
-                    .await
+                let connection = &mut self.connection;
+                self.reader.read(connection, &channel, read, limit).await
             };
             match timeout_at(deadline, reading).await {
-                Ok(Ok(page)) => return Ok(Some(page)),
+                Ok(Ok(page)) => return Ok((channel, Some(page))),
                 Ok(Err(error)) if is_lost(&error) => return Err(error),
                 Ok(Err(error)) => {
-                    tracing::debug!(%channel, %error, attempt, "a history was not read");
+                    tracing::debug!(%channel, %cursor, %error, attempt, "a history was not read");
                 }
-                Err(_) => return Ok(None),
+                Err(_) => break,
             }
             if attempt < ATTEMPTS {
                 sleep(PAUSE).await;
             }
         }
-        Ok(None)
+        Ok((channel, None))
     }
 
     /// All permits for a page that is larger than the budget.
     fn permits(&self, limit: PageLimit) -> u32 {
         let bytes = self.reader.max_answer_bytes(limit).min(self.budget.bytes);
         u32::try_from(bytes).unwrap_or(u32::MAX)
-    }
-}
-
-impl Recovery {
-    /// What follows `cursor`, up to `last`, is given up. One notice a channel is enough.
-    fn lose(&mut self, cursor: Cursor, last: EventId) {
-        self.seen = None;
-        let told_at_end = matches!(self.items.last(), Some(Recovered::Gap(_, id)) if *id >= last);
-        if !told_at_end {
-            let notice = GapNotice {
-                reason: GapReason::Lost,
-                after: Some(cursor.position()),
-                oldest: None,
-                id: Some(last),
-                complete_after: Some(last),
-            };
-            self.items.push(Recovered::Gap(notice, last));
-        }
     }
 }
 
@@ -391,18 +237,6 @@ fn newest_id(state: RedisResult<Option<Vec<u8>>>) -> RedisResult<Option<EventId>
 
 fn is_lost(error: &RedisError) -> bool {
     error.is_unrecoverable_error() && !error.is_timeout()
-}
-
-/// Takes `bytes` of what is left, unless that is less.
-fn spend(left: &AtomicUsize, bytes: usize) -> bool {
-    let take = |left: usize| left.checked_sub(bytes);
-    left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-        .is_ok()
-}
-
-fn cost_bytes(event: &KeptEvent) -> usize {
-    let payload_bytes = event.event.as_ref().map_or(0, |event| event.payload_len());
-    payload_bytes + size_of::<KeptEvent>()
 }
 
 #[cfg(test)]

@@ -19,11 +19,9 @@ use super::functions::{Refusal, call_read_only, refusal};
 use super::keeping::Support;
 use super::pool::{CommandPool, POOL_SIZE};
 use crate::bus::kept_event;
+use crate::continuity::{HistoryPage, Issued, KeptEvent, Link, Linked, Retention};
 use crate::hub::{HistoryError, HistoryRead, HistoryRequest};
-use crate::protocol::{
-    ChannelName, EventId, Frame, HistoryPage, Issued, KeptEvent, Link, Linked, Retention,
-    decode_frame,
-};
+use crate::protocol::{ChannelName, EventId, Frame, decode_frame};
 use crate::telemetry::BusMetrics;
 use crate::telemetry::occurrences::{EntryUnreadable, HistoryReadSent};
 
@@ -114,11 +112,6 @@ impl HistoryReader {
     pub(super) fn max_answer_bytes(&self, limit: PageLimit) -> usize {
         let event_bytes = self.max_event_bytes + FRAME_OVERHEAD_BYTES;
         limit.bytes.max(usize::from(limit.min_events) * event_bytes)
-    }
-
-    /// What stands before a channel's name in Redis.
-    pub(super) fn prefix(&self) -> &str {
-        &self.prefix
     }
 
     /// `last, epoch, now_ms, ttl_ms, old_ttl_ms, ttl_since, evictable, oldest id, its prev, start,
@@ -339,22 +332,11 @@ impl HistoryService {
         let timed_out = |_| HistoryError::Unavailable("no answer in time".into());
         let page = reading.await.map_err(timed_out)??;
         // Fails only when the gateway is stopping.
-        let _ = self.notes.send((channel.clone(), links(&page))).await;
+        let _ = self
+            .notes
+            .send((channel.clone(), page.map(Linked::link)))
+            .await;
         Ok(Arc::new(page))
-    }
-}
-
-/// A page without what its events say.
-fn links(page: &HistoryPage<KeptEvent>) -> HistoryPage<Link> {
-    HistoryPage {
-        issued: page.issued,
-        now_ms: page.now_ms,
-        retention: page.retention,
-        evictable: page.evictable,
-        oldest: page.oldest,
-        from: page.from,
-        events: page.events.iter().map(Linked::link).collect(),
-        complete: page.complete,
     }
 }
 

@@ -11,7 +11,7 @@ use redis::aio::MultiplexedConnection;
 use tokio::time::Instant;
 
 use super::library::{Library, LibrarySettings, ensure};
-use crate::protocol::Retention;
+use crate::continuity::Retention;
 use crate::telemetry::BusMetrics;
 use crate::telemetry::occurrences::{EventsKept, EventsNotKept};
 
@@ -121,6 +121,8 @@ impl Keeping {
                     ttl_since: config.ttl_since,
                 })
             }
+            // The connection is given up.
+            Library::Replica => None,
             Library::Unavailable(reason) => {
                 let is_new = self.unavailable.as_ref() != Some(&reason);
                 EventsNotKept {

@@ -1,19 +1,18 @@
 //! The Redis bus: one subscriber connection under a supervisor, and a pool for commands.
 //!
-//! [`subscribe`] keeps a connection to the server that the URL, or its [Sentinels](sentinel), name.
+//! [`supervisor`] keeps a connection to the server that the URL, or its [Sentinels](sentinel), name.
 //! Its life is a [`session`]: it has the wanted channels [subscribed](subscriptions), hears of
-//! revocations ([`control`]), sends [`probe`]s, takes what arrives from its [queue](ingest), reads
-//! what was missed ([`backfill`]) and [delivers](deliver) it to the shards. [`peers`], [`publish`] and
+//! revocations ([`control`]), sends [`probe`]s, takes what arrives from its [queue](push_queue), reads
+//! what was missed ([`backfill`]) and has the [`driver`] deliver it to the shards. [`peers`], [`publish`] and
 //! [`history`] serve the HTTP edge and the shards over the [`pool`]. [`library`] is the part that
 //! runs inside Redis, [`keeping`] what is known of it. [`tally`] has replicas count together.
 
 mod backfill;
 mod connect;
 mod control;
-mod deliver;
+mod driver;
 mod functions;
 mod history;
-mod ingest;
 mod keeping;
 pub mod library;
 mod once;
@@ -21,10 +20,12 @@ pub(super) mod peers;
 mod pool;
 mod probe;
 mod publish;
+mod push_queue;
 mod sentinel;
 mod session;
-mod subscribe;
+mod session_end;
 mod subscriptions;
+mod supervisor;
 mod tally;
 mod tickets;
 
@@ -34,17 +35,17 @@ use tokio::sync::{mpsc, watch};
 
 use self::backfill::ReadBudget;
 use self::control::Control;
-use self::deliver::Delivery;
+use self::driver::Driver;
 use self::history::{HistoryReader, HistoryService};
 use self::keeping::Keeping;
 use self::library::LibrarySettings;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
-use self::subscribe::{Locator, Supervisor};
+use self::supervisor::{Locator, Supervisor};
 use super::routing::Routing;
 use super::{BusHealth, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
 use crate::config::{Config, RedisUrl};
-use crate::protocol::Retention;
+use crate::continuity::Retention;
 use crate::tasks::Tasks;
 use crate::telemetry::{BusMetrics, DownCause};
 
@@ -85,7 +86,7 @@ pub(super) fn start(
         // `$`: no client can name it. Random: no two replicas share it.
         probe_channel: format!("{}$probe.{:016x}", config.prefix, fastrand::u64(..)),
         control: Control::new(&config.prefix, inputs.revocations),
-        delivery: Delivery::new(
+        driver: Driver::new(
             config.prefix.clone(),
             config.max_event_bytes,
             config.max_replication_lag,

@@ -1,10 +1,9 @@
 //! One subscriber connection, from its first subscription to its end.
 //!
-//! First everything wanted is subscribed and a probe must come back ([`Phase::Settling`]), then
-//! what was missed since the last connection is read ([`Phase::Starting`]); what arrives meanwhile
-//! waits in the queue. Then channels are told active, and what arrives is delivered
-//! ([`Phase::Serving`]). When history must be read for an event, it and all that follows wait
-//! ([`Phase::Filling`]). In every phase probes and interest go on.
+//! First everything wanted is subscribed and a probe must come back ([`Phase::Subscribing`]). Then
+//! the [`Driver`] is told so, and from then on ([`Phase::Serving`]) what arrives is handed to it.
+//! While it reads history, for what was missed before the connection or before an event, what
+//! arrives waits in the queue. In every phase probes and interest go on.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -13,109 +12,40 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, FutureExt, OptionFuture};
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use redis::{ErrorKind, RedisError, RedisResult, ServerErrorKind};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
-use super::backfill::{Backfill, Missed, ReadBudget, Started};
+use super::backfill::{Backfill, ReadBudget, ReadPage, read_state, state_key};
 use super::control::Control;
-use super::deliver::{Delivery, Filled, IdsWentBack, Interrupted, Interruption};
+use super::driver::Driver;
 use super::functions::{Refusal, refusal};
 use super::history::{HistoryReader, ReadNote};
-use super::ingest::{Incoming, Mark, ProbeArrival, PushQueue, QueueEnd, Take};
 use super::keeping::Keeping;
 use super::library::{LIBRARY_VERSION, Library};
 use super::probe::{self, Sent};
-use super::sentinel::{Confirmation, Distrust, NoPrimary};
-use super::subscriptions::{Standing, Subscribed, Subscriptions};
+use super::push_queue::{Incoming, Mark, ProbeArrival, PushQueue, Take};
+use super::sentinel::Confirmation;
+use super::session_end::SessionEnd;
+use super::subscriptions::{Subscribed, SubscriptionState, Subscriptions};
 use crate::bus::BusHealth;
-use crate::bus::routing::Wish;
+use crate::bus::routing::InterestChange;
+use crate::continuity::Input;
 use crate::hub::InterestUpdate;
-use crate::protocol::{ChannelName, Cursor, EventId, Revocation};
+use crate::protocol::{EventId, Revocation};
 use crate::telemetry::DownCause;
 use crate::telemetry::occurrences::{ProbeReturned, RedisUp};
 
 /// How often the way through Redis is tried, and how long the probe may take.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-const PROBE_DEADLINE: Duration = Duration::from_secs(3);
-
-/// Why a connection was given up.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SessionEnd {
-    #[error(transparent)]
-    NoPrimary(#[from] NoPrimary),
-    #[error("cannot connect to Redis: {0}")]
-    Connect(RedisError),
-    #[error(transparent)]
-    Queue(#[from] QueueEnd),
-    #[error("Redis did not take a subscription: {0}")]
-    Subscribe(RedisError),
-    #[error("Redis did not take a probe: {0}")]
-    Probe(RedisError),
-    #[error("a probe did not come back within {PROBE_DEADLINE:?}")]
-    ProbeLate,
-    #[error("a history could not be read: {0}")]
-    History(RedisError),
-    /// Redis gives no reason when it closes a connection for its output buffer.
-    #[error(
-        "Redis closed the connection while histories were read; if this repeats, Redis' log says \
-         whether its client-output-buffer-limit for pubsub is too low"
-    )]
-    ClosedWhileReading,
-    #[error("Redis is a replica: its primary is elsewhere")]
-    Replica,
-    #[error(transparent)]
-    Distrust(#[from] Distrust),
-    #[error(transparent)]
-    IdsWentBack(#[from] IdsWentBack),
-    /// Everybody is to be told anew, without ids.
-    #[error("the function library is not there any more")]
-    NotKept,
-    #[error("the gateway is stopping")]
-    Stopping,
-}
-
-impl SessionEnd {
-    /// What is the matter, for machines.
-    pub(super) fn cause(&self) -> DownCause {
-        match self {
-            Self::NoPrimary(_) => DownCause::Sentinel,
-            Self::Connect(error) => match cause(error) {
-                DownCause::Silent | DownCause::Closed => DownCause::Unreachable,
-                cause => cause,
-            },
-            Self::Queue(QueueEnd::Disconnected) | Self::ClosedWhileReading => DownCause::Closed,
-            Self::Queue(QueueEnd::Overflowed) => DownCause::Behind,
-            Self::Subscribe(error) | Self::Probe(error) | Self::History(error) => cause(error),
-            Self::ProbeLate => DownCause::Silent,
-            Self::Replica | Self::Distrust(_) => DownCause::NotPrimary,
-            Self::IdsWentBack(_) => DownCause::IdsWentBack,
-            Self::NotKept => DownCause::Library,
-            Self::Stopping => DownCause::Closed,
-        }
-    }
-}
-
-fn cause(error: &RedisError) -> DownCause {
-    match error.kind() {
-        ErrorKind::Server(ServerErrorKind::BusyLoading) => DownCause::Loading,
-        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => {
-            DownCause::NotPrimary
-        }
-        ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::AuthenticationFailed => {
-            DownCause::Refused
-        }
-        _ if error.is_timeout() => DownCause::Silent,
-        _ => DownCause::Closed,
-    }
-}
+pub(super) const PROBE_DEADLINE: Duration = Duration::from_secs(3);
 
 /// What outlives a connection: the wishes, what was seen, the ways to shards and operators.
 pub(super) struct SubscriberState {
     pub(super) probe_channel: String,
     pub(super) control: Control,
-    pub(super) delivery: Delivery,
+    pub(super) driver: Driver,
     pub(super) keeping: Keeping,
     pub(super) reader: HistoryReader,
     pub(super) read_budget: ReadBudget,
@@ -135,7 +65,7 @@ impl SubscriberState {
         }
         self.control.add(&revocations);
         let revoked = Arc::new(revocations.into_iter().collect());
-        self.delivery.routing.tell_revoked(revoked).await;
+        self.driver.routing.tell_revoked(revoked).await;
     }
 
     /// Takes note of what was found of the library.
@@ -143,13 +73,12 @@ impl SubscriberState {
     /// # Errors
     /// When it shows that this Redis is a replica, or events were kept until now.
     pub(super) fn note_library(&mut self, library: Library) -> Result<(), SessionEnd> {
-        if matches!(&library, Library::Unavailable(reason) if reason.contains("connected to a replica"))
-        {
+        if matches!(library, Library::Replica) {
             return Err(SessionEnd::Replica);
         }
         let was_ready = self.keeping.is_ready();
         match self.keeping.note(library) {
-            Some(retention) => self.delivery.retention = retention,
+            Some(retention) => self.driver.note_retention(retention),
             None if was_ready => return Err(SessionEnd::NotKept),
             None => {}
         }
@@ -158,21 +87,14 @@ impl SubscriberState {
 }
 
 /// What a connection is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Subscribing to everything that was wanted, and waiting for the first probe.
-    Settling,
-    /// Reading what these channels have missed.
-    Starting(Vec<ChannelName>),
-    /// Delivering.
+    Subscribing,
+    /// The newest id is being read: what is newer arrives.
+    Starting,
+    /// The driver handles what arrives, and reads what is missing.
     Serving,
-    /// Reading what was missed before this event.
-    Filling(Interrupted),
-}
-
-/// What was read from history.
-enum Read {
-    Started(Started),
-    Filled(Filled),
 }
 
 /// One connection's life.
@@ -184,8 +106,10 @@ pub(super) struct Session<'a> {
     /// Where Sentinels name the primary.
     confirmation: Option<Confirmation>,
     phase: Phase,
-    reading: OptionFuture<BoxFuture<'static, RedisResult<Read>>>,
-    /// Taken from the queue and not delivered yet.
+    /// The newest id issued, for [`Phase::Starting`].
+    newest: OptionFuture<BoxFuture<'static, RedisResult<Option<EventId>>>>,
+    backfill: Backfill,
+    /// Taken from the queue and not handled yet.
     held: VecDeque<Incoming>,
     asking: OptionFuture<BoxFuture<'static, RedisResult<Library>>>,
     probe_answer: OptionFuture<BoxFuture<'static, RedisResult<Sent>>>,
@@ -203,17 +127,17 @@ impl<'a> Session<'a> {
         queue: PushQueue,
         confirmation: Option<Confirmation>,
     ) -> Self {
-        let Delivery {
-            prefix, routing, ..
-        } = &state.delivery;
+        let (prefix, routing) = (state.driver.prefix(), &state.driver.routing);
+        let backfill = Backfill::new(connection.clone(), state.reader.clone(), state.read_budget);
         Self {
             subscriptions: Subscriptions::new(connection.clone(), prefix, routing),
+            backfill,
             state,
             connection,
             queue,
             confirmation,
-            phase: Phase::Settling,
-            reading: OptionFuture::default(),
+            phase: Phase::Subscribing,
+            newest: OptionFuture::default(),
             held: VecDeque::new(),
             asking: OptionFuture::default(),
             probe_answer: OptionFuture::default(),
@@ -229,8 +153,7 @@ impl<'a> Session<'a> {
             Ok(never) => match never {},
             Err(end) => end,
         };
-        let is_reading = matches!(self.phase, Phase::Starting(_) | Phase::Filling(_));
-        let end = if is_reading && end.cause() == DownCause::Closed {
+        let end = if self.state.driver.is_reading() && end.cause() == DownCause::Closed {
             self.state.read_budget.note_closed();
             SessionEnd::ClosedWhileReading
         } else {
@@ -238,7 +161,7 @@ impl<'a> Session<'a> {
         };
         let mut unhandled = self.held;
         unhandled.extend(self.queue.take_rest());
-        self.state.delivery.abandon(unhandled);
+        self.state.driver.lose(unhandled);
         end
     }
 
@@ -251,10 +174,11 @@ impl<'a> Session<'a> {
                 confirmation.check(Instant::now())?;
             }
             self.advance();
-            let take = match self.phase {
-                Phase::Serving => Take::Everything,
+            let take = if self.may_handle() {
+                Take::Everything
+            } else {
                 // The rest waits where its size is bounded.
-                Phase::Settling | Phase::Starting(_) | Phase::Filling(_) => Take::UrgentOnly,
+                Take::UrgentOnly
             };
             let probe_deadline = self
                 .probe_sent
@@ -266,27 +190,29 @@ impl<'a> Session<'a> {
                         self.probe_returned(probe);
                     }
                     if let Some(since) = arrived.since {
-                        self.state.delivery.routing.note_arrival(since);
+                        self.state.driver.routing.note_arrival(since);
                     }
                     self.state.revoke(arrived.revocations).await;
                     self.held.extend(arrived.items);
-                    self.deliver().await?;
+                    self.handle_held().await?;
                 }
                 update = self.state.updates.recv() => {
                     self.take_interest(update.ok_or(SessionEnd::Stopping)?).await;
                 }
                 Some((channel, page)) = self.state.reads.recv() => {
-                    self.state.delivery.note_read(&channel, &page);
+                    self.state.driver.note_client_read(channel, page);
                 }
                 Some(answer) = OptionFuture::from(self.subscriptions.answer()) => {
-                    let routing = &self.state.delivery.routing;
-                    let metrics = &self.state.delivery.metrics;
-                    let settled = self.subscriptions.settle(answer, routing, metrics);
-                    self.subscribed(settled.map_err(SessionEnd::Subscribe)?);
+                    let Driver { routing, metrics, .. } = &self.state.driver;
+                    let subscribed = self.subscriptions.take_answer(answer, routing, metrics);
+                    self.subscribed(subscribed.map_err(SessionEnd::Subscribe)?);
                 }
-                Some(read) = &mut self.reading => {
-                    self.reading = OptionFuture::default();
-                    self.take_read(read.map_err(SessionEnd::History)?).await?;
+                Some(newest) = &mut self.newest => {
+                    self.newest = OptionFuture::default();
+                    self.start(newest.map_err(SessionEnd::History)?).await?;
+                }
+                Some(page) = self.backfill.next() => {
+                    self.take_page(page.map_err(SessionEnd::History)?).await?;
                 }
                 Some(library) = &mut self.asking => {
                     self.asking = OptionFuture::default();
@@ -313,151 +239,135 @@ impl<'a> Session<'a> {
     fn advance(&mut self) {
         let with_position = self.state.keeping.is_ready();
         self.subscriptions
-            .advance(&self.state.delivery.routing, with_position);
+            .advance(&self.state.driver.routing, with_position);
         if self.state.keeping.takes_turn() {
             let asked = self.state.keeping.ask(self.connection.clone());
             self.asking = Some(asked.boxed()).into();
         }
-        if matches!(self.phase, Phase::Settling) && self.proven && self.subscriptions.is_settled() {
-            let channels = self.subscriptions.subscribed();
-            let missed = self.state.delivery.missed(&channels);
-            let backfill = self.backfill();
-            let reading = async move {
+        let is_subscribed = self.proven && self.subscriptions.is_complete();
+        if self.phase == Phase::Subscribing && is_subscribed {
+            let mut connection = self.connection.clone();
+            let key = state_key(self.state.driver.prefix());
+            let newest = async move {
                 if with_position {
-                    backfill.start(missed).await.map(Read::Started)
+                    read_state(&mut connection, &key).await
                 } else {
-                    Ok(Read::Started(Started::default()))
+                    Ok(None)
                 }
             };
-            self.phase = Phase::Starting(channels);
-            self.reading = Some(reading.boxed()).into();
+            self.phase = Phase::Starting;
+            self.newest = Some(newest.boxed()).into();
         }
     }
 
-    fn backfill(&self) -> Backfill {
-        Backfill::new(
-            self.connection.clone(),
-            self.state.reader.clone(),
-            self.state.delivery.lag_bound,
-            self.state.read_budget,
-        )
+    /// Whether what has arrived may be handed to the driver.
+    fn may_handle(&self) -> bool {
+        self.phase == Phase::Serving && !self.state.driver.is_reading()
     }
 
-    /// Hands on what was read, and goes on serving.
-    async fn take_read(&mut self, read: Read) -> Result<(), SessionEnd> {
-        self.state.read_budget.note_done();
-        let delivery = &mut self.state.delivery;
-        match (std::mem::replace(&mut self.phase, Phase::Serving), read) {
-            (Phase::Starting(channels), Read::Started(started)) => {
-                delivery.routing.note_arrival(std::time::Instant::now());
-                let position = started.bound;
-                delivery.start(started, &channels).await;
-                let subscriptions = &self.subscriptions;
-                delivery.miss(|name| subscriptions.standing(name) == Some(Standing::Refused));
-                // Behind what arrived meanwhile.
-                self.queue.mark(Mark { channels, position });
-                self.tell_health();
-            }
-            (Phase::Filling(interrupted), Read::Filled(filled)) => {
-                if let Some(interrupted) = delivery.fill(interrupted, filled).await {
-                    self.read_before(interrupted);
-                    return Ok(());
-                }
-            }
-            // A read belongs to its phase.
-            (phase, _) => self.phase = phase,
+    /// Everything is subscribed, and what is newer than `newest` arrives.
+    async fn start(&mut self, newest: Option<EventId>) -> Result<(), SessionEnd> {
+        self.phase = Phase::Serving;
+        let driver = &mut self.state.driver;
+        driver.routing.note_arrival(std::time::Instant::now());
+        let started = Input::Connected {
+            subscribed: self.subscriptions.subscribed(),
+            refused: self.subscriptions.refused(),
+            newest,
+        };
+        driver.input(started).await?;
+        self.after_input().await
+    }
+
+    /// Hands on a page that was read.
+    async fn take_page(&mut self, (channel, page): ReadPage) -> Result<(), SessionEnd> {
+        let driver = &mut self.state.driver;
+        driver.routing.note_arrival(std::time::Instant::now());
+        driver.input(Input::Page { channel, page }).await?;
+        self.after_input().await
+    }
+
+    /// Sends the reads that the driver waits for, and goes on when there are none.
+    async fn after_input(&mut self) -> Result<(), SessionEnd> {
+        for read in self.state.driver.take_reads() {
+            self.backfill.push(read);
         }
-        self.deliver().await
+        if let Some(mark) = self.state.driver.take_started() {
+            // Behind what arrived meanwhile.
+            self.queue.mark(mark);
+            self.tell_health();
+        }
+        if !self.state.driver.is_reading() {
+            self.backfill.finish();
+            self.state.read_budget.note_done();
+            return self.handle_held().await;
+        }
+        self.state.driver.routing.flush().await;
+        Ok(())
     }
 
-    /// Delivers what is held, until history must be read for it.
-    async fn deliver(&mut self) -> Result<(), SessionEnd> {
-        while matches!(self.phase, Phase::Serving)
+    /// Hands on what is held, until history must be read for it.
+    async fn handle_held(&mut self) -> Result<(), SessionEnd> {
+        while self.may_handle()
             && let Some(item) = self.held.pop_front()
         {
+            let driver = &mut self.state.driver;
             match item {
-                Incoming::Message(message) => {
-                    if let Some(interrupted) = self.state.delivery.message(message).await {
-                        self.read_before(interrupted);
-                    }
-                }
+                Incoming::Message(message) => driver.message(message).await?,
                 Incoming::Probe(probe) if self.state.keeping.is_ready() => {
                     if probe.library_version < LIBRARY_VERSION {
                         self.state.keeping.ask_now();
                     }
-                    self.state.delivery.probe(probe).await?;
+                    driver.probe(probe).await?;
                 }
                 Incoming::Probe(_) => {}
-                Incoming::Mark(mark) => self.state.delivery.mark(mark).await,
+                Incoming::Mark(mark) => driver.mark(mark).await?,
             }
         }
-        self.state.delivery.routing.flush().await;
+        for read in self.state.driver.take_reads() {
+            self.backfill.push(read);
+        }
+        self.state.driver.routing.flush().await;
         Ok(())
-    }
-
-    fn read_before(&mut self, interrupted: Interrupted) {
-        let backfill = self.backfill();
-        let channel = interrupted.channel.clone();
-        let last = interrupted.event.prev;
-        let reading = match interrupted.why {
-            Interruption::Hole(seen) => {
-                let cursor = Cursor::new(seen, EventId::ZERO);
-                let read = backfill.fill(Missed { channel, cursor }, last);
-                read.map(|recovery| recovery.map(|recovery| Read::Filled(Filled::Hole(recovery))))
-                    .boxed()
-            }
-            Interruption::Ahead => backfill
-                .look(channel, interrupted.event.id)
-                .map(|page| page.map(|page| Read::Filled(Filled::Ahead(page))))
-                .boxed(),
-            Interruption::Rewound(seen) => backfill
-                .look(channel, seen)
-                .map(|page| page.map(|page| Read::Filled(Filled::Rewound(page))))
-                .boxed(),
-        };
-        self.reading = Some(reading).into();
-        self.phase = Phase::Filling(interrupted);
     }
 
     /// Notes what the shards want; what Redis already has is active at once.
     async fn take_interest(&mut self, update: InterestUpdate) {
-        let delivery = &mut self.state.delivery;
-        let is_started = matches!(self.phase, Phase::Serving | Phase::Filling(_));
+        let driver = &mut self.state.driver;
+        // Before that, all are told once the connection is started.
+        let is_started = self.phase == Phase::Serving;
         let shard = update.shard;
         let mut active = Vec::new();
         let mut again = Vec::new();
-        for (name, wish) in delivery.routing.apply(update) {
-            match (wish, self.subscriptions.standing(&name)) {
-                // Otherwise all are told once the connection is started.
-                (Wish::Wanted(generation), Some(Standing::Subscribed)) if is_started => {
-                    let record = delivery.routing.record(&name);
-                    if record.is_some_and(|record| record.active) {
+        for (name, change) in driver.note_interest(update) {
+            match (change, self.subscriptions.state(&name)) {
+                (InterestChange::Wanted(generation), Some(SubscriptionState::Subscribed))
+                    if is_started =>
+                {
+                    if driver.is_active(&name) {
                         active.push((name, generation));
                     } else {
                         again.push(name);
                     }
                 }
-                (Wish::Wanted(_), None) => self.subscriptions.want(name),
-                (Wish::Unwanted, _) => self.subscriptions.give_up(name),
-                // A command under way: what is wanted then is looked at when it is settled.
+                (InterestChange::Wanted(_), None) => self.subscriptions.want(name),
+                (InterestChange::Unwanted, _) => self.subscriptions.give_up(name),
+                // A command is under way: what is wanted then is looked at when it is answered.
                 _ => {}
             }
         }
         if !active.is_empty() {
-            delivery.tell_one_active(active, shard).await;
+            driver.tell_one_active(active, shard).await;
         }
         if !again.is_empty() {
-            self.queue.mark(Mark {
-                channels: again,
-                position: delivery.told_position(),
-            });
+            self.queue.mark(driver.mark_again(again));
         }
     }
 
-    /// Channels subscribed after the start are active when all that arrived before is delivered.
+    /// Channels subscribed after the start are active when all that arrived before is handled.
     fn subscribed(&mut self, subscribed: Option<Subscribed>) {
         if let Some(Subscribed { channels, position }) = subscribed
-            && !matches!(self.phase, Phase::Settling)
+            && self.phase != Phase::Subscribing
         {
             self.queue.mark(Mark { channels, position });
         }
@@ -504,7 +414,7 @@ impl<'a> Session<'a> {
             return;
         };
         let took = probe.at.saturating_duration_since(sent);
-        ProbeReturned { took }.emit(&self.state.delivery.metrics);
+        ProbeReturned { took }.emit(&self.state.driver.metrics);
         self.proven = true;
     }
 
@@ -516,6 +426,6 @@ impl<'a> Session<'a> {
             return;
         }
         state.health.send_replace(BusHealth::Up);
-        RedisUp.emit(&state.delivery.metrics);
+        RedisUp.emit(&state.driver.metrics);
     }
 }

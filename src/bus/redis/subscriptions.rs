@@ -15,9 +15,9 @@ use crate::telemetry::occurrences::ChannelRefused;
 /// Channels named in one command: some ten kilobytes, so that no command holds Redis up.
 const CHANNELS_PER_COMMAND: usize = 512;
 
-/// How a channel stands with Redis on the current connection.
+/// The state of a channel on the current connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum SubscriptionState {
     Subscribing,
     Subscribed,
     Unsubscribing,
@@ -53,14 +53,14 @@ pub(super) struct Subscriptions {
     connection: MultiplexedConnection,
     prefix: String,
     /// Channels Redis has, is about to have, or refuses.
-    standing: HashMap<ChannelName, Standing>,
+    states: HashMap<ChannelName, SubscriptionState>,
     to_subscribe: ChannelQueue,
     to_unsubscribe: ChannelQueue,
     /// Parts of a command that was refused, to be tried by themselves.
     to_narrow: Vec<Vec<ChannelName>>,
     command: Option<Command>,
-    /// Channels wanted when the connection was made that are not settled yet.
-    unsettled_at_start: usize,
+    /// Channels wanted when the connection was made that are neither subscribed nor refused yet.
+    missing_at_start: usize,
 }
 
 /// Channels in the order they came, each once.
@@ -96,31 +96,40 @@ impl Subscriptions {
             to_subscribe.push(name.clone());
         }
         Self {
-            unsettled_at_start: to_subscribe.order.len(),
+            missing_at_start: to_subscribe.order.len(),
             to_subscribe,
             to_unsubscribe: ChannelQueue::default(),
             to_narrow: Vec::new(),
             connection,
             prefix: prefix.to_owned(),
-            standing: HashMap::new(),
+            states: HashMap::new(),
             command: None,
         }
     }
 
     /// Whether what was wanted at first is subscribed, refused, or not wanted any more.
-    pub(super) fn is_settled(&self) -> bool {
-        self.unsettled_at_start == 0
+    pub(super) fn is_complete(&self) -> bool {
+        self.missing_at_start == 0
     }
 
-    pub(super) fn standing(&self, name: &ChannelName) -> Option<Standing> {
-        self.standing.get(name).copied()
+    pub(super) fn state(&self, name: &ChannelName) -> Option<SubscriptionState> {
+        self.states.get(name).copied()
     }
 
     /// Every channel that is subscribed.
     pub(super) fn subscribed(&self) -> Vec<ChannelName> {
-        self.standing
+        self.in_state(SubscriptionState::Subscribed)
+    }
+
+    /// Every channel that Redis refuses.
+    pub(super) fn refused(&self) -> Vec<ChannelName> {
+        self.in_state(SubscriptionState::Refused)
+    }
+
+    fn in_state(&self, wanted: SubscriptionState) -> Vec<ChannelName> {
+        self.states
             .iter()
-            .filter(|(_, standing)| **standing == Standing::Subscribed)
+            .filter(|(_, state)| **state == wanted)
             .map(|(name, _)| name.clone())
             .collect()
     }
@@ -132,13 +141,13 @@ impl Subscriptions {
 
     /// Nobody wants a channel any more.
     pub(super) fn give_up(&mut self, name: ChannelName) {
-        match self.standing(&name) {
-            Some(Standing::Subscribed) => self.to_unsubscribe.push(name),
-            Some(Standing::Refused) => {
-                self.standing.remove(&name);
+        match self.state(&name) {
+            Some(SubscriptionState::Subscribed) => self.to_unsubscribe.push(name),
+            Some(SubscriptionState::Refused) => {
+                self.states.remove(&name);
             }
-            // A command under way: what is wanted then is looked at when it is settled.
-            Some(Standing::Subscribing | Standing::Unsubscribing) | None => {}
+            // A command under way: what is wanted then is looked at when it is answered.
+            Some(SubscriptionState::Subscribing | SubscriptionState::Unsubscribing) | None => {}
         }
     }
 
@@ -158,18 +167,18 @@ impl Subscriptions {
             let all = part.len();
             channels.extend(
                 part.into_iter()
-                    .filter(|name| routing.wants(name) && !self.standing.contains_key(name)),
+                    .filter(|name| routing.wants(name) && !self.states.contains_key(name)),
             );
-            self.settled_at_start(all - channels.len());
+            self.done_at_start(all - channels.len());
         }
         while channels.len() < CHANNELS_PER_COMMAND
             && self.to_narrow.is_empty()
             && let Some(name) = self.to_subscribe.pop()
         {
-            if routing.wants(&name) && !self.standing.contains_key(&name) {
+            if routing.wants(&name) && !self.states.contains_key(&name) {
                 channels.push(name);
             } else {
-                self.settled_at_start(1);
+                self.done_at_start(1);
             }
         }
         if !channels.is_empty() {
@@ -179,7 +188,7 @@ impl Subscriptions {
         while channels.len() < CHANNELS_PER_COMMAND
             && let Some(name) = self.to_unsubscribe.pop()
         {
-            if self.standing(&name) == Some(Standing::Subscribed) && !routing.wants(&name) {
+            if self.state(&name) == Some(SubscriptionState::Subscribed) && !routing.wants(&name) {
                 channels.push(name);
             }
         }
@@ -188,21 +197,21 @@ impl Subscriptions {
         }
     }
 
-    fn settled_at_start(&mut self, count: usize) {
-        self.unsettled_at_start = self.unsettled_at_start.saturating_sub(count);
+    fn done_at_start(&mut self, count: usize) {
+        self.missing_at_start = self.missing_at_start.saturating_sub(count);
     }
 
     fn send(&mut self, verb: Verb, channels: Vec<ChannelName>, with_position: bool) {
-        let standing = match verb {
-            Verb::Subscribe => Standing::Subscribing,
-            Verb::Unsubscribe => Standing::Unsubscribing,
+        let state = match verb {
+            Verb::Subscribe => SubscriptionState::Subscribing,
+            Verb::Unsubscribe => SubscriptionState::Unsubscribing,
         };
         let names: Vec<_> = channels
             .iter()
             .map(|name| format!("{}{name}", self.prefix))
             .collect();
         for name in &channels {
-            self.standing.insert(name.clone(), standing);
+            self.states.insert(name.clone(), state);
         }
         let mut connection = self.connection.clone();
         let mut second = self.connection.clone();
@@ -233,7 +242,7 @@ impl Subscriptions {
     ///
     /// # Errors
     /// When the connection has to be given up.
-    pub(super) fn settle(
+    pub(super) fn take_answer(
         &mut self,
         answer: Answer,
         routing: &Routing,
@@ -252,23 +261,25 @@ impl Subscriptions {
         };
         for name in &channels {
             match verb {
-                Verb::Subscribe => self.standing.insert(name.clone(), Standing::Subscribed),
-                Verb::Unsubscribe => self.standing.remove(name),
+                Verb::Subscribe => self
+                    .states
+                    .insert(name.clone(), SubscriptionState::Subscribed),
+                Verb::Unsubscribe => self.states.remove(name),
             };
-            // Wishes may have changed while it was under way.
+            // Interest may have changed while it was under way.
             match (verb, routing.wants(name)) {
                 (Verb::Subscribe, false) => self.to_unsubscribe.push(name.clone()),
                 (Verb::Unsubscribe, true) => self.to_subscribe.push(name.clone()),
                 _ => {}
             }
         }
-        if self.standing.len() * 4 < self.standing.capacity() {
-            self.standing.shrink_to(self.standing.len() * 2);
+        if self.states.len() * 4 < self.states.capacity() {
+            self.states.shrink_to(self.states.len() * 2);
         }
         if verb == Verb::Unsubscribe {
             return Ok(None);
         }
-        self.settled_at_start(channels.len());
+        self.done_at_start(channels.len());
         Ok(Some(Subscribed { channels, position }))
     }
 
@@ -282,7 +293,7 @@ impl Subscriptions {
         metrics: &BusMetrics,
     ) {
         for name in &channels {
-            self.standing.remove(name);
+            self.states.remove(name);
         }
         if channels.len() > 1 {
             let half = channels.split_off(channels.len() / 2);
@@ -295,9 +306,9 @@ impl Subscriptions {
                 error,
             }
             .emit(metrics);
-            self.settled_at_start(1);
+            self.done_at_start(1);
             if routing.wants(&name) {
-                self.standing.insert(name, Standing::Refused);
+                self.states.insert(name, SubscriptionState::Refused);
             }
         }
     }

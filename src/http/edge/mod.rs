@@ -13,25 +13,27 @@ use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::CONTENT_LENGTH;
 use http::{Method, Request, StatusCode, Version};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tower_service::Service;
 use tracing::Instrument;
 
 use self::rejection::{Rejection, is_denied};
 use super::admission::{Admission, OpenStream};
-use super::answer::{BUSY_HEADER, cors_headers};
+use super::answer::{BUSY_HEADER, ask_another, busy, common_headers};
 use super::client_address::ClientAddress;
 use super::cut_off;
-use super::decision::Decision;
+use super::decision::{BusyForm, Decision};
 use super::error::Problem;
+use super::held_answer::{HeldBody, Receiver};
 use super::held_ticket::{HeldTicket, NotSpent, wrong_ticket};
+use super::ignored::IGNORED_HEADER;
 use super::request_context::{ConnectionId, Peer, REFUSED, RequestContext};
 use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
 use super::{host, origin};
 use crate::bus::BusHealth;
 use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
-use crate::protocol::{ControlForm, Framing};
+use crate::protocol::Framing;
 use crate::telemetry::Traces;
 
 /// How long a stream waits for its channels while the bus is away. nginx/nginx.conf waits longer for an
@@ -78,6 +80,8 @@ pub(super) struct Arrival {
     pub(super) has_bare_line_feed: bool,
     /// For HTTP/1: the way to take its connection over.
     pub(super) handoff: Option<Rc<Handoff>>,
+    /// For HTTP/2: how many busy answers its connection may hold more.
+    pub(super) held_answers: Option<Arc<Semaphore>>,
 }
 
 impl Edge {
@@ -175,29 +179,43 @@ impl Edge {
         // Answered before the process ends: an event that is being published is not to be lost.
         let _in_progress = self.hub.stats().requests.hold();
         let Ok(mut response) = router.call(request.map(Body::new)).await;
-        // Pages of other origins read no answer without these.
-        let cors = cors_headers(response.headers());
+        let common = common_headers(response.headers());
+        if common.contains_key(IGNORED_HEADER) {
+            self.hub.stats().requests_with_ignored_parameters.add(1);
+        }
         let answered = match Decision::take(&mut response) {
             Some(Decision::Open { stream, ticket }) => {
                 let granted = Granted { stream, ticket };
                 let opened = self.open(&mut context, &asked, granted, handoff, response);
                 opened.await
             }
-            Some(Decision::Undecided { why, control }) if asked.is_for_stream => {
-                Err(self.reject(&Rejection::undecided(why), &asked, control))
+            Some(Decision::Undecided { why, form }) if asked.is_for_stream => {
+                Err(self.reject(&Rejection::undecided(why), &asked, form))
             }
             decision => Ok(Some(self.pass_on(&mut context, &asked, decision, response))),
         };
-        answered.unwrap_or_else(
-            |Instead {
-                 outcome,
-                 mut answer,
-             }| {
-                answer.headers_mut().extend(cors);
-                let answer = context.last_answer(outcome, answer);
-                Some(answer.map(EdgeBody::Plain))
-            },
-        )
+        answered.unwrap_or_else(|instead| {
+            let Instead {
+                outcome,
+                mut answer,
+                is_held,
+            } = instead;
+            answer.headers_mut().extend(common);
+            let answer = context.last_answer(outcome, answer);
+            let receiver = Receiver {
+                client: ClientAddress(context.client),
+                of_connection: arrival.held_answers.as_ref(),
+            };
+            Some(answer.map(|body| match is_held {
+                true => self.hold(body, &receiver),
+                false => EdgeBody::Plain(body),
+            }))
+        })
+    }
+
+    fn hold(&self, body: Body, receiver: &Receiver<'_>) -> EdgeBody {
+        HeldBody::hold(body, &self.hub, &self.admission, receiver)
+            .map_or_else(EdgeBody::Plain, EdgeBody::Held)
     }
 
     /// Hands on an answer of the router that opens no stream.
@@ -243,10 +261,8 @@ impl Edge {
         if asked.has_body {
             // Unread bytes would hide from hyper that the client is gone.
             let rule = "a request for a stream must not have a body";
-            return Err(Instead {
-                outcome: REFUSED,
-                answer: Problem::new(StatusCode::BAD_REQUEST, rule).into_response(),
-            });
+            let problem = Problem::new(StatusCode::BAD_REQUEST, rule);
+            return Err(Instead::refusal(REFUSED, problem));
         }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
@@ -257,16 +273,16 @@ impl Edge {
         }
         // A client with unread answers before it keeps hyper: only hyper knows what is unwritten.
         let handoff = handoff.filter(|handoff| handoff.everything_is_written());
-        let control = stream.control;
+        let form = BusyForm::of(&stream);
         let head = StreamHead::new(response);
         let written = handoff.as_ref().map(|_| &head);
         let mut stream = self
             .admit(&stream, written, context, self.patience(asked))
             .await
-            .map_err(|rejection| self.reject(&rejection, asked, control))?;
+            .map_err(|rejection| self.reject(&rejection, asked, form))?;
         if let Some(ticket) = &ticket {
             // Only now, so that a client that is told to come back can.
-            self.spend(ticket, asked, control).await?;
+            self.spend(ticket, asked, form).await?;
         }
         stream.subscription.count_open();
         context.end("opened", StatusCode::OK);
@@ -291,31 +307,36 @@ impl Edge {
         &self,
         ticket: &HeldTicket,
         asked: &Asked,
-        control: ControlForm,
+        form: BusyForm,
     ) -> Result<(), Instead> {
         ticket.spend().await.map_err(|fault| match fault {
             NotSpent::NotNow => self.reject(
                 &Rejection::undecided("the ticket could not be spent"),
                 asked,
-                control,
+                form,
             ),
             NotSpent::Gone => {
                 let reason = RejectReason::Denied;
                 self.hub.stats().count_rejected(reason);
-                Instead {
-                    outcome: reason.label(),
-                    answer: wrong_ticket().into_response(),
-                }
+                Instead::refusal(reason.label(), wrong_ticket())
             }
         })
     }
 
     /// Counts a stream that is not opened.
-    fn reject(&self, rejection: &Rejection, asked: &Asked, control: ControlForm) -> Instead {
+    fn reject(&self, rejection: &Rejection, asked: &Asked, form: BusyForm) -> Instead {
         self.hub.stats().count_rejected(rejection.reason);
+        let for_proxy = rejection
+            .is_of_this_replica()
+            .filter(|_| asked.wants_503)
+            .map(ask_another);
         Instead {
             outcome: rejection.reason.label(),
-            answer: rejection.answer(asked.wants_503, control),
+            is_held: for_proxy.is_none() && !asked.head_only,
+            answer: for_proxy.unwrap_or_else(|| {
+                let start = self.hub.start_cursor().filter(|_| form.wants_cursor);
+                busy(form.control, start)
+            }),
         }
     }
 
@@ -413,4 +434,16 @@ struct Granted {
 struct Instead {
     outcome: &'static str,
     answer: Response,
+    /// Its end may come a moment later.
+    is_held: bool,
+}
+
+impl Instead {
+    fn refusal(outcome: &'static str, problem: Problem) -> Self {
+        Self {
+            outcome,
+            answer: problem.into_response(),
+            is_held: false,
+        }
+    }
 }

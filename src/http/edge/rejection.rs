@@ -1,12 +1,9 @@
 //! Why a stream is not opened, and the answer to its client.
 
-use axum::response::Response;
 use http::StatusCode;
 
 use crate::http::admission::Full;
-use crate::http::answer::{busy, retry_and_close};
 use crate::hub::{NotOpened, RejectReason};
-use crate::protocol::ControlForm;
 
 /// What is short when a stream is not opened.
 enum Busy {
@@ -31,12 +28,12 @@ impl Rejection {
         }
     }
 
-    /// The answer. `wants_503`: it is for a proxy that may ask another replica.
-    pub(super) fn answer(&self, wants_503: bool, control: ControlForm) -> Response {
+    /// Why a proxy may ask another replica, if it may. Where the client has had all it may have, the
+    /// proxy would ask all replicas in vain, and count the client there too.
+    pub(super) fn is_of_this_replica(&self) -> Option<&'static str> {
         match self.busy {
-            Busy::Here(why) => busy(wants_503, control, why),
-            // A proxy would ask all replicas in vain, and count the client there too.
-            Busy::Client => retry_and_close(control),
+            Busy::Here(why) => Some(why),
+            Busy::Client => None,
         }
     }
 }

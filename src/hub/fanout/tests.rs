@@ -7,10 +7,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::*;
-use crate::hub::{CloseReason, GapNotice, HubSettings, LatencyTotal, News, Session};
-use crate::protocol::{
-    ChannelName, ControlForm, Cursor, Event, EventId, GapReason, KeptEvent, RetryRange,
-};
+use crate::continuity::{GapNotice, KeptEvent};
+use crate::hub::{CloseReason, HubSettings, LatencyTotal, News, Session};
+use crate::protocol::{ChannelName, ControlForm, Cursor, Event, EventId, GapReason, RetryRange};
 
 fn id(ms: u64) -> EventId {
     EventId::new(ms, 0)
@@ -69,7 +68,7 @@ fn connected(hub: &Hub, names: &[&str], subscriber: Subscriber) -> Rc<Subscriber
         keys.push(key);
     }
     channels.attach(&subscriber, &keys);
-    hub.heartbeats.borrow_mut().insert(&subscriber);
+    hub.heartbeats.borrow_mut().insert(&subscriber, None);
     subscriber
 }
 

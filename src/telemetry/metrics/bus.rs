@@ -28,12 +28,6 @@ pub struct BusMetrics {
 }
 
 impl BusMetrics {
-    /// Kept events that were missed and read.
-    #[cfg(test)]
-    pub(crate) fn backfilled(&self) -> u64 {
-        self.backfilled.get()
-    }
-
     /// Registers everything but the dropped events, a family that the shards have a part in.
     pub(super) fn register(registry: &Registry) -> prometheus::Result<Self> {
         let metrics = Self {

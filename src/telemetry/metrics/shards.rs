@@ -15,7 +15,7 @@ use crate::telemetry::DropReason;
 type Read = fn(&ShardStats) -> u64;
 
 /// Numbers that go up and down.
-const GAUGES: [(&str, &str, Read); 4] = [
+const GAUGES: [(&str, &str, Read); 5] = [
     ("fanfare_connections", "Open streams.", |shard| {
         shard.connections.get()
     }),
@@ -23,6 +23,11 @@ const GAUGES: [(&str, &str, Read); 4] = [
         "fanfare_requests",
         "Requests that are being answered; open streams are not among them.",
         |shard| shard.requests.get(),
+    ),
+    (
+        "fanfare_busy_answers",
+        "Busy answers that have been sent and end within two seconds.",
+        |shard| shard.busy_answers.get(),
     ),
     (
         "fanfare_channels",
@@ -37,11 +42,16 @@ const GAUGES: [(&str, &str, Read); 4] = [
 ];
 
 /// Numbers that only grow.
-const COUNTERS: [(&str, &str, Read); 5] = [
+const COUNTERS: [(&str, &str, Read); 6] = [
     (
         "fanfare_connections_opened_total",
         "Streams opened.",
         |shard| shard.connections_opened.get(),
+    ),
+    (
+        "fanfare_requests_with_ignored_parameters_total",
+        "Requests for streams with unknown query parameters, which the answer names in Fanfare-Ignored.",
+        |shard| shard.requests_with_ignored_parameters.get(),
     ),
     (
         "fanfare_accept_errors_total",

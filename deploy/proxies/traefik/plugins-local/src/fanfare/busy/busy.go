@@ -11,7 +11,7 @@ import (
 )
 
 // What a gateway allows pages of other origins to set.
-const allowedHeaders = "authorization,content-type,cache-control,last-event-id,idempotency-key,traceparent"
+const allowedHeaders = "authorization,content-type,cache-control,last-event-id,idempotency-key,traceparent,x-requested-with,fanfare-busy"
 
 // Config lists the origins whose pages may read the answer.
 type Config struct {

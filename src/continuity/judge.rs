@@ -1,16 +1,12 @@
 //! What a channel's history says, and what of it proves that a client misses nothing.
 //!
-//! The rules are those of `docs/protocol.md`, section "What is proven". They are explored
-//! exhaustively over small worlds by the tests of the hub: weakening one is caught there.
+//! The rules are those of `docs/protocol.md`, section "What is proven".
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::audience::Audience;
-use super::cursor::Cursor;
-use super::event::Event;
-use super::id::EventId;
+use super::rules::Rule;
+use crate::protocol::{Audience, Cursor, Event, EventId, GapReason};
 
 /// An event with its place in the history of its channel.
 #[derive(Clone, Debug)]
@@ -49,7 +45,7 @@ impl Retention {
     /// How long an event published after `position` is certain to be retained, its history's
     /// length aside.
     pub fn after(&self, position: EventId) -> Duration {
-        if position >= self.ttl_since {
+        if position >= self.ttl_since || Rule::OldTtl.is_off() {
             self.ttl
         } else {
             self.ttl.min(self.old_ttl)
@@ -126,15 +122,36 @@ impl KeptEvent {
 }
 
 impl<E> HistoryPage<E> {
+    /// The same page with other events in the same places.
+    pub fn map<F>(&self, event: impl FnMut(&E) -> F) -> HistoryPage<F> {
+        HistoryPage {
+            issued: self.issued,
+            now_ms: self.now_ms,
+            retention: self.retention,
+            evictable: self.evictable,
+            oldest: self.oldest,
+            from: self.from,
+            events: self.events.iter().map(event).collect(),
+            complete: self.complete,
+        }
+    }
+
     /// Whether every event after `position` is certain to be retained, the history's length
     /// aside. An age is a difference of ids, unless ids have stood still: histories expire
     /// nevertheless.
     fn retains(&self, position: EventId) -> bool {
+        let now_ms = if Rule::ClockOfRedis.is_off() {
+            0
+        } else {
+            self.now_ms
+        };
         let newest = self
             .issued
-            .map(|issued| issued.last.max(EventId::new(self.now_ms, 0)));
+            .map(|issued| issued.last.max(EventId::new(now_ms, 0)));
         let age = newest.map(|newest| newest.since(position));
-        !self.evictable && age.is_some_and(|age| age < self.retention.after(position))
+        let is_young = age.is_some_and(|age| age < self.retention.after(position));
+        let may_be_evicted = self.evictable && !Rule::NotEvicted.is_off();
+        !may_be_evicted && (is_young || Rule::YoungerThanTtl.is_off())
     }
 }
 
@@ -171,7 +188,9 @@ impl<E: Linked> HistoryPage<E> {
         match first {
             // No id lies between.
             Some(first) if first.id == position.next() => None,
-            Some(first) if first.prev > position => Some(GapReason::Expired),
+            Some(first) if first.prev > position && !Rule::ChannelGoesOn.is_off() => {
+                Some(GapReason::Expired)
+            }
             Some(first) if first.prev > EventId::ZERO => None,
             // The history began anew, or is not there: an earlier one may have held something.
             _ => (!self.retains(position)).then_some(GapReason::Expired),
@@ -186,63 +205,66 @@ impl<E: Linked> HistoryPage<E> {
     }
 }
 
-/// Why a stretch of a channel cannot be proven complete.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum GapReason {
-    /// The cursor was never issued here.
-    UnknownId,
-    /// What followed the cursor is no longer retained.
-    Expired,
-    /// Redis has lost events that it had: a failover, a flush.
-    Rewound,
-    /// The subscription lost something that could not be read again.
-    Lost,
-    /// The client was slower than its events arrived.
-    Slow,
+/// A stretch of a channel that cannot be proven complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GapNotice {
+    /// Why.
+    pub reason: GapReason,
+    /// The newest id that is certain.
+    pub after: Option<EventId>,
+    /// The oldest kept event that is still retained, if it is known.
+    pub oldest: Option<EventId>,
+    /// The id of the `$gap`: just below the next kept event, of whichever channel. `None` where
+    /// only live events are missing.
+    pub id: Option<EventId>,
+    /// Every kept event of the channel after this id follows. `None` where none is missing.
+    pub complete_after: Option<EventId>,
 }
 
-impl GapReason {
-    /// Every reason, in the order of their discriminants.
-    pub const ALL: [Self; 5] = [
-        Self::UnknownId,
-        Self::Expired,
-        Self::Rewound,
-        Self::Lost,
-        Self::Slow,
-    ];
-
-    /// What clients and metrics call it.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::UnknownId => "unknown_id",
-            Self::Expired => "expired",
-            Self::Rewound => "rewound",
-            Self::Lost => "lost",
-            Self::Slow => "slow",
+impl GapNotice {
+    /// Kept events may be missing; every event after `id` follows.
+    pub fn kept(
+        reason: GapReason,
+        after: Option<EventId>,
+        oldest: Option<EventId>,
+        id: EventId,
+    ) -> Self {
+        Self {
+            reason,
+            after,
+            oldest,
+            id: Some(id),
+            complete_after: Some(id),
         }
     }
-}
 
-impl fmt::Display for GapReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.label())
+    /// Live events were lost, and kept ones too where every kept event only follows from
+    /// `complete_after` on.
+    pub fn live(after: Option<EventId>, complete_after: Option<EventId>) -> Self {
+        Self {
+            reason: GapReason::Lost,
+            after,
+            oldest: None,
+            id: None,
+            complete_after,
+        }
     }
 }
 
 /// What a read says of one channel of a stream.
 #[derive(Debug)]
-pub struct Evidence<'a, E> {
+pub(crate) struct Evidence<'a, E> {
     /// Read from [`Cursor::read_from`] on, or from the floor where that is later.
-    pub page: &'a HistoryPage<E>,
+    pub(crate) page: &'a HistoryPage<E>,
     /// What is before it the client never asked for.
-    pub floor: EventId,
+    pub(crate) floor: EventId,
 }
 
 /// Judges a cursor: for each channel why it cannot be proven complete, or `None` where it is.
 ///
 /// A channel without evidence is one of which this replica has seen every event after the
 /// cursor's position. `event_was_seen`: it has seen the cursor's event in one of the channels.
-pub fn judge<E: Linked>(
+pub(crate) fn judge<E: Linked>(
     cursor: Cursor,
     event_was_seen: bool,
     channels: &[Option<Evidence<'_, E>>],
@@ -257,17 +279,20 @@ pub fn judge<E: Linked>(
             .map(|issued| issued.last);
         match newest.max() {
             None => return everywhere(GapReason::Rewound),
-            Some(last) if cursor.position() > last => return everywhere(GapReason::UnknownId),
+            Some(last) if cursor.position() > last && !Rule::CursorWasIssued.is_off() => {
+                return everywhere(GapReason::UnknownId);
+            }
             Some(_) => {}
         }
         let is_older =
             |issued: Option<Issued>| issued.is_none_or(|issued| cursor.position() < issued.epoch);
-        if pages().any(|page| is_older(page.issued)) {
+        if pages().any(|page| is_older(page.issued)) && !Rule::RedisRemembers.is_off() {
             return everywhere(GapReason::Rewound);
         }
     }
     let event_is_certain = event_was_seen
-        || cursor.is_vouched(lag_bound)
+        || Rule::EventCounts.is_off()
+        || cursor.is_confirmed(confirmed_after(lag_bound))
         || pages().any(|page| page.holds(cursor.event()));
     channels
         .iter()
@@ -280,6 +305,15 @@ pub fn judge<E: Linked>(
             None => Some(GapReason::Rewound),
         })
         .collect()
+}
+
+/// By how much a position must be later than the event that it confirms.
+fn confirmed_after(lag_bound: Duration) -> Duration {
+    if Rule::LagBound.is_off() {
+        Duration::ZERO
+    } else {
+        lag_bound
+    }
 }
 
 /// Why the event of a cursor is in none of the histories.

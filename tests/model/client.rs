@@ -4,8 +4,8 @@ use std::rc::Rc;
 
 use super::primary::Primary;
 use super::setup::is_restricted;
-use crate::hub::replay::{Part, Replay};
-use crate::protocol::{Cursor, EventId, HistoryPage, Link};
+use crate::continuity::{HistoryPage, Link, Part, Replay};
+use crate::protocol::{Cursor, EventId};
 
 /// A published event, as nobody in the world sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -149,11 +149,16 @@ impl Client {
         channel: usize,
         link: Link,
         lost: bool,
+        late: bool,
     ) -> Result<(), String> {
         if !self.may_have(link.id) {
             return Err(format!("{link:?} is not for it"));
         }
-        if self.last.is_some_and(|last| link.id <= last) {
+        if self.had.binary_search(&link.id).is_ok() && late {
+            return Err(format!("{link:?} comes twice"));
+        }
+        // A late event has no id on the wire.
+        if !late && self.last.is_some_and(|last| link.id <= last) {
             return Err(format!("{link:?} after {:?}", self.last));
         }
         if self.is_past[channel] && !lost {
@@ -162,8 +167,10 @@ impl Client {
             ));
         }
         self.is_past[channel] |= lost;
-        self.last = Some(link.id);
-        self.cursor = Some(Cursor::new(link.id, EventId::ZERO));
+        if !late {
+            self.last = Some(link.id);
+            self.cursor = Some(Cursor::new(link.id, EventId::ZERO));
+        }
         self.settle(link.id);
         if let Err(at) = self.had.binary_search(&link.id) {
             self.had.insert(at, link.id);
@@ -227,7 +234,7 @@ impl Client {
             }
             taken += 1;
             let (channel, lost) = channel_of(event.id);
-            self.take_event(channel, *event, lost)?;
+            self.take_event(channel, *event, lost, false)?;
         }
         if !part.gaps.is_empty() && part.events.is_empty() {
             self.cursor = Some(part.cursor);

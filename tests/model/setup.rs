@@ -41,8 +41,6 @@ pub(super) struct Setup {
     pub(super) reused_pages: bool,
     /// Pages are used even when the subscription was lost since they were asked for. Wrong.
     pub(super) stale_pages: bool,
-    /// Heartbeats take no heed of gaps. Wrong.
-    pub(super) heedless_heartbeats: bool,
 }
 
 impl Setup {
@@ -69,7 +67,6 @@ impl Setup {
             shared_reads: false,
             reused_pages: false,
             stale_pages: false,
-            heedless_heartbeats: false,
         }
     }
 }
@@ -93,4 +90,6 @@ pub(super) struct Budget {
     pub(super) evictions: u8,
     pub(super) raises: u8,
     pub(super) tells: u8,
+    /// Messages that never arrive, although the connection goes on.
+    pub(super) drops: u8,
 }

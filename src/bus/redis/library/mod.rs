@@ -4,6 +4,8 @@
 //! Publishers call it, so it belongs to all gateways together: each loads it where it is missing,
 //! replaces an older one, adds its prefix, and leaves a newer one alone.
 
+mod settings;
+
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -12,8 +14,9 @@ use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 
 use super::functions::{Refusal, call, call_read_only, refusal};
 use super::once::connect_once;
-use crate::config::{Config, RedisUrl};
-use crate::protocol::EventId;
+use crate::config::RedisUrl;
+
+pub use settings::{HistoryConfig, LibrarySettings};
 
 /// Raised with every change of `fanfare.lua` that publishers or gateways could notice.
 pub const LIBRARY_VERSION: u64 = 3;
@@ -23,84 +26,6 @@ const SOURCE: &str = include_str!("fanfare.lua");
 /// How often the library is looked at again because another gateway has changed it meanwhile:
 /// as many as may start at once with prefixes of their own.
 const ATTEMPTS: usize = 16;
-
-/// What a gateway wants of the library.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LibrarySettings {
-    /// What stands before a channel's name in Redis.
-    pub prefix: String,
-    /// Kept events of one channel at the most.
-    pub history_length: usize,
-    /// How long a channel's history lives after its newest event.
-    pub history_ttl: Duration,
-    /// How far a Redis replica may be behind when it takes over.
-    pub max_replication_lag: Duration,
-    /// Data of one event at the most.
-    pub max_event_bytes: usize,
-}
-
-impl From<&Config> for LibrarySettings {
-    fn from(config: &Config) -> Self {
-        Self {
-            prefix: config.prefix.clone(),
-            history_length: config.history_length,
-            history_ttl: config.history_ttl,
-            max_replication_lag: config.max_replication_lag,
-            max_event_bytes: config.max_event_bytes,
-        }
-    }
-}
-
-/// What `<prefix>$config` says, for all publishers and gateways of the prefix.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HistoryConfig {
-    /// Kept events of one channel at the most.
-    pub length: u64,
-    /// How long a channel's history lives after its newest event.
-    pub ttl: Duration,
-    /// What the TTL was before it was raised.
-    pub old_ttl: Duration,
-    /// The newest id when the TTL was raised: positions before it are judged by `old_ttl`.
-    /// [`EventId::ZERO`] when it never was.
-    pub ttl_since: EventId,
-    /// The lag bound.
-    pub max_replication_lag: Duration,
-    /// Data of one event at the most.
-    pub max_event_bytes: u64,
-}
-
-impl HistoryConfig {
-    /// In what Redis differs from `settings`, for people; `None` where it does not.
-    pub fn differs_from(&self, settings: &LibrarySettings) -> Option<String> {
-        let ms = |time: Duration| format!("{}ms", time.as_millis());
-        let pairs = [
-            (
-                "HISTORY_LENGTH",
-                self.length.to_string(),
-                settings.history_length.to_string(),
-            ),
-            ("HISTORY_TTL", ms(self.ttl), ms(settings.history_ttl)),
-            (
-                "MAX_REPLICATION_LAG",
-                ms(self.max_replication_lag),
-                ms(settings.max_replication_lag),
-            ),
-            (
-                "MAX_EVENT_BYTES",
-                self.max_event_bytes.to_string(),
-                settings.max_event_bytes.to_string(),
-            ),
-        ];
-        let differences: Vec<_> = pairs
-            .into_iter()
-            .filter(|(_, found, wanted)| found != wanted)
-            .map(|(name, found, wanted)| {
-                format!("FANFARE_{name} is {wanted} here and {found} in Redis")
-            })
-            .collect();
-        (!differences.is_empty()).then(|| differences.join(", "))
-    }
-}
 
 /// How the library stands with Redis.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -112,6 +37,8 @@ pub enum Library {
     },
     /// Events cannot be kept, for this reason; live events go on.
     Unavailable(String),
+    /// This server is a replica: the library must be loaded on its primary.
+    Replica,
 }
 
 /// What was done to have the library in Redis.
@@ -139,12 +66,21 @@ pub enum LibraryError {
     /// Redis answered, and another attempt would not change it.
     #[error("{0}")]
     Unavailable(String),
+    /// The server is a replica.
+    #[error("{0} (connected to a replica)")]
+    Replica(RedisError),
+    /// The library is gone, or does not know the prefix.
+    #[error("{0}")]
+    Missing(RedisError),
 }
 
 impl From<RedisError> for LibraryError {
     fn from(error: RedisError) -> Self {
         match error.kind() {
             ErrorKind::Server(ServerErrorKind::BusyLoading) => Self::Connection(error),
+            ErrorKind::Server(_) | ErrorKind::Extension if is_missing(&error) => {
+                Self::Missing(error)
+            }
             ErrorKind::Server(_) | ErrorKind::Extension => {
                 let text = error.to_string();
                 // As the redis crate spells NOPERM within a transaction too, and as Redis 7.0 says
@@ -155,7 +91,7 @@ impl From<RedisError> for LibraryError {
                 let hint = if forbidden {
                     " (the Redis user lacks the right)"
                 } else if text.contains("read only replica") || error.code() == Some("MASTERDOWN") {
-                    " (connected to a replica)"
+                    return Self::Replica(error);
                 } else if text.contains("unknown command") {
                     " (kept events need Redis 7)"
                 } else {
@@ -212,17 +148,15 @@ fn escape(text: &str) -> String {
 /// Whether `error` says that the library is gone, or does not know the prefix: a reason to call
 /// [`ensure`] again.
 pub fn is_missing(error: &RedisError) -> bool {
-    says_missing(&error.to_string())
-}
-
-fn says_missing(text: &str) -> bool {
-    text.contains("Function not found")
-        || text.contains("fanfare_publish: channel: begins with")
-        || text.contains("fanfare_history: channel: begins with")
-        || text.contains("fanfare_probe: channel: ")
-        || text.contains("fanfare_configure: key: ")
-        || text.contains("fanfare_revoke: key: ")
-        || text.contains("fanfare_config: key: ")
+    let text = error.to_string();
+    let says = |part| text.contains(part);
+    says("Function not found")
+        || says("fanfare_publish: channel: begins with")
+        || says("fanfare_history: channel: begins with")
+        || says("fanfare_probe: channel: ")
+        || says("fanfare_configure: key: ")
+        || says("fanfare_revoke: key: ")
+        || says("fanfare_config: key: ")
 }
 
 /// Sees to it that the library is in Redis, knows the prefix, and that `$config` is written.
@@ -236,6 +170,8 @@ pub async fn ensure(
     match set_up(connection, settings, ConfigWrite::WhenAbsent).await {
         Ok((_, config)) => Ok(Library::Ready { config }),
         Err(LibraryError::Unavailable(reason)) => Ok(Library::Unavailable(reason)),
+        Err(error @ LibraryError::Missing(_)) => Ok(Library::Unavailable(error.to_string())),
+        Err(LibraryError::Replica(_)) => Ok(Library::Replica),
         Err(LibraryError::Connection(error)) => Err(error),
     }
 }
@@ -272,7 +208,7 @@ async fn set_up(
         let installed = install(connection, settings).await?;
         match configure(connection, settings, write).await {
             // Replaced by a gateway that did not know the prefix; it will see that, too.
-            Err(LibraryError::Unavailable(reason)) if says_missing(&reason) => {}
+            Err(LibraryError::Missing(_)) => {}
             configured => return Ok((installed, configured?)),
         }
     }
@@ -496,25 +432,5 @@ mod tests {
         assert!(source.contains(r"local PREFIXES = {'sse:', 'it\039s\1231\125:'}"));
         assert!(source.contains("  ttl_ms = 3600000,\n"));
         assert!(source.is_ascii());
-    }
-
-    #[test]
-    fn a_difference_names_the_setting_and_both_values() {
-        let mut found = HistoryConfig {
-            length: 1000,
-            ttl: Duration::from_secs(3600),
-            old_ttl: Duration::from_secs(60),
-            ttl_since: EventId::new(1, 0),
-            max_replication_lag: Duration::from_secs(60),
-            max_event_bytes: 1 << 20,
-        };
-        assert_eq!(found.differs_from(&settings()), None);
-        found.length = 10;
-        found.ttl = Duration::from_secs(7200);
-        assert_eq!(
-            found.differs_from(&settings()).unwrap(),
-            "FANFARE_HISTORY_LENGTH is 1000 here and 10 in Redis, \
-             FANFARE_HISTORY_TTL is 3600000ms here and 7200000ms in Redis"
-        );
     }
 }

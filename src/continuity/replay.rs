@@ -1,7 +1,7 @@
 //! How a client that comes back gets what it missed, and joins the live events without a seam.
 //!
 //! Pure: a [`Replay`] looks at what is known of each channel, and says what must be read or what
-//! is to be sent. Who reads, waits and writes is [`super::resume`].
+//! is to be sent. `hub::resume` reads, waits and writes.
 //!
 //! Each step moves the client's cursor: everything up to its position has been sent. The step
 //! that finds all tails reaching back to the position sends their rest and hands the client over
@@ -10,8 +10,10 @@
 
 use std::time::Duration;
 
+use super::judge::{Evidence, HistoryPage, Linked, judge};
+use super::rules::Rule;
 use super::tail::{Entry, Tail};
-use crate::protocol::{Cursor, EventId, Evidence, GapReason, HistoryPage, Linked, judge};
+use crate::protocol::{Cursor, EventId, GapReason};
 
 /// A client on its way to the live events.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -106,7 +108,7 @@ impl Replay {
     }
 
     /// A new client that wants each channel from this id on.
-    pub(crate) fn from_floors(floors: Vec<EventId>, lag_bound: Duration) -> Self {
+    fn from_floors(floors: Vec<EventId>, lag_bound: Duration) -> Self {
         let first = floors.iter().min().copied().unwrap_or_default();
         let cursor = Cursor::fresh(first.pred());
         Self {
@@ -116,6 +118,20 @@ impl Replay {
             trusted: true,
             lag_bound,
         }
+    }
+
+    /// A new client that wants what these pages, the newest events of each channel, hold of events
+    /// that it `may_have`: its cursor must name no other.
+    pub(crate) fn newest<'a, E: Linked + 'a>(
+        pages: impl Iterator<Item = &'a HistoryPage<E>>,
+        may_have: impl Fn(&E) -> bool,
+        lag_bound: Duration,
+    ) -> Self {
+        let floor = |page: &HistoryPage<E>| {
+            let first = page.events.iter().find(|event| may_have(event));
+            first.map_or_else(|| page.end().next(), |first| first.link().id)
+        };
+        Self::from_floors(pages.map(floor).collect(), lag_bound)
     }
 
     /// Up to where everything is sent.
@@ -157,21 +173,11 @@ impl Replay {
         };
         // What the replica has yet to see comes live, so that a loss of it is noticed.
         let seam = told_by_all.min(caught).max(begin);
-        let meets_tails = views.iter().all(|view| view.tail.covers(seam));
+        let meets_tails =
+            Rule::SeamMeetsTails.is_off() || views.iter().all(|view| view.tail.covers(seam));
         let told_by_all = if meets_tails { seam } else { told_by_all };
 
-        let mut events: Vec<E> = Vec::new();
-        for ((view, page), floor) in views.iter().zip(&pages).zip(&self.floors) {
-            let is_asked_for = |event: &&E| event.link().id > begin && event.link().id >= *floor;
-            let is_told = |event: &&E| is_asked_for(event) && event.link().id <= told_by_all;
-            match page {
-                Some(page) => events.extend(page.events.iter().filter(is_told).cloned()),
-                None => events.extend(view.tail.after(begin).filter(is_told).cloned()),
-            }
-            if meets_tails {
-                events.extend(view.tail.after(told_by_all).filter(is_asked_for).cloned());
-            }
-        }
+        let mut events = self.collect(views, &pages, begin, told_by_all, meets_tails);
         events.sort_unstable_by_key(|event| event.link().id);
         let is_whole = !cut(&mut events, most_bytes);
         let last = events.last().map(|event| event.link().id);
@@ -191,9 +197,9 @@ impl Replay {
                 EventId::ZERO
             };
             match last {
-                None if cursor.is_vouched(self.lag_bound) => Cursor::new(had, end),
+                None if cursor.is_confirmed(self.lag_bound) => Cursor::new(had, end),
                 // What was read just now may yet be taken back by a failover.
-                _ => Cursor::unvouched(last.unwrap_or(had), end, self.lag_bound),
+                _ => Cursor::unconfirmed(last.unwrap_or(had), end, self.lag_bound),
             }
         };
         let last_told = events.last().map(|event| event.link().id);
@@ -231,6 +237,31 @@ impl Replay {
         Step::Send(part)
     }
 
+    /// The events after `begin` that were asked for: up to `told_by_all` from where each channel is
+    /// known, and the rest of the tails if they meet it.
+    fn collect<E: Entry>(
+        &self,
+        views: &[View<'_, E>],
+        pages: &[Option<&HistoryPage<E>>],
+        begin: EventId,
+        told_by_all: EventId,
+        meets_tails: bool,
+    ) -> Vec<E> {
+        let mut events: Vec<E> = Vec::new();
+        for ((view, page), floor) in views.iter().zip(pages).zip(&self.floors) {
+            let is_asked_for = |event: &&E| event.link().id > begin && event.link().id >= *floor;
+            let is_told = |event: &&E| is_asked_for(event) && event.link().id <= told_by_all;
+            match page {
+                Some(page) => events.extend(page.events.iter().filter(is_told).cloned()),
+                None => events.extend(view.tail.after(begin).filter(is_told).cloned()),
+            }
+            if meets_tails {
+                events.extend(view.tail.after(told_by_all).filter(is_asked_for).cloned());
+            }
+        }
+        events
+    }
+
     /// For each channel the page to take its events from, or `None`: its tail. Otherwise what must
     /// be read first.
     #[expect(clippy::type_complexity, reason = "either of two lists")]
@@ -248,7 +279,7 @@ impl Replay {
             })
         };
         let event_is_certain = self.trusted
-            || self.cursor.is_vouched(self.lag_bound)
+            || self.cursor.is_confirmed(self.lag_bound)
             || views.iter().any(|view| view.tail.holds(event))
             || pages().flatten().any(|page| page.holds(event));
         let was_issued = self.trusted || seen.is_some_and(|seen| position <= seen);
@@ -353,7 +384,7 @@ fn cut<E: Entry>(events: &mut Vec<E>, most_bytes: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::{Issued, Link, Retention};
+    use crate::continuity::{Issued, Link, Retention};
 
     const LAG: Duration = Duration::from_secs(60);
 

@@ -12,11 +12,12 @@ use tokio::time::sleep;
 
 use super::connect::{connection_config, connection_info, is_primary};
 use super::functions::refusal;
-use super::ingest::PushQueue;
 use super::library::Library;
 use super::pool::CommandPool;
+use super::push_queue::PushQueue;
 use super::sentinel::{Confirmation, NoPrimary, Sentinels};
-use super::session::{Session, SessionEnd, SubscriberState};
+use super::session::{Session, SubscriberState};
+use super::session_end::SessionEnd;
 use crate::bus::BusHealth;
 use crate::config::{RedisPlace, RedisUrl};
 use crate::tasks::Tasks;
@@ -92,8 +93,8 @@ struct CutOff {
     count: u64,
 }
 
-const CUT_OFF: &str = "Redis closed the connection, and counts a client that exceeded its output \
-                       buffer limit (client-output-buffer-limit pubsub)";
+const CUT_OFF: &str = "Redis closed the connection, and has since counted a client that exceeded its \
+                       client-output-buffer-limit for pubsub";
 
 impl CutOff {
     /// `None` where Redis does not say.
@@ -233,10 +234,10 @@ impl Supervisor {
             tokio::select! {
                 output = &mut future => return Some(output),
                 update = self.state.updates.recv() => {
-                    self.state.delivery.routing.apply(update?);
+                    self.state.driver.note_interest(update?);
                 }
                 Some((channel, page)) = self.state.reads.recv() => {
-                    self.state.delivery.note_read(&channel, &page);
+                    self.state.driver.note_client_read(channel, page);
                 }
             }
         }
@@ -261,7 +262,7 @@ impl Supervisor {
             reason,
             "the last connection to Redis was lost for another cause"
         );
-        self.state.delivery.metrics.note_up(Some(cause));
+        self.state.driver.metrics.note_up(Some(cause));
         self.state.health.send_replace(BusHealth::Down {
             cause,
             reason: reason.to_owned(),
@@ -307,8 +308,8 @@ impl Supervisor {
             was_up,
             is_new,
         }
-        .emit(&self.state.delivery.metrics);
-        self.state.delivery.routing.tell_lost().await;
+        .emit(&self.state.driver.metrics);
+        self.state.driver.routing.tell_lost().await;
     }
 }
 

@@ -7,8 +7,8 @@ use super::client::{Pending, Read, Stage, Wanted};
 use super::primary::lag_bound;
 use super::setup::{Setup, is_restricted};
 use super::world::World;
-use crate::hub::replay::{Part, Replay, Step, View};
-use crate::protocol::{Cursor, EventId, Link};
+use crate::continuity::{Link, Part, Replay, Step, View};
+use crate::protocol::{Cursor, EventId};
 
 impl World {
     pub(super) fn drop_pages(&mut self, replica: usize) {
@@ -39,7 +39,7 @@ impl World {
         start: Start,
         most: usize,
     ) -> Result<bool, String> {
-        let position = self.replicas[replica].position.unwrap();
+        let position = self.replicas[replica].shard.position().unwrap();
         let client = &mut self.clients[number];
         let count = client.channels.len();
         let cursor = match start {
@@ -147,19 +147,12 @@ impl World {
             return Ok(most == ALL);
         }
         if replay.is_none() {
-            let mut floors = Vec::new();
             for (page, channel) in pages.iter().flatten().zip(&client.channels) {
-                let page = &page.0.page;
-                let mut events = page.events.iter();
-                floors.push(
-                    match events.find(|event| !(setup.restricts && is_restricted(event.id))) {
-                        Some(first) => first.id,
-                        None => page.end().next(),
-                    },
-                );
-                client.start[*channel] = Some(page.end());
+                client.start[*channel] = Some(page.0.page.end());
             }
-            let begun = Replay::from_floors(floors, lag_bound());
+            let read = pages.iter().flatten().map(|(read, _)| &read.page);
+            let may_have = |link: &Link| !(setup.restricts && is_restricted(link.id));
+            let begun = Replay::newest(read, may_have, lag_bound());
             client.cursor = Some(begun.cursor());
             *replay = Some(begun);
         }
@@ -189,13 +182,18 @@ impl World {
             .iter()
             .zip(&*pages)
             .map(|(channel, page)| View {
-                tail: &replica.tails[*channel],
+                tail: &replica.shard.tails[*channel],
                 page: page.as_ref().map(|(read, _)| &read.page),
                 fresh: page.as_ref().is_some_and(|(_, fresh)| *fresh),
             })
             .collect();
         let may_have = |link: &Link| !(setup.restricts && is_restricted(link.id));
-        let step = replay.step(&views, replica.position, setup.part_events, may_have);
+        let step = replay.step(
+            &views,
+            replica.shard.position(),
+            setup.part_events,
+            may_have,
+        );
         let part = match step {
             Step::Read(reads) => {
                 let is_answered = reads.iter().all(|(index, _)| {
@@ -223,7 +221,7 @@ impl World {
         }
         let is_up_to_date = |read: &Rc<Read>| read.page.issued == self.primary.issued;
         let is_undisturbed = !replica.is_behind
-            && replica.queue.is_empty()
+            && replica.is_quiet()
             && pages.iter().flatten().all(|(read, _)| is_up_to_date(read));
         if !part.live && things == 0 && replay.cursor() == before && is_undisturbed {
             return Err(format!(
@@ -260,7 +258,7 @@ impl World {
                 |id| page.is_some_and(|events| events.iter().any(|event| event.id == id));
             gone.extend(self.published.iter().filter_map(|event| {
                 let is_gone = event.channel == channel
-                    && Some(event.id) <= replica.position
+                    && Some(event.id) <= replica.shard.position()
                     && !is_retained(event.id);
                 is_gone.then_some(event.id)
             }));

@@ -39,7 +39,10 @@ impl World {
             replaced: None,
             has_lost: false,
             published: Vec::new(),
-            replicas: vec![Replica::down(setup.restricts); setup.replicas],
+            replicas: vec![
+                Replica::down(&setup.channels, setup.ttl, setup.restricts);
+                setup.replicas
+            ],
             clients: {
                 let new = |on: &Vec<usize>| Client::new(on, setup.restricts);
                 setup.clients.iter().map(new).collect()
@@ -59,8 +62,8 @@ impl World {
             }
         }
         for replica in &mut world.replicas[..setup.connected] {
-            replica.connect(primary.issue(START_MS), &setup.channels);
-            replica.finish_recovery().unwrap();
+            let first = primary.issue(START_MS);
+            replica.connect(first, epoch).unwrap();
         }
         world
     }
@@ -95,13 +98,23 @@ impl World {
             Action::Probe { replica } => {
                 self.budget.probes -= 1;
                 let is_behind = self.replicas[replica].is_behind;
-                let id = self.write(is_behind, |primary, now| primary.issue(now));
-                self.replicas[replica].queue.push_back(Message::Probe(id));
+                let (id, epoch) = self.write(is_behind, Primary::probe);
+                self.replicas[replica].queue.push_back(Message::Probe {
+                    id,
+                    epoch,
+                    is_first: false,
+                });
             }
             Action::Handle { replica } => {
                 let has_lost = self.has_lost;
-                let told = self.replicas[replica].handle(&self.primary, has_lost)?;
+                let told = self.replicas[replica].handle(has_lost)?;
                 self.tell(replica, &told)?;
+            }
+            Action::Drop { replica } => {
+                self.budget.drops -= 1;
+                // A later event shows the hole.
+                self.has_lost = true;
+                self.replicas[replica].queue.pop_front();
             }
             Action::Lose { replica } => {
                 if !self.replicas[replica].is_behind {
@@ -116,24 +129,23 @@ impl World {
                 }
             }
             Action::Reconnect { replica } => {
-                let probe = self.write(false, |primary, now| primary.issue(now));
-                self.replicas[replica].connect(probe, &setup.channels);
-                self.finish_recovery(replica)?;
+                let (id, epoch) = self.write(false, Primary::probe);
+                let told = self.replicas[replica].connect(id, epoch)?;
+                self.tell(replica, &told)?;
             }
-            Action::Backfill { replica, channel } => {
-                let begin = self.replicas[replica].backfill(channel).unwrap();
-                let cursor = begin.cursor;
-                let page = self
-                    .primary
-                    .page(self.now, channel, begin.from, setup.backfill_events);
-                let gap = self.replicas[replica].recover(channel, &page);
-                if gap && self.primary.proves(self.now, cursor, &[channel])[0] {
-                    return Err(format!("a gap after {cursor}, which is proven: {page:?}"));
+            Action::Read { replica, channel } => {
+                let reader = &self.replicas[replica];
+                let wanted = reader.read(channel).unwrap();
+                let replaced = self.replaced.as_ref().map(|(replaced, _)| &**replaced);
+                let source = reader.source(&self.primary, replaced);
+                let page = source.page(self.now, channel, wanted.from, setup.backfill_events);
+                let is_proven = source.proves(self.now, wanted.cursor, &[channel])[0];
+                let reader = &mut self.replicas[replica];
+                let told = reader.take_read(channel, page, is_proven)?;
+                if reader.read(channel) == Some(wanted) && told.is_empty() {
+                    return Err(format!("the recovery does not get beyond {wanted:?}"));
                 }
-                if self.replicas[replica].backfill(channel) == Some(begin) {
-                    return Err(format!("the backfill does not get beyond {cursor}"));
-                }
-                self.finish_recovery(replica)?;
+                self.tell(replica, &told)?;
             }
             Action::Connect {
                 client,
@@ -159,7 +171,7 @@ impl World {
             Action::Disconnect { client } => self.clients[client].disconnect(),
             Action::Tell { client } => {
                 self.budget.tells -= 1;
-                let moved = self.moved_cursor(setup, &self.clients[client]).unwrap();
+                let moved = self.moved_cursor(&self.clients[client]).unwrap();
                 let client = &mut self.clients[client];
                 if let Stage::Live { told, .. } = &mut client.stage {
                     *told = moved;
@@ -250,38 +262,39 @@ impl World {
         }
     }
 
-    fn finish_recovery(&mut self, replica: usize) -> Result<(), String> {
-        match self.replicas[replica].finish_recovery() {
-            Some(told) => self.tell(replica, &told),
-            None => Ok(()),
-        }
-    }
-
     /// What a replica tells its live clients.
     fn tell(&mut self, replica: usize, told: &[Told]) -> Result<(), String> {
-        // All gaps are told just below the first event that follows.
-        let is_event = |told: &&Told| matches!(told, Told::Event(..));
-        let first = told.iter().find(is_event).map(|event| event.id().pred());
         for item in told {
             for client in &mut self.clients {
-                let Stage::Live { skip_through, .. } = client.stage else {
+                let Stage::Live { skip_through, .. } = &mut client.stage else {
                     continue;
                 };
-                if client.replica != replica || item.id() <= skip_through {
+                if client.replica != replica {
                     continue;
                 }
+                let has_had = *skip_through;
                 match *item {
-                    Told::Event(channel, link)
-                        if client.channels.contains(&channel) && client.may_have(link.id) =>
-                    {
-                        let lost = is_lost(&self.published, link.id);
-                        client.take_event(channel, link, lost)?;
+                    Told::Event {
+                        channel,
+                        link,
+                        late,
+                    } => {
+                        let is_for = client.channels.contains(&channel) && client.may_have(link.id);
+                        if is_for && link.id > has_had {
+                            let lost = is_lost(&self.published, link.id);
+                            client.take_event(channel, link, lost, late)?;
+                        }
                     }
-                    Told::Gap(channel, id) if client.channels.contains(&channel) => {
-                        let told = first.unwrap_or(id);
-                        client.take_live_gap(channel, told, id, &self.published)?;
+                    Told::Gap {
+                        channel,
+                        id,
+                        through,
+                    } => {
+                        if client.channels.contains(&channel) && through > has_had {
+                            client.take_live_gap(channel, id, through, &self.published)?;
+                        }
                     }
-                    Told::Event(..) | Told::Gap(..) => {}
+                    Told::Rewound => *skip_through = EventId::ZERO,
                 }
             }
         }
@@ -300,7 +313,7 @@ impl World {
                 ));
             }
             let replica = &self.replicas[client.replica];
-            let is_quiet = replica.is_up() && !replica.is_behind && replica.queue.is_empty();
+            let is_quiet = replica.is_up() && !replica.is_behind && replica.is_quiet();
             if let (Stage::Live { .. }, true) = (&client.stage, is_quiet)
                 && let Some(event) = client.owed(&self.published, EventId::MAX)
             {
@@ -309,9 +322,10 @@ impl World {
         }
         for replica in &self.replicas {
             if let (true, Some(last)) = (replica.is_up() && !replica.is_behind, last)
-                && replica.position > Some(last)
+                && replica.shard.position() > Some(last)
             {
-                return Err(format!("position {:?} is after {last}", replica.position));
+                let position = replica.shard.position();
+                return Err(format!("position {position:?} is after {last}"));
             }
         }
         Ok(())

@@ -1,19 +1,20 @@
-//! Up to which id a replica has seen everything, and what of that it may vouch for.
+//! Up to which id a replica has seen everything, and which of these positions are durable.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::rules::Rule;
 use crate::protocol::{Cursor, EventId};
 
-/// Positions kept within the lag bound: what is vouched for is at most this share of it older
-/// than need be.
+/// Positions kept within the lag bound: the durable one is at most this share of it older than
+/// necessary.
 const SAMPLES: u32 = 16;
 
 /// The newest position, and the newest one that no failover can take back.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Positions {
     lag_bound: Duration,
-    /// Oldest first; the first is the settled one, once it is old enough. At most a few more
+    /// Oldest first; the first is the durable one, once it is old enough. At most a few more
     /// than [`SAMPLES`], because each is later than the one before by a share of the bound.
     samples: VecDeque<EventId>,
     newest: Option<EventId>,
@@ -53,8 +54,11 @@ impl Positions {
         self.newest
     }
 
-    /// The newest known position that is at least the lag bound old.
-    pub(crate) fn settled(&self) -> Option<EventId> {
+    /// The newest known position that is at least the lag bound old: no failover takes it back.
+    pub(crate) fn durable(&self) -> Option<EventId> {
+        if Rule::DurablePosition.is_off() {
+            return self.newest;
+        }
         let (first, newest) = (*self.samples.front()?, self.newest?);
         (newest.since(first) >= self.lag_bound).then_some(first)
     }
@@ -68,17 +72,22 @@ pub(crate) fn heartbeat_cursor(
     skip_through: EventId,
     newest: EventId,
     gap: EventId,
-    settled: EventId,
+    durable: EventId,
 ) -> Option<Cursor> {
     let event = if newest > skip_through {
         newest
     } else {
         told.event()
     };
-    let is_later = settled > event && settled > told.position() && settled > gap;
+    let gap = if Rule::HeartbeatAfterGap.is_off() {
+        EventId::ZERO
+    } else {
+        gap
+    };
+    let is_later = durable > event && durable > told.position() && durable > gap;
     // What was had before a gap may be of a history that is no more: the position speaks for it.
     let event = if event > gap { event } else { EventId::ZERO };
-    is_later.then(|| Cursor::new(event, settled))
+    is_later.then(|| Cursor::new(event, durable))
 }
 
 #[cfg(test)]
@@ -104,13 +113,13 @@ mod tests {
     fn what_is_settled_is_old_enough_and_not_much_older() {
         let lag = Duration::from_secs(60);
         let mut positions = Positions::new(lag);
-        assert_eq!((positions.newest(), positions.settled()), (None, None));
+        assert_eq!((positions.newest(), positions.durable()), (None, None));
         for ms in (1_000_000..2_000_000).step_by(700) {
             let now = EventId::new(ms, 0);
             positions.note(now);
             assert_eq!(positions.newest(), Some(now));
             assert!(positions.samples.len() <= SAMPLES as usize + 2);
-            match positions.settled() {
+            match positions.durable() {
                 None => assert!(ms < 1_000_000 + 61_000),
                 Some(settled) => {
                     let age = now.since(settled);
@@ -125,7 +134,7 @@ mod tests {
         let mut positions = Positions::new(Duration::from_secs(60));
         positions.note(EventId::new(1_000, 0));
         positions.note(EventId::new(61_000, 0));
-        assert_eq!(positions.settled(), Some(EventId::new(1_000, 0)));
+        assert_eq!(positions.durable(), Some(EventId::new(1_000, 0)));
         positions.note(EventId::new(5, 0));
         assert_eq!(positions.newest(), Some(EventId::new(61_000, 0)));
     }

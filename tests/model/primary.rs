@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::setup::is_restricted;
-use crate::protocol::{Cursor, EventId, HistoryPage, Issued, Link, Retention};
+use crate::continuity::{HistoryPage, Issued, Link, Retention};
+use crate::protocol::{Cursor, EventId};
 
 /// How far a standby may be behind its primary.
 pub(super) const LAG: u64 = 2;
@@ -66,6 +67,12 @@ impl Primary {
         self.is_own_state = true;
         self.memory_ms = id.ms();
         id
+    }
+
+    /// Issues the id of a probe, and names the epoch.
+    pub(super) fn probe(&mut self, now: u64) -> (EventId, EventId) {
+        let id = self.issue(now);
+        (id, self.issued.map_or(id, |issued| issued.epoch))
     }
 
     /// `restricted`: of a world that restricts, whether the event is.

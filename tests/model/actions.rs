@@ -4,7 +4,7 @@ use super::client::{Client, Stage};
 use super::primary::LAG;
 use super::setup::Setup;
 use super::world::World;
-use crate::hub::positions::heartbeat_cursor;
+use crate::continuity::heartbeat_cursor;
 use crate::protocol::{Cursor, EventId};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +33,13 @@ pub(super) enum Action {
     Lose {
         replica: usize,
     },
+    Drop {
+        replica: usize,
+    },
     Reconnect {
         replica: usize,
     },
-    Backfill {
+    Read {
         replica: usize,
         channel: usize,
     },
@@ -117,8 +120,11 @@ impl World {
             if budget.probes > 0 && can_probe {
                 actions.push(Action::Probe { replica: number });
             }
-            if replica.is_up() && !replica.queue.is_empty() {
+            if replica.may_handle() {
                 actions.push(Action::Handle { replica: number });
+            }
+            if budget.drops > 0 && replica.may_handle() && replica.may_drop() {
+                actions.push(Action::Drop { replica: number });
             }
             if replica.is_subscribed() && (budget.losses > 0 || replica.is_behind) {
                 actions.push(Action::Lose { replica: number });
@@ -127,8 +133,8 @@ impl World {
                 actions.push(Action::Reconnect { replica: number });
             }
             for channel in 0..2 {
-                if replica.backfill(channel).is_some() {
-                    actions.push(Action::Backfill {
+                if replica.read(channel).is_some() {
+                    actions.push(Action::Read {
                         replica: number,
                         channel,
                     });
@@ -232,7 +238,7 @@ impl World {
             }
             Stage::Live { .. } => {
                 actions.push(Action::Disconnect { client: number });
-                if self.budget.tells > 0 && self.moved_cursor(setup, client).is_some() {
+                if self.budget.tells > 0 && self.moved_cursor(client).is_some() {
                     actions.push(Action::Tell { client: number });
                 }
             }
@@ -240,7 +246,7 @@ impl World {
     }
 
     /// The cursor that a live client is told next.
-    pub(super) fn moved_cursor(&self, setup: &Setup, client: &Client) -> Option<Cursor> {
+    pub(super) fn moved_cursor(&self, client: &Client) -> Option<Cursor> {
         let Stage::Live { skip_through, told } = &client.stage else {
             return None;
         };
@@ -249,13 +255,15 @@ impl World {
             let ids = client.channels.iter().map(|channel| ids[*channel]);
             ids.max().unwrap()
         };
-        let newest = newest_of(&replica.newest);
-        let gap = if setup.heedless_heartbeats {
-            EventId::ZERO
-        } else {
-            newest_of(&replica.gaps)
-        };
-        heartbeat_cursor(*told, *skip_through, newest, gap, replica.settled()?)
+        let shard = &replica.shard;
+        let (newest, gap) = (newest_of(&shard.newest), newest_of(&shard.gaps));
+        heartbeat_cursor(
+            *told,
+            *skip_through,
+            newest,
+            gap,
+            shard.positions.durable()?,
+        )
     }
 }
 

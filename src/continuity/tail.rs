@@ -2,12 +2,20 @@
 
 use std::collections::VecDeque;
 
-use crate::protocol::{EventId, HistoryPage, Linked};
+use super::judge::{HistoryPage, Linked};
+use crate::protocol::EventId;
 
 /// What a tail holds.
 pub(crate) trait Entry: Linked + Clone {
     /// What it takes, in memory.
     fn cost_bytes(&self) -> usize;
+}
+
+impl Entry for super::judge::KeptEvent {
+    fn cost_bytes(&self) -> usize {
+        let payload_bytes = self.event.as_ref().map_or(0, |event| event.payload_len());
+        payload_bytes + size_of::<Self>()
+    }
 }
 
 /// How much one tail may hold.
@@ -152,7 +160,7 @@ impl<E: Entry> Tail<E> {
 }
 
 #[cfg(test)]
-impl Entry for crate::protocol::Link {
+impl Entry for super::judge::Link {
     fn cost_bytes(&self) -> usize {
         1
     }
