@@ -17,7 +17,8 @@
 //! - Of the gaps of a part only the last has an id; of a live stream none has.
 //!
 //! Not covered: histories deleted by hand, two failovers within one lag bound, a stream first
-//! opened on an isolated primary, live events.
+//! opened on an isolated primary, live events, a message that a subscription loses before it has
+//! brought any event of its channel.
 
 #![allow(
     clippy::unwrap_used,

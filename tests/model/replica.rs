@@ -81,6 +81,8 @@ pub(super) struct Replica {
     pub(super) is_behind: bool,
     pub(super) queue: VecDeque<Message>,
     reads: [Option<Wanted>; 2],
+    /// An event of the channel was told since the last gap: the next one is held against it.
+    has_seen: [bool; 2],
     /// A page of the channel did not prove it complete, so a gap may be told.
     may_have_gap: [bool; 2],
     /// Events may be for others than the clients.
@@ -110,6 +112,7 @@ impl Replica {
             is_behind: false,
             queue: VecDeque::new(),
             reads: [None; 2],
+            has_seen: [false; 2],
             may_have_gap: [false; 2],
             restricts,
         };
@@ -139,7 +142,7 @@ impl Replica {
         };
         let is_later =
             |message: &Message| matches!(message, Message::Event(of, _) if of == channel);
-        self.queue.iter().skip(1).any(is_later)
+        self.has_seen[*channel] && self.queue.iter().skip(1).any(is_later)
     }
 
     /// Whether everything that arrived is told.
@@ -263,6 +266,7 @@ impl Replica {
                     shard.newest[channel] = shard.newest[channel].max(link.id);
                 }
                 shard.tails[channel].append(link, TAIL);
+                self.has_seen[channel] = true;
                 told.push(Told::Event {
                     channel,
                     link,
@@ -281,6 +285,7 @@ impl Replica {
                 }
                 let id = notice.id.unwrap_or_default();
                 shard.tails[channel].restart(through);
+                self.has_seen[channel] = false;
                 shard.newest[channel] = EventId::ZERO;
                 shard.gaps[channel] = shard.gaps[channel].max(through);
                 told.push(Told::Gap {
