@@ -27,6 +27,7 @@ test-clients:
 test-faults: export FAULT_TABLE = $(CURDIR)/target/fault-matrix.md
 test-faults: prerequisites
 	rm -f $(FAULT_TABLE)
+	cargo test --locked --features long-tests --test model
 	cargo test --locked --no-fail-fast --features long-tests --test it -- --test-threads 1 faults:: rollout:: upgrade::; \
 	result=$$?; echo '| fault | bound | result | duration |'; echo '|---|---|---|---|'; cat $(FAULT_TABLE); exit $$result
 
