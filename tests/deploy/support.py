@@ -1,8 +1,11 @@
 """What the checks of the deployment files share."""
 
+import contextlib
 import os
+import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +21,17 @@ FANFARE = Path(os.environ.get("FANFARE", ROOT / "target/debug/fanfare"))
 TOOLS = Path(sys.executable).parent
 # Every deadline is for a machine that is busy.
 DEADLINE_SECONDS = 60
+
+
+def free_port(addresses=("127.0.0.1",)):
+    """A port that was free a moment ago at all addresses, and that no connection takes by chance: it lies below the
+    range that Linux chooses from (32,768 and up)."""
+    while True:
+        port = random.randrange(10_000, 32_768)
+        with contextlib.ExitStack() as sockets, contextlib.suppress(OSError):
+            for address in addresses:
+                sockets.enter_context(socket.create_server((address, port)))
+            return port
 
 
 def run(*command, check=True, **options):

@@ -22,6 +22,7 @@ from support import (
     drain_seconds,
     effective,
     environment_file,
+    free_port,
     kustomize,
     line_with,
     load,
@@ -580,11 +581,6 @@ class Names:
             header = query[:2] + b"\x81\x80" + b"\0\1\0\1\0\0\0\0"
             record = b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + socket.inet_aton(self.answer)
             self.socket.sendto(header + question + record, client)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 REPLICAS = "fanfare-replicas.fanfare.svc.cluster.local"

