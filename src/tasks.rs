@@ -15,7 +15,7 @@ pub enum TaskEnded {
     /// It has returned.
     #[error("{0} has ended")]
     Returned(&'static str),
-    /// It has panicked; standard error has where.
+    /// It has panicked; the log has where.
     #[error("{0} has panicked")]
     Panicked(&'static str),
 }

@@ -171,9 +171,9 @@ impl App {
             proxied,
             admin,
         } = listeners;
-        let (mut parts, inboxes) = Parts::start(&config, &addresses, data.len(), &mut tasks)?;
+        let (mut parts, log, inboxes) = Parts::start(&config, &addresses, data.len(), &mut tasks)?;
         let shards = Shards::start(&config, data, proxied, inboxes, &parts)?;
-        let (pipeline, storms) = (parts.pipeline.take(), Arc::clone(&parts.storms));
+        let pipeline = parts.pipeline.take();
         let mut serving = Serving {
             config,
             addresses,
@@ -187,7 +187,7 @@ impl App {
         control.shutdown_background();
         // Dropped, it would wait for the collector.
         std::mem::forget(serving.pipeline);
-        storms.finish();
+        log.finish();
         served
     }
 }

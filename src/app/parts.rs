@@ -14,7 +14,7 @@ use crate::hub::{
     HistoryRequest, INBOX_BATCHES, Inbox, InterestUpdate, Revocations, ShardMessage, ShardStats,
 };
 use crate::tasks::Tasks;
-use crate::telemetry::{Metrics, Storms, TracePipeline, start_log};
+use crate::telemetry::{Log, Metrics, TracePipeline};
 
 /// The parts, started.
 pub(super) struct Parts {
@@ -24,7 +24,6 @@ pub(super) struct Parts {
     pub(super) stats: Vec<Arc<ShardStats>>,
     pub(super) metrics: Metrics,
     pub(super) pipeline: Option<TracePipeline>,
-    pub(super) storms: Arc<Storms>,
     /// One per shard.
     pub(super) inboxes: Vec<mpsc::Sender<ShardMessage>>,
     pub(super) revocations: Arc<Revocations>,
@@ -39,8 +38,8 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    /// Starts the log, the bus and whatever else shards are built on, and returns the inboxes of
-    /// `shards` shards.
+    /// Starts the log, the bus and whatever else shards are built on, and returns the log, which the
+    /// end of the process finishes, and the inboxes of `shards` shards.
     ///
     /// # Errors
     /// When a part cannot be had.
@@ -49,7 +48,7 @@ impl Parts {
         addresses: &Addresses,
         shards: usize,
         tasks: &mut Tasks,
-    ) -> Result<(Self, Vec<Inbox>), AppError> {
+    ) -> Result<(Self, Log, Vec<Inbox>), AppError> {
         let stats: Vec<Arc<ShardStats>> = (0..shards).map(|_| Arc::default()).collect();
         let metrics = Metrics::new(stats.clone(), config.max_connections)?;
         let replica = addresses.replica_name();
@@ -59,8 +58,8 @@ impl Parts {
             .as_ref()
             .map(|traces| TracePipeline::start(traces, &replica, &metrics.traces_dropped))
             .transpose()?;
-        let storms = start_log(&config.log, config.log_format, pipeline.as_ref());
-        tasks.spawn("the log's summary", Arc::clone(&storms).run());
+        let log = Log::start(&config.log, config.log_format, pipeline.as_ref());
+        tasks.spawn("the log", log.keep(metrics.log_lines_dropped.clone()));
         let traces = pipeline.as_ref().map(TracePipeline::traces);
         let (inboxes, shard_inboxes): (Vec<_>, Vec<_>) = (0..shards)
             .map(|_| mpsc::channel::<ShardMessage>(INBOX_BATCHES))
@@ -108,7 +107,6 @@ impl Parts {
             stats,
             metrics,
             pipeline,
-            storms,
             inboxes,
             revocations,
             interest: bus.interest,
@@ -119,7 +117,7 @@ impl Parts {
             keys,
             edge,
         };
-        Ok((parts, shard_inboxes))
+        Ok((parts, log, shard_inboxes))
     }
 }
 

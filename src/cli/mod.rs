@@ -11,11 +11,14 @@ mod token;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::App;
 use crate::config::{Config, Faults, Settings, exposed_secrets, unknown_variables};
+use crate::telemetry::log_panics;
 
 /// A multi-node Server-Sent Events gateway behind Redis pub/sub.
 #[derive(Debug, Parser)]
@@ -70,10 +73,20 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            let _ = writeln!(std::io::stderr(), "fanfare: {failure}");
+            say_last(format!("fanfare: {failure}"));
             ExitCode::FAILURE
         }
     }
+}
+
+/// Writes why the command failed. A pipe that is not read holds its end up for a moment only.
+fn say_last(words: String) {
+    let (written, is_written) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = writeln!(std::io::stderr(), "{words}");
+        let _ = written.send(());
+    });
+    let _ = is_written.recv_timeout(Duration::from_secs(1));
 }
 
 fn run() -> Result<(), Failure> {
@@ -98,6 +111,7 @@ fn run() -> Result<(), Failure> {
 
 fn serve(settings: &Settings) -> Result<(), Failure> {
     let config = configuration(settings)?;
+    log_panics();
     Ok(App::bind(config)?.run()?)
 }
 

@@ -8,7 +8,7 @@ mod trace;
 
 pub(crate) use metrics::{ProcessUsage, process_usage};
 
-pub use log::{LogFormat, Storms, start_log};
+pub use log::{Log, LogFormat, log_panics};
 pub use metrics::{AuthMetrics, BusMetrics, Metrics};
 pub use reasons::{DownCause, DropReason, EventKind, TokenFaultKind};
 pub use trace::{

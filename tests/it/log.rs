@@ -3,7 +3,9 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 
-use crate::support::{Gateway, Raw, Redis, eventually, within};
+use futures_util::future::join_all;
+
+use crate::support::{Events, Gateway, Raw, Redis, eventually, within};
 use serde_json::Value;
 
 /// The log lines with this message.
@@ -150,6 +152,47 @@ async fn a_storm_is_summed_up() {
     })
     .await;
     assert!(lines(&gateway, message).len() <= 50);
+}
+
+/// A log driver that hangs, or a terminal that was stopped by Ctrl-S.
+#[tokio::test]
+async fn a_log_that_is_not_read_stalls_nothing() {
+    let redis = Redis::start().await;
+    let mut gateway = Gateway::behind(&redis, &[("FANFARE_LOG", "trace")]).await;
+    let mut stream = gateway.events("/events/a").await.opened().await;
+    let go_on = gateway.stop_reading_log();
+    let dropped = async || gateway.metric("fanfare_log_lines_dropped_total").await;
+    let request = "POST /events/a HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 1\r\n\r\nx";
+    let publish = async || Raw::send(gateway.data, request).await.rest().await;
+    // Each connection is logged.
+    let fill = async |stream: &mut Events| {
+        let before = dropped().await;
+        while dropped().await == before {
+            for answer in join_all((0..100).map(|_| publish())).await {
+                assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+                assert_eq!(stream.data().await, "x");
+            }
+        }
+    };
+    within("the log's pipe and queue are full", fill(&mut stream)).await;
+    let mut another = gateway.events("/events/a").await.opened().await;
+    gateway.keep("/events/a", "the last").await;
+    assert_eq!(stream.data().await, "the last");
+    assert_eq!(another.data().await, "the last");
+    assert!(gateway.is_ready().await);
+
+    drop(go_on);
+    let line = line(
+        &gateway,
+        "log lines dropped: standard error was not read fast enough",
+    )
+    .await;
+    assert!(line["lines"].as_u64().unwrap() as f64 <= dropped().await);
+
+    let _go_on = gateway.stop_reading_log();
+    within("it is full again", fill(&mut stream)).await;
+    gateway.process.signal("TERM");
+    assert!(gateway.process.ended().await);
 }
 
 #[tokio::test]

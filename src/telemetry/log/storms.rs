@@ -18,6 +18,8 @@ use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::{Context, Filter};
 
+use super::TARGET;
+
 /// Lines of one place are counted over this time.
 const WINDOW: Duration = Duration::from_secs(10);
 
@@ -30,12 +32,9 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// What the summary quotes of a line, in bytes.
 const MAX_QUOTE_BYTES: usize = 200;
 
-/// The target of summaries, which are never summed up themselves.
-const TARGET: &str = "fanfare::log";
-
 /// The places that have written something lately.
 #[derive(Debug, Default)]
-pub struct Storms(Mutex<HashMap<Identifier, Place>>);
+pub(super) struct Storms(Mutex<HashMap<Identifier, Place>>);
 
 #[derive(Debug)]
 struct Place {
@@ -106,7 +105,7 @@ impl Storms {
     }
 
     /// Writes summaries, for ever.
-    pub async fn run(self: Arc<Self>) {
+    pub(super) async fn run(&self) {
         let mut sweeps = interval(SWEEP);
         sweeps.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -118,7 +117,7 @@ impl Storms {
     }
 
     /// Writes what is still to be summed up: nothing else will be.
-    pub fn finish(&self) {
+    pub(super) fn finish(&self) {
         for summary in self.take_summaries_of(Instant::now(), Duration::ZERO) {
             summary.write();
         }

@@ -45,6 +45,8 @@ pub struct Metrics {
     pub draining: IntGauge,
     /// Spans that reached no collector.
     pub traces_dropped: IntCounter,
+    /// Log lines that found their queue full.
+    pub log_lines_dropped: IntCounter,
 }
 
 impl Metrics {
@@ -64,8 +66,14 @@ impl Metrics {
             "Spans that reached no collector: too many waited for it, or it did not take them.",
             registry,
         )?;
+        let log_lines_dropped = register_int_counter_with_registry!(
+            "fanfare_log_lines_dropped_total",
+            "Log lines dropped because standard error was not read fast enough.",
+            registry,
+        )?;
         let metrics = Self {
             traces_dropped,
+            log_lines_dropped,
             bus: BusMetrics::register(&registry)?,
             threads: process::ThreadCpu::new(shards.len()),
             shards: Shards::new(shards),

@@ -371,6 +371,20 @@ impl Gateway {
         Self::start_binary(Path::new(BINARY), variables).await
     }
 
+    /// Stops reading the log until what is returned is dropped.
+    pub fn stop_reading_log(&self) -> std::sync::mpsc::Sender<()> {
+        let log = Arc::clone(&self.log);
+        let (go_on, may_go_on) = std::sync::mpsc::channel();
+        let (stopped, has_stopped) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _not_read = log.lock().unwrap();
+            stopped.send(()).unwrap();
+            let _ = may_go_on.recv();
+        });
+        has_stopped.recv().unwrap();
+        go_on
+    }
+
     /// Starts a gateway of any version and waits until it listens.
     pub async fn start_binary(binary: &Path, variables: &[(&str, &str)]) -> Self {
         Self::spawn(Command::new(binary), variables).await
