@@ -1,9 +1,11 @@
 //! The command line and the start: what is wrong is told, all of it, before anything starts.
 
+use std::io::Read;
 use std::process::{Command, Output, Stdio};
 
-use crate::support::{Gateway, Redis, within};
+use crate::support::{Gateway, Process, Redis, within};
 use tokio::io::AsyncWriteExt;
+use tokio::task::{JoinHandle, spawn_blocking};
 
 fn fanfare(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_fanfare"))
@@ -14,15 +16,29 @@ fn fanfare(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 }
 
 async fn command(arguments: Vec<String>, variables: Vec<(&'static str, String)>) -> Output {
-    let run = tokio::task::spawn_blocking(move || {
-        let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-        let variables: Vec<_> = variables
-            .iter()
-            .map(|(name, value)| (*name, value.as_str()))
-            .collect();
-        fanfare(&arguments, &variables)
-    });
-    within("the command ends", run).await.unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
+    command.args(arguments).envs(variables);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Killed when the test ends early: it must not wait for the pipes.
+    let mut process = Process(command.spawn().unwrap());
+    let stdout = read(process.0.stdout.take().unwrap());
+    let stderr = read(process.0.stderr.take().unwrap());
+    let output = async { (stdout.await.unwrap(), stderr.await.unwrap()) };
+    let (stdout, stderr) = within("the command ends", output).await;
+    let status = process.0.wait().unwrap();
+    Output {
+        status,
+        stdout,
+        stderr,
+    }
+}
+
+fn read(mut pipe: impl Read + Send + 'static) -> JoinHandle<Vec<u8>> {
+    spawn_blocking(move || {
+        let mut bytes = Vec::new();
+        pipe.read_to_end(&mut bytes).unwrap();
+        bytes
+    })
 }
 
 fn stderr(output: &Output) -> &str {
@@ -247,7 +263,7 @@ async fn the_variable_of_the_gateway_is_known() {
         let output = command(arguments, vec![url.clone()]).await;
         assert!(output.status.success(), "{}", stderr(&output));
     }
-    let read = tokio::task::spawn_blocking(move || {
+    let read = spawn_blocking(move || {
         let mut tail = Command::new(env!("CARGO_BIN_EXE_fanfare"))
             .args(["tail", "a"])
             .envs([url])
