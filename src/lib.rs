@@ -20,7 +20,8 @@
 //!   [`labels`]: what metrics are split by.
 //! - [`fuzzing`]: what must hold for any bytes from outside.
 //! - [`config`]: every setting. [`cli`]: the commands. [`app`]: puts all of it together;
-//!   [`tasks`]: what must not end before it; [`supervision`]: whether its threads turn.
+//!   [`tasks`]: what must not end before it; [`supervision`]: whether its threads turn;
+//!   [`files`]: what is read again when it changes; [`warnings`]: what `/readyz` warns of.
 //!
 //! What holds everywhere:
 //!
@@ -45,6 +46,7 @@ mod bus;
 pub mod cli;
 mod config;
 mod continuity;
+mod files;
 pub mod fuzzing;
 mod http;
 mod hub;
@@ -53,5 +55,6 @@ pub mod protocol;
 mod supervision;
 mod tasks;
 mod telemetry;
+mod warnings;
 
 pub use bus::library;

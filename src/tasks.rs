@@ -41,6 +41,12 @@ impl Tasks {
         &self.control
     }
 
+    /// Runs what needs a runtime around it, such as making a timer.
+    pub fn enter<T>(&self, make: impl FnOnce() -> T) -> T {
+        let _entered = self.control.enter();
+        make()
+    }
+
     /// Begins one. `name`: for the log.
     pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
         let watched = async move {

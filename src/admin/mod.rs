@@ -18,6 +18,7 @@ use crate::auth::KeyRing;
 use crate::bus::BusHealth;
 use crate::supervision::Hanging;
 use crate::telemetry::Metrics;
+use crate::warnings::Warnings;
 
 pub use console::{Console, Sampler};
 
@@ -30,6 +31,8 @@ pub struct AdminState {
     pub hanging: Hanging,
     /// Whether events arrive.
     pub bus: watch::Receiver<BusHealth>,
+    /// What is wrong although events arrive.
+    pub warnings: Warnings,
     /// The keys that tokens are verified with.
     pub keys: Option<Arc<KeyRing>>,
 }
@@ -56,10 +59,12 @@ impl AdminState {
         }
         let keys = self.keys.as_deref();
         reasons.extend(keys.and_then(KeyRing::outage));
+        let mut warnings = self.warnings.all();
+        warnings.extend(keys.map(KeyRing::warnings).unwrap_or_default());
         Readiness {
             ready: reasons.is_empty(),
             reasons,
-            warnings: keys.map(KeyRing::warnings).unwrap_or_default(),
+            warnings,
         }
     }
 }

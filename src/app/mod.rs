@@ -154,7 +154,7 @@ impl App {
         })
     }
 
-    /// Serves until SIGTERM or SIGINT, then drains.
+    /// Serves until SIGTERM, SIGINT or SIGQUIT, then drains.
     ///
     /// # Errors
     /// When a part cannot start, or a shard fails.
@@ -217,7 +217,7 @@ impl Serving {
         self.tasks.spawn("the watchdog", watching);
 
         tokio::select! {
-            name = signals.next() => tracing::info!(signal = name, "stopping"),
+            name = signals.stop() => tracing::info!(signal = name, "stopping"),
             Some(failure) = self.shards.failed.recv() => return Err(failure),
             ended = self.tasks.ended() => return Err(ended.into()),
         }
@@ -231,7 +231,7 @@ impl Serving {
         };
         tokio::select! {
             () = leave => {}
-            name = signals.next() => tracing::warn!(signal = name, "stopping immediately"),
+            name = signals.stop() => tracing::warn!(signal = name, "stopping immediately"),
             Some(failure) = self.shards.failed.recv() => return Err(failure),
             ended = self.tasks.ended() => return Err(ended.into()),
         }
@@ -250,6 +250,7 @@ impl Serving {
             metrics: parts.metrics,
             hanging,
             bus: parts.health,
+            warnings: parts.warnings,
             keys: parts.keys,
         });
         let console = Console::new();
@@ -292,7 +293,7 @@ fn announce(config: &Config, addresses: &Addresses) {
     } = *addresses;
     let bus = match &config.bus {
         BusConfig::Embedded => "memory:".to_owned(),
-        BusConfig::Redis(url) => url.address(),
+        BusConfig::Redis(url, _) => url.address(),
     };
     tracing::info!(
         version = env!("VERSION_AND_REVISION"),

@@ -15,6 +15,7 @@ use crate::hub::{
 };
 use crate::tasks::Tasks;
 use crate::telemetry::{Log, Metrics, TracePipeline};
+use crate::warnings::Warnings;
 
 /// The parts, started.
 pub(super) struct Parts {
@@ -33,6 +34,7 @@ pub(super) struct Parts {
     pub(super) peers: PeerSender,
     /// What any replica says to all.
     pub(super) heard: mpsc::Receiver<Bytes>,
+    pub(super) warnings: Warnings,
     pub(super) keys: Option<Arc<KeyRing>>,
     pub(super) edge: EdgeParts,
 }
@@ -114,6 +116,7 @@ impl Parts {
             health: bus.health,
             peers: bus.peers,
             heard: bus.heard,
+            warnings: bus.warnings,
             keys,
             edge,
         };
@@ -140,5 +143,5 @@ fn key_ring(
     let jwks = tokens.jwks_url.as_ref().map(fetch).transpose()?;
     let rules = tokens.rules.clone();
     let (fixed, files) = (tokens.fixed.clone(), tokens.files.clone());
-    Ok(Some(KeyRing::start(rules, fixed, files, jwks, tasks)))
+    Ok(Some(KeyRing::start(rules, fixed, files, jwks, tasks)?))
 }

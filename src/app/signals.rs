@@ -1,13 +1,15 @@
-//! The signals that stop a process.
+//! The signals that an operator sends.
 
 use std::io;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// The signals that stop a process.
+/// The signals that stop a process, and SIGHUP, which does not.
 pub(super) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    quit: Signal,
+    hangup: Signal,
 }
 
 impl Signals {
@@ -15,13 +17,21 @@ impl Signals {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
+            quit: signal(SignalKind::quit())?,
+            hangup: signal(SignalKind::hangup())?,
         })
     }
 
-    pub(super) async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+    /// Waits for one that stops the process, and returns its name.
+    pub(super) async fn stop(&mut self) -> &'static str {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return "SIGTERM",
+                _ = self.interrupt.recv() => return "SIGINT",
+                _ = self.quit.recv() => return "SIGQUIT",
+                // Each watch over files listens for itself. A closed terminal sends it, too.
+                Some(()) = self.hangup.recv() => tracing::info!("SIGHUP: reading keys, certificates and the Redis URL again"),
+            }
         }
     }
 }

@@ -2,24 +2,17 @@
 //! the shards without a lock.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::time::{MissedTickBehavior, interval};
 
 use super::jwks::{Jwks, Refetched};
 use super::keys::{self, Key};
 use super::token::{TokenFault, TokenRules, VerifiedClaims, verify};
+use crate::files::{self, Content, FileWatch};
 use crate::tasks::Tasks;
-
-/// How often key files are read again. Their content is compared, so it does not matter how they
-/// were changed: written over, renamed, or by Kubernetes behind a symbolic link.
-const FILE_POLL: Duration = Duration::from_secs(2);
-
-/// A key file: whoever writes a larger one has mistaken it.
-const MAX_FILE_BYTES: u64 = 256 * 1024;
 
 /// A file that holds keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,19 +36,7 @@ impl KeyFile {
     /// # Errors
     /// When it cannot be read, or breaks a rule; never with a part of it.
     pub fn read(&self) -> Result<Vec<Key>, String> {
-        self.parse(&self.content()?)
-    }
-
-    fn content(&self) -> Result<Vec<u8>, String> {
-        use std::io::Read;
-        let mut content = Vec::new();
-        std::fs::File::open(self.path())
-            .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut content))
-            .map_err(|error| format!("cannot be read: {error}"))?;
-        if content.len() as u64 > MAX_FILE_BYTES {
-            return Err(format!("has more than {MAX_FILE_BYTES} bytes"));
-        }
-        Ok(content)
+        self.parse(&files::read(self.path())?)
     }
 
     fn parse(&self, content: &[u8]) -> Result<Vec<Key>, String> {
@@ -109,13 +90,16 @@ pub enum NotVerified {
 impl KeyRing {
     /// A ring of keys that are given, files that are watched from now on, and a JWK set that is
     /// fetched. `files` are read already, so that a start with a wrong one fails.
+    ///
+    /// # Errors
+    /// When files cannot be watched.
     pub fn start(
         rules: TokenRules,
         fixed: Vec<Key>,
         files: Vec<(KeyFile, Vec<Key>)>,
         jwks: Option<Jwks>,
         tasks: &mut Tasks,
-    ) -> Arc<Self> {
+    ) -> io::Result<Arc<Self>> {
         let files = files.into_iter().map(|(file, keys)| Watched {
             file,
             keys: ArcSwap::from_pointee(keys),
@@ -128,9 +112,13 @@ impl KeyRing {
             jwks,
         });
         if !ring.files.is_empty() {
-            tasks.spawn("the watch over key files", watch(Arc::clone(&ring)));
+            let paths = ring.files.iter().map(|one| one.file.path().to_owned());
+            // Nothing is known of them, so that their keys are logged.
+            let files = paths.map(|path| (path, Ok(Vec::new()))).collect();
+            let files = tasks.enter(|| FileWatch::new(files))?;
+            tasks.spawn("the watch over key files", watch(Arc::clone(&ring), files));
         }
-        ring
+        Ok(ring)
     }
 
     /// Verifies a token. Where it names a key that is not known, the JWK set is fetched first, if
@@ -199,24 +187,15 @@ impl KeyRing {
     }
 }
 
-/// Reads the files again and again. A file that is broken, or half written, changes nothing.
-async fn watch(ring: Arc<KeyRing>) {
-    let mut ticks = interval(FILE_POLL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen: Vec<Result<Vec<u8>, String>> =
-        ring.files.iter().map(|_| Ok(Vec::new())).collect();
+/// Takes what is in the files. A file that is broken, or half written, changes nothing.
+async fn watch(ring: Arc<KeyRing>, mut files: FileWatch) {
+    let mut seen: Vec<Content> = vec![Ok(Vec::new()); ring.files.len()];
     loop {
-        ticks.tick().await;
-        let files: Vec<_> = ring.files.iter().map(|one| one.file.clone()).collect();
-        // A file system may be slow; the runtime has other things to do.
-        let read = tokio::task::spawn_blocking(move || {
-            files.iter().map(KeyFile::content).collect::<Vec<_>>()
-        });
-        let Ok(contents) = read.await else { return };
+        let contents = files.changed().await;
         for ((watched, seen), content) in ring.files.iter().zip(&mut seen).zip(contents) {
-            if *seen != content {
+            if seen != content {
                 watched.take(content.as_ref());
-                *seen = content;
+                seen.clone_from(content);
             }
         }
     }

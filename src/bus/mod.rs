@@ -25,6 +25,7 @@ use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
 use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptFrame, Revocation};
 use crate::tasks::Tasks;
 use crate::telemetry::{BusMetrics, DownCause, Traces};
+use crate::warnings::Warnings;
 
 #[cfg(test)]
 pub use peer_queue::MAX_PEER_BYTES;
@@ -180,6 +181,8 @@ pub struct Bus {
     pub peers: PeerSender,
     /// What any of them says, this one included; nothing on a bus inside the process.
     pub heard: mpsc::Receiver<Bytes>,
+    /// What is wrong although events arrive.
+    pub warnings: Warnings,
 }
 
 /// What a bus serves the rest of the process with.
@@ -214,9 +217,13 @@ impl Bus {
         };
         let routing = routing::Routing::new(shards, config.hub_settings().max_batch_bytes())
             .traced_by(traces);
+        let warnings = Warnings::default();
         let services = match &config.bus {
             BusConfig::Embedded => embedded::start(config, tasks, routing, inputs, metrics),
-            BusConfig::Redis(url) => redis::start(config, url, tasks, routing, inputs, metrics)?,
+            BusConfig::Redis(url, source) => {
+                let source = (url, source);
+                redis::start(config, source, tasks, routing, inputs, metrics, &warnings)?
+            }
         };
         Ok(Self {
             interest,
@@ -227,6 +234,7 @@ impl Bus {
             tally: services.tally,
             peers: services.peers,
             heard: services.heard,
+            warnings,
         })
     }
 }

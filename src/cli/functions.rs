@@ -38,7 +38,7 @@ fn print(settings: &Settings) -> Result<(), Failure> {
 
 fn load(settings: &Settings) -> Result<(), Failure> {
     let config = configuration(settings)?;
-    let BusConfig::Redis(url) = &config.bus else {
+    let BusConfig::Redis(url, _) = &config.bus else {
         return Err("FANFARE_REDIS_URL says where the functions are to be loaded".into());
     };
     let settings = LibrarySettings::from(&config);

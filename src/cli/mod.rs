@@ -38,7 +38,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Publish one event, through Redis when FANFARE_REDIS_URL or --redis-url is given, else over HTTP
-    Publish(publish::Publish),
+    Publish(Box<publish::Publish>),
     /// Print the events of channels as they arrive, one line each
     Tail(tail::Tail),
     /// Validate the configuration, print the effective values, and exit

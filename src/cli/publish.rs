@@ -7,13 +7,13 @@ use bytes::Bytes;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args};
 use reqwest::header::{AUTHORIZATION, HeaderValue};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::token::Token;
 use super::{Failure, cause, client, gateway_url, runtime};
 use crate::bus::{KeepOptions, publish_once};
-use crate::config::{RedisUrl, secret};
+use crate::config::{RedisSource, RedisTlsFiles, SourceFault, secret};
 use crate::protocol::{ChannelName, Event, EventId, TraceParent};
 
 /// The limit that a gateway has unless told otherwise; Redis would take more, gateways drop it.
@@ -54,6 +54,8 @@ pub(super) struct Publish {
         value_parser = secret
     )]
     redis_url: Option<SecretString>,
+    #[command(flatten)]
+    redis_tls: RedisTlsFiles,
     /// Prefix of channel names in Redis
     #[arg(long, env = "FANFARE_PREFIX", default_value = "sse:")]
     prefix: String,
@@ -92,14 +94,18 @@ impl Publish {
             key: self.key,
         });
         let runtime = runtime()?;
-        let id = match self.redis_url.as_ref().map(ExposeSecret::expose_secret) {
-            Some(url) if url != "memory:" => {
-                let url = RedisUrl::parse(url).map_err(|rule| format!("the Redis URL {rule}"))?;
+        let read = |url| {
+            let source = RedisSource::given(url, self.redis_tls);
+            let fault = |SourceFault { setting, rule }| format!("FANFARE_{setting} {rule}");
+            source.read().map_err(fault)
+        };
+        let id = match self.redis_url.map(read).transpose()?.flatten() {
+            Some(url) => {
                 let keep = keep.as_ref();
                 let publish = publish_once(&url, &self.prefix, &self.channel, &event, keep);
                 runtime.block_on(publish)?
             }
-            _ => {
+            None => {
                 let authorization = self.token.authorization()?;
                 let post = post(
                     &self.url,

@@ -9,6 +9,7 @@ mod environment;
 mod exposed;
 mod faults;
 mod read;
+mod redis_source;
 mod redis_url;
 mod settings;
 mod traces;
@@ -30,6 +31,8 @@ pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate};
 pub use environment::unknown_variables;
 pub use exposed::exposed_secrets;
 pub use faults::{Fault, Faults};
+pub(crate) use redis_source::SourceFault;
+pub use redis_source::{RedisSource, RedisTlsFiles};
 pub use redis_url::RedisUrl;
 pub(crate) use redis_url::{RedisPlace, SentinelGroup};
 pub use settings::Settings;
@@ -47,8 +50,8 @@ const POSITION_STEP: Duration = Duration::from_secs(5);
 pub enum BusConfig {
     /// From this process.
     Embedded,
-    /// From Redis.
-    Redis(RedisUrl),
+    /// From Redis, whose URL and certificates are read from there.
+    Redis(RedisUrl, RedisSource),
 }
 
 /// A configuration that keeps every rule.
@@ -112,7 +115,7 @@ impl fmt::Display for Config {
         line("ADMIN_LISTEN", &self.admin_listen)?;
         match &self.bus {
             BusConfig::Embedded => line("REDIS_URL", &"memory:")?,
-            BusConfig::Redis(url) => line("REDIS_URL", &format_args!("… at {}", url.address()))?,
+            BusConfig::Redis(url, _) => line("REDIS_URL", &format_args!("… at {}", url.address()))?,
         }
         line("PREFIX", &self.prefix)?;
         self.access.write(&mut line)?;

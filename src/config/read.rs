@@ -4,12 +4,12 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use secrecy::ExposeSecret;
 use tracing_subscriber::EnvFilter;
 
 use super::faults::{Faults, Reader};
+use super::redis_source::{RedisSource, SourceFault};
 use super::values::duration_range;
-use super::{BusConfig, Config, RedisUrl, Settings, traces};
+use super::{BusConfig, Config, Settings, traces};
 use crate::hub::SlowClientPolicy;
 use crate::protocol::RetryRange;
 use crate::telemetry::LogFormat;
@@ -198,41 +198,18 @@ impl Settings {
     }
 
     fn read_bus(&self, open: bool, reader: &mut Reader) -> BusConfig {
-        let named = if self.redis_url_file.is_some() {
-            "REDIS_URL_FILE"
-        } else {
-            "REDIS_URL"
-        };
-        let url = match (&self.redis_url, &self.redis_url_file) {
+        let tls = self.redis_tls.clone();
+        let source = match (&self.redis_url, &self.redis_url_file) {
             (Some(_), Some(_)) => {
-                reader.fault(named, "and FANFARE_REDIS_URL must not both be set");
+                reader.fault(
+                    "REDIS_URL_FILE",
+                    "and FANFARE_REDIS_URL must not both be set",
+                );
                 return BusConfig::Embedded;
             }
-            (Some(url), None) => Some(url.expose_secret().to_owned()),
-            (None, Some(file)) => match std::fs::read_to_string(file) {
-                Ok(url) if url.trim().is_empty() => {
-                    let rule = format!("is empty: {file} must contain the Redis URL");
-                    reader.fault(named, rule);
-                    return BusConfig::Embedded;
-                }
-                Ok(url) => Some(url.trim_end().to_owned()),
-                Err(error) => {
-                    reader.fault(named, format!("cannot be read: {error}"));
-                    return BusConfig::Embedded;
-                }
-            },
-            (None, None) => None,
-        };
-        match url.as_deref() {
-            Some("memory:") => BusConfig::Embedded,
-            Some(url) => match RedisUrl::parse(url) {
-                Ok(url) => BusConfig::Redis(url),
-                Err(rule) => {
-                    reader.fault(named, rule);
-                    BusConfig::Embedded
-                }
-            },
-            None => {
+            (Some(url), None) => RedisSource::given(url.clone(), tls),
+            (None, Some(file)) => RedisSource::file(file.clone(), tls),
+            (None, None) => {
                 if !open {
                     reader.fault(
                         "REDIS_URL",
@@ -240,6 +217,14 @@ impl Settings {
                          a Redis URL, or memory: for a single replica",
                     );
                 }
+                return BusConfig::Embedded;
+            }
+        };
+        match source.read() {
+            Ok(Some(url)) => BusConfig::Redis(url, source),
+            Ok(None) => BusConfig::Embedded,
+            Err(SourceFault { setting, rule }) => {
+                reader.fault(setting, rule);
                 BusConfig::Embedded
             }
         }

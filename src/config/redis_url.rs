@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use redis::{
+    Client, ClientTlsConfig, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates,
+};
 
 /// Where Sentinels listen unless the URL says so.
 const SENTINEL_PORT: u16 = 26379;
@@ -36,9 +38,17 @@ impl RedisUrl {
     /// `redis-sentinel://[user:password@]host[:port],…/NAME[?sentinel_user=…&sentinel_password=…]`,
     /// with `rediss-sentinel` where Sentinels and servers speak TLS.
     ///
+    /// `tls`: what certificates are checked with, and shown.
+    ///
     /// # Errors
     /// With the rule that is broken; the URL itself is never part of the message.
-    pub fn parse(url: &str) -> Result<Self, String> {
+    pub fn parse(url: &str, tls: &RedisTls) -> Result<Self, String> {
+        if url.contains('#') {
+            // The crate takes `#insecure` for a wish not to check certificates.
+            return Err("must not contain #: certificates are always checked; \
+                        in a password # is written %23"
+                .into());
+        }
         if url.starts_with("redis-cluster://") {
             return Err("cluster URLs are not supported by this version".into());
         }
@@ -49,7 +59,7 @@ impl RedisUrl {
         .into_iter()
         .find_map(|(prefix, scheme)| Some((scheme, url.strip_prefix(prefix)?)));
         if let Some((scheme, rest)) = sentinel {
-            return SentinelGroup::parse(scheme, rest)
+            return SentinelGroup::parse(scheme, rest, tls)
                 .map(|group| Self(Box::new(RedisPlace::Sentinels(group))));
         }
         let info = url.into_connection_info().map_err(|_| {
@@ -57,9 +67,12 @@ impl RedisUrl {
              or redis-sentinel://host[:port],…/NAME"
                 .to_owned()
         })?;
+        check_query(url)?;
         if info.redis_settings().db() != 0 {
             return Err("names a database other than 0: pub/sub ignores databases".into());
         }
+        check_user(&info)?;
+        let info = tls.apply_to(info)?;
         Ok(Self(Box::new(RedisPlace::Server(info))))
     }
 
@@ -84,9 +97,72 @@ impl RedisUrl {
     }
 }
 
+/// Refuses a query that would have no effect. Names a part of neither: it may belong to a password.
+fn check_query(url: &str) -> Result<(), &'static str> {
+    let Some((_, query)) = url.split_once('?') else {
+        return Ok(());
+    };
+    if !url.contains("unix://") {
+        return Err("must not have a query, which has no effect; in a password ? is written %3F");
+    }
+    let mut names = form_urlencoded::parse(query.as_bytes()).map(|(name, _)| name);
+    if names.all(|name| matches!(&*name, "user" | "pass" | "db")) {
+        Ok(())
+    } else {
+        Err("must have no other query parameters than user and pass")
+    }
+}
+
+/// A user without a password would not be sent at all.
+fn check_user(info: &ConnectionInfo) -> Result<(), &'static str> {
+    let settings = info.redis_settings();
+    if settings.username().is_some() && settings.password().is_none() {
+        return Err(
+            "names a user without a password: write user:password@, with any password for \
+                    a user that has none",
+        );
+    }
+    Ok(())
+}
+
+/// PEM files for connections to Redis.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RedisTls {
+    /// Authorities that certificates are checked with, instead of the system's.
+    pub ca: Option<Vec<u8>>,
+    /// The client's certificates and its key.
+    pub client: Option<(Vec<u8>, Vec<u8>)>,
+}
+
+impl RedisTls {
+    fn apply_to(&self, info: ConnectionInfo) -> Result<ConnectionInfo, String> {
+        if *self == Self::default() {
+            return Ok(info);
+        }
+        if !matches!(info.addr(), ConnectionAddr::TcpTls { .. }) {
+            return Err(
+                "must begin with rediss:// or rediss-sentinel://, because files for TLS are \
+                        given (FANFARE_REDIS_CA_FILE, FANFARE_REDIS_CERT_FILE)"
+                    .into(),
+            );
+        }
+        let client = |(cert, key): &(Vec<u8>, Vec<u8>)| ClientTlsConfig {
+            client_cert: cert.clone(),
+            client_key: key.clone(),
+        };
+        let certificates = TlsCertificates {
+            client_tls: self.client.as_ref().map(client),
+            root_cert: self.ca.clone(),
+        };
+        Client::build_with_tls(info, certificates)
+            .map(|client| client.get_connection_info().clone())
+            .map_err(|error| format!("cannot be used with these certificates: {error}"))
+    }
+}
+
 impl SentinelGroup {
     /// Reads what follows `redis-sentinel://`.
-    fn parse(scheme: &str, rest: &str) -> Result<Self, String> {
+    fn parse(scheme: &str, rest: &str, tls: &RedisTls) -> Result<Self, String> {
         let shape = || {
             "must be redis-sentinel://[user:password@]host[:port],…/NAME\
              [?sentinel_user=…&sentinel_password=…]"
@@ -130,16 +206,29 @@ impl SentinelGroup {
             if sentinels.iter().any(|other| other.addr() == info.addr()) {
                 return Err("names a Sentinel twice: more than half of them must agree".into());
             }
-            sentinels.push(info.set_redis_settings(settings));
+            let info = info.set_redis_settings(settings);
+            check_user(&info)?;
+            sentinels.push(tls.apply_to(info)?);
         }
         let primary = format!("{scheme}://{user}@nobody")
             .into_connection_info()
             .map_err(|_| shape())?;
+        check_user(&primary)?;
+        let primary = tls.apply_to(primary)?;
         Ok(Self {
             sentinels,
             name: name.to_owned(),
             primary,
         })
+    }
+
+    /// Whether both name the same Sentinels and primary, whatever their users and passwords.
+    pub(crate) fn has_servers_of(&self, other: &Self) -> bool {
+        let addresses = |group: &Self| -> Vec<_> {
+            let sentinels = group.sentinels.iter();
+            sentinels.map(|info| info.addr().clone()).collect()
+        };
+        self.name == other.name && addresses(self) == addresses(other)
     }
 
     /// How to connect to the primary at this address.
@@ -172,6 +261,10 @@ impl fmt::Debug for RedisUrl {
 mod tests {
     use super::*;
 
+    fn parse(url: &str) -> Result<RedisUrl, String> {
+        RedisUrl::parse(url, &RedisTls::default())
+    }
+
     #[test]
     fn urls_of_the_documented_kinds_are_taken() {
         for url in [
@@ -179,11 +272,12 @@ mod tests {
             "redis://user:secret@redis.internal:6380/0",
             "rediss://redis.internal",
             "redis+unix:///run/redis.sock",
+            "redis+unix:///run/redis.sock?user=a&pass=secret",
             "redis-sentinel://a/main",
             "rediss-sentinel://user:secret@a:1,[::1]:2,c/main-1.x_y",
             "redis-sentinel://a:1/main?sentinel_password=secret",
         ] {
-            assert!(RedisUrl::parse(url).is_ok(), "{url}");
+            assert!(parse(url).is_ok(), "{url}");
         }
     }
 
@@ -196,24 +290,33 @@ mod tests {
             "redis://user:secret@127.0.0.1/1",
             "redis://user:secret@127.0.0.1:x",
             "redis-cluster://secret@a:1",
-            "redis-sentinel://secret@a:1,b:2",
-            "redis-sentinel://secret@a:1,b:2/",
-            "redis-sentinel://secret@a:1,b:2/main/0",
+            "redis://secret@a",
+            "redis-sentinel://a/main?sentinel_user=secret",
+            "rediss://:secret@a#insecure",
+            "rediss-sentinel://:secret@a/main#insecure",
+            "redis://:secret@a?db=1",
+            "redis://:secret@a/0?protocol=2",
+            "rediss://:secret@a?ssl_cert_reqs=none",
+            "redis+unix:///run/redis.sock?pass=secret&db=1",
+            "redis+unix:///run/redis.sock?pass=secret&protocol=resp3",
+            "redis-sentinel://:secret@a:1,b:2",
+            "redis-sentinel://:secret@a:1,b:2/",
+            "redis-sentinel://:secret@a:1,b:2/main/0",
             "redis-sentinel://:secret@a:1,,b:2/main",
             "redis-sentinel://:secret@a:1,b:x/main",
             "redis-sentinel://:secret@a,a:26379/main",
             "redis-sentinel://a:1/main?password=secret",
         ] {
-            let fault = RedisUrl::parse(url).unwrap_err();
+            let fault = parse(url).unwrap_err();
             assert!(!fault.contains("secret"), "{fault}");
         }
     }
 
     #[test]
     fn a_password_is_not_printed() {
-        let url = RedisUrl::parse("redis://user:secret@127.0.0.1:6379").unwrap();
+        let url = parse("redis://user:secret@127.0.0.1:6379").unwrap();
         assert_eq!(format!("{url:?}"), "RedisUrl(127.0.0.1:6379)");
-        let url = RedisUrl::parse(
+        let url = parse(
             "redis-sentinel://user:secret@a:1,b/main?sentinel_user=s&sentinel_password=secret",
         )
         .unwrap();
@@ -224,7 +327,7 @@ mod tests {
     #[test]
     fn sentinels_and_servers_have_users_of_their_own() {
         let url = "rediss-sentinel://u:p%40%2F@a,b:7/main?sentinel_user=s&sentinel_password=q%26";
-        let RedisPlace::Sentinels(group) = *RedisUrl::parse(url).unwrap().0 else {
+        let RedisPlace::Sentinels(group) = *parse(url).unwrap().0 else {
             panic!("a group");
         };
         let login = |info: &ConnectionInfo| {

@@ -1,11 +1,13 @@
 //! The settings as text.
 
+use std::path::PathBuf;
+
 use clap::Args;
 use secrecy::SecretString;
 
-use super::ClientSettings;
 use super::access::AccessSettings;
 use super::values::secret;
+use super::{ClientSettings, RedisTlsFiles};
 
 /// The settings of the gateway, as flags and environment. Times are written 500ms, 15s or 2m,
 /// sizes 64KiB or 1MiB, lists with commas.
@@ -42,9 +44,13 @@ pub struct Settings {
     )]
     pub redis_url: Option<SecretString>,
 
-    /// File that contains the Redis URL, for a URL with a password
+    /// File that contains the Redis URL, for a URL with a password. Read again when it changes
     #[arg(long, env = "FANFARE_REDIS_URL_FILE", value_name = "FILE")]
-    pub redis_url_file: Option<String>,
+    pub redis_url_file: Option<PathBuf>,
+
+    /// Files for TLS connections to Redis.
+    #[command(flatten)]
+    pub redis_tls: RedisTlsFiles,
 
     /// Prefix of channel names in Redis. Clients cannot read Redis channels without it
     #[arg(

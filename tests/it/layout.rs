@@ -5,11 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate. Each may import those before it, and no other.
-const ORDER: [&str; 15] = [
+const ORDER: [&str; 17] = [
     "protocol",
     "continuity",
     "labels",
     "tasks",
+    "files",
+    "warnings",
     "supervision",
     "hub",
     "telemetry",
@@ -24,11 +26,13 @@ const ORDER: [&str; 15] = [
 ];
 
 /// The modules that may import only these.
-const ONLY: [(&str, &[&str]); 5] = [
+const ONLY: [(&str, &[&str]); 7] = [
     ("protocol", &[]),
     ("continuity", &["protocol"]),
     ("labels", &[]),
     ("tasks", &[]),
+    ("files", &[]),
+    ("warnings", &[]),
     ("supervision", &[]),
 ];
 

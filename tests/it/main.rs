@@ -34,6 +34,7 @@ mod origins;
 mod prometheus;
 mod query;
 mod redis;
+mod redis_access;
 mod resume;
 mod rollout;
 mod session;

@@ -272,3 +272,24 @@ async fn the_service_manager_is_told() {
     // Nor does it wait for a service manager that does not listen any more.
     assert!(gateway.process.ended().await);
 }
+
+/// A closed terminal, or a reload: the files that are read again are, and nothing else happens.
+#[tokio::test]
+async fn sighup_stops_nothing() {
+    let mut gateway = Gateway::start(&[]).await;
+    let mut stream = gateway.events("/events/a").await.opened().await;
+    for _ in 0..2 {
+        gateway.process.signal("HUP");
+    }
+    gateway
+        .logged("SIGHUP: reading keys, certificates and the Redis URL again")
+        .await;
+    gateway.keep("/events/a", "still here").await;
+    assert_eq!(stream.data().await, "still here");
+    assert!(gateway.is_ready().await);
+
+    gateway.process.signal("QUIT");
+    assert!(gateway.process.ended().await, "SIGQUIT drains like SIGTERM");
+    let end = within("the stream ends in order", stream.block()).await;
+    assert!(end.is_none_or(|block| block.retry.is_some()));
+}

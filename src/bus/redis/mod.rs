@@ -17,6 +17,7 @@ mod keeping;
 pub mod library;
 mod once;
 pub(super) mod peers;
+mod place;
 mod pool;
 mod probe;
 mod publish;
@@ -39,15 +40,17 @@ use self::driver::Driver;
 use self::history::{HistoryReader, HistoryService};
 use self::keeping::Keeping;
 use self::library::LibrarySettings;
+use self::place::Place;
 use self::pool::{CommandPool, POOL_SIZE};
 use self::session::SubscriberState;
 use self::supervisor::{Locator, Supervisor};
 use super::routing::Routing;
 use super::{BusHealth, Inputs, PeerSender, Publisher, Services, Tally, TicketStore};
-use crate::config::{Config, RedisUrl};
+use crate::config::{Config, RedisSource, RedisUrl};
 use crate::continuity::Retention;
 use crate::tasks::Tasks;
 use crate::telemetry::{BusMetrics, DownCause};
+use crate::warnings::Warnings;
 
 pub(crate) use pool::POOL_PATIENCE;
 pub(super) use publish::RedisPublisher;
@@ -58,11 +61,12 @@ pub(super) use tickets::RedisTickets;
 /// Starts the bus. Redis need not be there yet.
 pub(super) fn start(
     config: &Config,
-    url: &RedisUrl,
+    (url, source): (&RedisUrl, &RedisSource),
     tasks: &mut Tasks,
     routing: Routing,
     inputs: Inputs,
     metrics: BusMetrics,
+    warnings: &Warnings,
 ) -> Result<Services, redis::RedisError> {
     let (health_sender, health) = watch::channel(BusHealth::Down {
         cause: DownCause::Starting,
@@ -71,7 +75,8 @@ pub(super) fn start(
     metrics.note_up(Some(DownCause::Starting));
     let (hears, heard) = super::peer_queue::queue();
     let pool = CommandPool::default();
-    let locator = Locator::new(url, config.max_replication_lag, tasks, &pool)?;
+    let place = Place::watch(url, source, &pool, warnings, tasks)?;
+    let locator = Locator::new(place, config.max_replication_lag, tasks, &pool)?;
     let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);

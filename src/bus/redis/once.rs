@@ -1,7 +1,9 @@
 //! A connection for a few commands, for the command line.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, ErrorKind, ProtocolVersion, RedisError, RedisResult};
 use tokio::runtime::Handle;
@@ -21,6 +23,7 @@ pub(super) async fn connect_once(url: &RedisUrl) -> RedisResult<MultiplexedConne
         RedisPlace::Server(info) => (info.clone(), false),
         RedisPlace::Sentinels(group) => {
             let mut tasks = Tasks::on(&Handle::current());
+            let group = Arc::new(ArcSwap::from_pointee(group.clone()));
             let sentinels = Sentinels::start(group, Duration::from_secs(60), &mut tasks);
             let found = sentinels.find().await;
             let (info, _) = found.map_err(|fault| refused(fault.to_string()))?;

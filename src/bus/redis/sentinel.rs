@@ -9,6 +9,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use redis::{Client, ConnectionInfo, ProtocolVersion, PushInfo, RedisResult};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
@@ -39,7 +40,7 @@ struct Word {
 /// Sentinels that are asked. The tasks end with the last clone.
 #[derive(Clone)]
 pub(super) struct Sentinels {
-    group: Arc<SentinelGroup>,
+    group: Arc<ArcSwap<SentinelGroup>>,
     words: watch::Receiver<Vec<Word>>,
     ask: Arc<watch::Sender<()>>,
     lag_bound: Duration,
@@ -68,15 +69,19 @@ pub(super) enum Distrust {
 
 impl Sentinels {
     /// Begins to ask them.
-    pub(super) fn start(group: &SentinelGroup, lag_bound: Duration, tasks: &mut Tasks) -> Self {
-        let (words_sender, words) = watch::channel(vec![Word::default(); group.sentinels.len()]);
+    pub(super) fn start(
+        group: Arc<ArcSwap<SentinelGroup>>,
+        lag_bound: Duration,
+        tasks: &mut Tasks,
+    ) -> Self {
+        let count = group.load().sentinels.len();
+        let (words_sender, words) = watch::channel(vec![Word::default(); count]);
         let words_sender = Arc::new(words_sender);
         let (ask, asked) = watch::channel(());
-        for (number, info) in group.sentinels.iter().enumerate() {
+        for number in 0..count {
             let sentinel = Sentinel {
                 number,
-                info: info.clone(),
-                name: group.name.clone(),
+                group: Arc::clone(&group),
                 // Several times within the bound.
                 interval: ASK_INTERVAL.min(lag_bound / 4),
                 words: Arc::clone(&words_sender),
@@ -85,7 +90,7 @@ impl Sentinels {
             tasks.spawn("the watch over a Sentinel", sentinel.run());
         }
         Self {
-            group: Arc::new(group.clone()),
+            group,
             words,
             ask: Arc::new(ask),
             lag_bound,
@@ -103,7 +108,7 @@ impl Sentinels {
             _ => None,
         }
         .ok_or_else(|| self.no_primary(since))?;
-        let info = self.group.primary_at(&address.0, address.1);
+        let info = self.group.load().primary_at(&address.0, address.1);
         let confirmation = Confirmation {
             address,
             confirmed_at,
@@ -114,10 +119,11 @@ impl Sentinels {
     }
 
     fn no_primary(&self, since: Instant) -> NoPrimary {
+        let group = self.group.load();
         let words = self.words.borrow();
         let mut reasons = Vec::new();
         let mut named: Vec<&Address> = Vec::new();
-        for (info, word) in self.group.sentinels.iter().zip(words.iter()) {
+        for (info, word) in group.sentinels.iter().zip(words.iter()) {
             reasons.push(match (&word.fault, &word.named) {
                 (Some(fault), _) => format!("{}: {fault}", info.addr()),
                 (None, Some((address, at))) if *at >= since => {
@@ -135,7 +141,7 @@ impl Sentinels {
                 .max()
                 .unwrap_or(0),
             all: words.len(),
-            name: self.group.name.clone(),
+            name: group.name.clone(),
             reasons: reasons.join(", "),
         }
     }
@@ -199,9 +205,9 @@ impl Confirmation {
 
 /// One Sentinel.
 struct Sentinel {
+    /// Its place in the group.
     number: usize,
-    info: ConnectionInfo,
-    name: String,
+    group: Arc<ArcSwap<SentinelGroup>>,
     interval: Duration,
     words: Arc<watch::Sender<Vec<Word>>>,
     asked: watch::Receiver<()>,
@@ -240,7 +246,12 @@ impl Sentinel {
                 Ok::<(), std::convert::Infallible>(())
             }
         };
-        let client = Client::open(connection_info(&self.info, ProtocolVersion::RESP3))?;
+        // As it is to be greeted now: passwords may have changed.
+        let group = self.group.load_full();
+        let Some(info) = group.sentinels.get(self.number) else {
+            return Ok(());
+        };
+        let client = Client::open(connection_info(info, ProtocolVersion::RESP3))?;
         let mut connection = client
             .get_multiplexed_async_connection_with_config(
                 &connection_config().set_push_sender(sender),
@@ -251,7 +262,7 @@ impl Sentinel {
             self.asked.mark_unchanged();
             let at = Instant::now();
             let named: Option<Address> = redis::cmd("SENTINEL")
-                .arg(&["get-master-addr-by-name", &self.name])
+                .arg(&["get-master-addr-by-name", &group.name])
                 .query_async(&mut connection)
                 .await?;
             self.note(|word| {

@@ -4,8 +4,10 @@
 //! lost the supervisor makes another, for ever, and a new [`Session`] subscribes to all of them.
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use redis::aio::MultiplexedConnection;
 use redis::{Client, ConnectionInfo, ProtocolVersion, PushInfo, RedisResult};
 use tokio::time::sleep;
@@ -13,13 +15,13 @@ use tokio::time::sleep;
 use super::connect::{connection_config, connection_info, is_primary};
 use super::functions::refusal;
 use super::library::Library;
+use super::place::Place;
 use super::pool::CommandPool;
 use super::push_queue::PushQueue;
 use super::sentinel::{Confirmation, NoPrimary, Sentinels};
 use super::session::{Session, SubscriberState};
 use super::session_end::SessionEnd;
 use crate::bus::BusHealth;
-use crate::config::{RedisPlace, RedisUrl};
 use crate::tasks::Tasks;
 use crate::telemetry::DownCause;
 use crate::telemetry::occurrences::RedisDown;
@@ -33,7 +35,7 @@ const BACKOFF: std::ops::RangeInclusive<Duration> =
 #[derive(Clone)]
 pub(super) enum Locator {
     /// Always this one.
-    Server(ConnectionInfo),
+    Server(Arc<ArcSwap<ConnectionInfo>>),
     /// The primary that these name.
     Sentinels(Sentinels),
 }
@@ -41,26 +43,24 @@ pub(super) enum Locator {
 impl Locator {
     /// The pool is told of a server that is known from the beginning.
     pub(super) fn new(
-        url: &RedisUrl,
+        place: Place,
         lag_bound: Duration,
         tasks: &mut Tasks,
         pool: &CommandPool,
     ) -> RedisResult<Self> {
-        Ok(match url.place() {
-            RedisPlace::Server(info) => {
-                pool.renew(info)?;
-                Self::Server(info.clone())
+        Ok(match place {
+            Place::Server(info) => {
+                pool.renew(&info.load())?;
+                Self::Server(info)
             }
-            RedisPlace::Sentinels(group) => {
-                Self::Sentinels(Sentinels::start(group, lag_bound, tasks))
-            }
+            Place::Sentinels(group) => Self::Sentinels(Sentinels::start(group, lag_bound, tasks)),
         })
     }
 
     /// The server, and what watches over it: without Sentinels the probes do.
     async fn find(self) -> Result<(ConnectionInfo, Option<Confirmation>), NoPrimary> {
         match self {
-            Self::Server(info) => Ok((info, None)),
+            Self::Server(info) => Ok((ConnectionInfo::clone(&info.load()), None)),
             Self::Sentinels(sentinels) => {
                 let (info, confirmation) = sentinels.find().await?;
                 Ok((info, Some(confirmation)))

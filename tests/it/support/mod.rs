@@ -465,6 +465,15 @@ impl Gateway {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits for a line with this message.
+    pub async fn logged(&self, message: &str) {
+        let message = format!("\"message\":\"{message}\"");
+        eventually(&message, async || {
+            self.log().iter().any(|line| line.contains(&message))
+        })
+        .await;
+    }
+
     /// The URL of a path of the data listener.
     pub fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.data)
