@@ -77,6 +77,9 @@ pub enum PublishError {
     /// Events cannot be kept here: Redis does not have the function, or may not run it.
     #[error("events cannot be kept here: {0}")]
     Unsupported(String),
+    /// Events can never be kept here: this Redis has no functions.
+    #[error("events cannot be kept here: {0}")]
+    Impossible(String),
     /// It breaks a rule.
     #[error("{0}")]
     Rejected(String),

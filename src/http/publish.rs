@@ -149,6 +149,12 @@ fn refused(
             StatusCode::SERVICE_UNAVAILABLE,
             "the bus is not available".to_owned(),
         ),
+        PublishError::Impossible(_) => (
+            StatusCode::NOT_IMPLEMENTED,
+            "this Redis cannot keep events, because it has no functions (Redis 7.0 and newer have \
+             them); keep=false publishes a live one"
+                .to_owned(),
+        ),
         PublishError::Unsupported(_) => (
             StatusCode::SERVICE_UNAVAILABLE,
             "events cannot be kept at the moment; keep=false publishes a live one".to_owned(),

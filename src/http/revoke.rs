@@ -74,7 +74,9 @@ fn refused(error: PublishError) -> Problem {
         PublishError::Unavailable(_) | PublishError::NotNow { .. } => {
             "the bus is unavailable or cannot store more revocations"
         }
-        PublishError::Unsupported(_) => "this Redis does not have the function for it",
+        PublishError::Unsupported(_) | PublishError::Impossible(_) => {
+            "this Redis does not have the function for it"
+        }
     };
     tracing::warn!(%error, "a revocation failed");
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, told).retry_after(RETRY_AFTER)

@@ -48,7 +48,7 @@ async fn ready(
 
 async fn unavailable(connection: &mut MultiplexedConnection, settings: &LibrarySettings) -> String {
     match ensure(connection, settings).await.unwrap() {
-        Library::Unavailable(reason) => reason,
+        Library::Unavailable(reason) | Library::Impossible(reason) => reason,
         other => panic!("{other:?}"),
     }
 }

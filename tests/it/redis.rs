@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::support::{DEADLINE, Events, Gateway, Raw, Redis, eventually, within};
+use crate::support::{
+    DEADLINE, Events, Gateway, Raw, Redis, eventually, eventually_within, within,
+};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
@@ -481,4 +483,72 @@ async fn a_unix_socket_serves_as_well() {
     assert_eq!(events.data().await, "by post");
     redis.publish("a", "by redis").await;
     assert_eq!(events.data().await, "by redis");
+}
+
+/// An event would be lost on each node that is not asked, so it must not look well.
+#[tokio::test]
+async fn a_node_of_a_cluster_is_not_ready() {
+    let redis = Redis::start_with(&[("--cluster-enabled", "yes")]).await;
+    let gateway = Gateway::start_unready(&[("FANFARE_REDIS_URL", &redis.url())]).await;
+    let not_ready = async |gateway: &Gateway, reason: &str| {
+        eventually(reason, async || {
+            let (status, body) = gateway.admin_get("/readyz").await;
+            status == 503 && body.contains(reason)
+        })
+        .await;
+    };
+    not_ready(&gateway, "redis-cluster://").await;
+    // Nor where its user may not ask.
+    let rights = ["ACL", "SETUSER", "default", "-info"];
+    let _: String = redis.command(&rights).await;
+    let gateway = Gateway::start_unready(&[("FANFARE_REDIS_URL", &redis.url())]).await;
+    not_ready(&gateway, "redis-cluster://").await;
+}
+
+#[tokio::test]
+async fn a_redis_without_functions_is_named_as_such() {
+    let redis = Redis::start_with(&[
+        ("--rename-command", "FUNCTION"),
+        ("", "--rename-command"),
+        ("FCALL", ""),
+    ])
+    .await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let mut events = gateway.events("/events/a").await;
+    redis.publish("a", "live").await;
+    assert_eq!(events.data().await, "live");
+    let (status, answer) = gateway.post("/events/a", "kept").await;
+    assert_eq!(status, 501, "{answer}");
+    assert!(answer.contains("no functions (Redis 7.0"), "{answer}");
+    let (_, body) = gateway.admin_get("/readyz").await;
+    assert!(
+        body.contains("redis functions: events cannot be kept"),
+        "{body}"
+    );
+    assert_eq!(gateway.metric("fanfare_redis_keeps_events").await, 0.0);
+}
+
+#[tokio::test]
+async fn a_redis_that_may_evict_is_told() {
+    let redis = Redis::start_with(&[("--maxmemory", "100mb")]).await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let set = async |policy: &str| {
+        let _: String = redis
+            .command(&["CONFIG", "SET", "maxmemory-policy", policy])
+            .await;
+    };
+    assert_eq!(gateway.metric("fanfare_redis_may_evict").await, 0.0);
+    set("volatile-lru").await;
+    let other = Gateway::behind(&redis, &[]).await;
+    eventually("a warning", async || {
+        let (status, body) = other.admin_get("/readyz").await;
+        status == 200 && body.contains("redis memory: Redis may evict histories")
+    })
+    .await;
+    assert_eq!(other.metric("fanfare_redis_may_evict").await, 1.0);
+    // A change is noticed, both ways.
+    eventually_within(DEADLINE * 3, "the policy changed", async || {
+        gateway.metric("fanfare_redis_may_evict").await == 1.0
+    })
+    .await;
 }

@@ -1,12 +1,14 @@
 //! Calling the functions of the library, and what their refusals mean.
 
-use redis::{Cmd, ErrorKind, RedisError, ServerErrorKind};
+use redis::{Cmd, RedisError};
 
 /// Why Redis did not run a function.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     /// This Redis is a replica; perhaps one that has lost its primary, and says nothing else any more.
     Replica,
+    /// It is a node of a cluster.
+    ClusterNode,
     /// It does not have the function, or no functions at all.
     Missing,
     /// The user may not call it.
@@ -20,19 +22,17 @@ pub(super) enum Refusal {
     NotNow(String),
 }
 
-/// What an answer means; `None` where there was none.
+/// What an answer means, or the first refusal within a transaction; `None` where there was none.
 pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
-    if !matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension) {
-        return None;
-    }
-    let detail = error.detail().unwrap_or_default();
-    Some(match (error.kind(), error.code()) {
-        (ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown), _) => {
-            Refusal::Replica
-        }
-        (ErrorKind::Server(ServerErrorKind::NoPerm), _) => Refusal::Forbidden,
-        (_, Some("WRONGTYPE")) => Refusal::NotAHistory,
-        (_, Some("ERR")) => match broken_rule(detail) {
+    let errors = error.clone().into_server_errors()?;
+    let (_, error) = errors.first()?;
+    let detail = error.details().unwrap_or_default();
+    Some(match error.code() {
+        "READONLY" | "MASTERDOWN" => Refusal::Replica,
+        "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN" => Refusal::ClusterNode,
+        "NOPERM" => Refusal::Forbidden,
+        "WRONGTYPE" => Refusal::NotAHistory,
+        "ERR" => match broken_rule(detail) {
             Some(rule) => Refusal::Rejected(rule.to_owned()),
             None if detail.starts_with("Function not found")
                 || detail.starts_with("unknown command") =>
@@ -43,7 +43,7 @@ pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
             None if detail.starts_with("The user executing the script can't") => Refusal::Forbidden,
             None => Refusal::NotNow("ERR".to_owned()),
         },
-        (_, code) => Refusal::NotNow(code.unwrap_or_default().to_owned()),
+        code => Refusal::NotNow(code.to_owned()),
     })
 }
 
@@ -88,6 +88,8 @@ mod tests {
             ),
             ("READONLY You can't write", Refusal::Replica),
             ("MASTERDOWN Link with MASTER is down", Refusal::Replica),
+            ("MOVED 3999 127.0.0.1:6381", Refusal::ClusterNode),
+            ("CLUSTERDOWN Hash slot not served", Refusal::ClusterNode),
             ("OOM command not allowed", not_now("OOM")),
             ("NOREPLICAS Not enough good replicas", not_now("NOREPLICAS")),
             ("MISCONF Redis is configured", not_now("MISCONF")),

@@ -14,6 +14,7 @@ use super::library::{Library, LibrarySettings, ensure};
 use crate::continuity::Retention;
 use crate::telemetry::BusMetrics;
 use crate::telemetry::occurrences::{EventsKept, EventsNotKept};
+use crate::warnings::Warnings;
 
 /// How soon a library that was not to be had is asked for again: somebody may have loaded it, or
 /// given the right to. As often as probes are sent; each change is logged once.
@@ -23,6 +24,7 @@ const RETRY: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub(super) struct Support {
     is_ready: AtomicBool,
+    is_impossible: AtomicBool,
     missing: Notify,
 }
 
@@ -30,6 +32,11 @@ impl Support {
     /// Whether functions may be called.
     pub(super) fn is_ready(&self) -> bool {
         self.is_ready.load(Ordering::Relaxed)
+    }
+
+    /// Whether this Redis has no functions at all.
+    pub(super) fn is_impossible(&self) -> bool {
+        self.is_impossible.load(Ordering::Relaxed)
     }
 
     /// A function that should be there is not: somebody has flushed the functions.
@@ -57,13 +64,18 @@ pub(super) struct Keeping {
     refused: bool,
     ask_at: Option<Instant>,
     metrics: BusMetrics,
+    warnings: Warnings,
 }
 
+/// The source of the warning that events cannot be kept.
+const WARNING: &str = "redis functions";
+
 impl Keeping {
-    pub(super) fn new(settings: LibrarySettings, metrics: BusMetrics) -> Self {
+    pub(super) fn new(settings: LibrarySettings, metrics: BusMetrics, warnings: Warnings) -> Self {
         Self {
             settings,
             metrics,
+            warnings,
             support: Arc::default(),
             unavailable: None,
             difference: None,
@@ -102,6 +114,8 @@ impl Keeping {
             Library::Ready { config } => {
                 let again = self.unavailable.take().is_some();
                 EventsKept { again }.emit(&self.metrics);
+                self.warnings.set(WARNING, None);
+                self.support.is_impossible.store(false, Ordering::Relaxed);
                 let difference = config.differs_from(&self.settings);
                 if let Some(difference) = &difference
                     && self.difference.as_ref() != Some(difference)
@@ -122,34 +136,55 @@ impl Keeping {
                 })
             }
             // The connection is given up.
-            Library::Replica => None,
+            Library::Replica | Library::ClusterNode => None,
             Library::Unavailable(reason) => {
-                let is_new = self.unavailable.as_ref() != Some(&reason);
-                EventsNotKept {
-                    reason: &reason,
-                    is_new,
-                }
-                .emit(&self.metrics);
-                self.unavailable = Some(reason);
-                self.ask_at = Some(Instant::now() + RETRY);
-                self.support.is_ready.store(false, Ordering::Relaxed);
+                self.note_unavailable(reason);
+                None
+            }
+            Library::Impossible(reason) => {
+                self.support.is_impossible.store(true, Ordering::Relaxed);
+                self.note_unavailable(reason);
                 None
             }
         }
     }
 
+    fn note_unavailable(&mut self, reason: String) {
+        let is_new = self.unavailable.as_ref() != Some(&reason);
+        EventsNotKept {
+            reason: &reason,
+            is_new,
+        }
+        .emit(&self.metrics);
+        self.warn(&reason);
+        self.unavailable = Some(reason);
+        self.ask_at = Some(Instant::now() + RETRY);
+        self.support.is_ready.store(false, Ordering::Relaxed);
+    }
+
+    fn warn(&self, reason: &str) {
+        let warning = format!("events cannot be kept: {reason}; live events go on");
+        self.warnings.set(WARNING, Some(warning));
+    }
+
     /// Redis runs the functions, or refuses to for now.
     pub(super) fn note_refused(&mut self, reason: Option<String>) {
         match reason {
-            Some(reason) => EventsNotKept {
-                reason: &reason,
-                is_new: !std::mem::replace(&mut self.refused, true),
+            Some(reason) => {
+                self.warn(&reason);
+                EventsNotKept {
+                    reason: &reason,
+                    is_new: !std::mem::replace(&mut self.refused, true),
+                }
+                .emit(&self.metrics);
             }
-            .emit(&self.metrics),
-            None => EventsKept {
-                again: std::mem::take(&mut self.refused),
+            None => {
+                self.warnings.set(WARNING, None);
+                EventsKept {
+                    again: std::mem::take(&mut self.refused),
+                }
+                .emit(&self.metrics);
             }
-            .emit(&self.metrics),
         }
     }
 }

@@ -15,6 +15,7 @@ mod functions;
 mod history;
 mod keeping;
 pub mod library;
+mod memory;
 mod once;
 pub(super) mod peers;
 mod place;
@@ -77,7 +78,13 @@ pub(super) fn start(
     let pool = CommandPool::default();
     let place = Place::watch(url, source, &pool, warnings, tasks)?;
     let locator = Locator::new(place, config.max_replication_lag, tasks, &pool)?;
-    let keeping = Keeping::new(LibrarySettings::from(config), metrics.clone());
+    let keeping = Keeping::new(
+        LibrarySettings::from(config),
+        metrics.clone(),
+        warnings.clone(),
+    );
+    let memory = memory::watch(pool.clone(), warnings.clone(), metrics.clone());
+    tasks.spawn("the watch over Redis' memory", memory);
     let support = Arc::clone(&keeping.support);
     let (notes, reads) = mpsc::channel(POOL_SIZE);
     let reader = HistoryReader::new(&config.prefix, config.max_event_bytes, &metrics);

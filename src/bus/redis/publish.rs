@@ -89,6 +89,9 @@ impl RedisPublisher {
             answer.map_err(|error| {
                 if refusal(&error) == Some(Refusal::Missing) {
                     support.note_missing();
+                    if support.is_impossible() {
+                        return PublishError::Impossible(error.to_string());
+                    }
                 }
                 PublishError::from(error)
             })
@@ -111,7 +114,9 @@ impl From<RedisError> for PublishError {
                 code,
                 reason: error.to_string(),
             },
-            Some(Refusal::Replica) | None => Self::Unavailable(error.to_string()),
+            Some(Refusal::Replica | Refusal::ClusterNode) | None => {
+                Self::Unavailable(error.to_string())
+            }
         }
     }
 }

@@ -71,10 +71,12 @@ impl SubscriberState {
     /// Takes note of what was found of the library.
     ///
     /// # Errors
-    /// When it shows that this Redis is a replica, or events were kept until now.
+    /// When it shows that this Redis is a replica or a node of a cluster, or events were kept until now.
     pub(super) fn note_library(&mut self, library: Library) -> Result<(), SessionEnd> {
-        if matches!(library, Library::Replica) {
-            return Err(SessionEnd::Replica);
+        match library {
+            Library::Replica => return Err(SessionEnd::Replica),
+            Library::ClusterNode => return Err(SessionEnd::ClusterNode),
+            _ => {}
         }
         let was_ready = self.keeping.is_ready();
         match self.keeping.note(library) {
@@ -397,10 +399,13 @@ impl<'a> Session<'a> {
             }
             Ok(Sent::Refused(Refusal::Missing, _)) => keeping.ask_now(),
             Ok(Sent::Refused(_, error)) => keeping.note_refused(Some(error.to_string())),
-            Err(error) if refusal(&error) == Some(Refusal::Replica) => {
-                return Err(SessionEnd::Replica);
+            Err(error) => {
+                return Err(match refusal(&error) {
+                    Some(Refusal::Replica) => SessionEnd::Replica,
+                    Some(Refusal::ClusterNode) => SessionEnd::ClusterNode,
+                    _ => SessionEnd::Probe(error),
+                });
             }
-            Err(error) => return Err(SessionEnd::Probe(error)),
         }
         Ok(())
     }

@@ -33,6 +33,11 @@ pub(super) enum SessionEnd {
     ClosedWhileReading,
     #[error("Redis is a replica: its primary is elsewhere")]
     Replica,
+    #[error(
+        "Redis is a node of a cluster, on which redis:// would lose events: use a single primary or \
+         Sentinels (redis-cluster:// is not supported by this version)"
+    )]
+    ClusterNode,
     #[error(transparent)]
     Distrust(#[from] Distrust),
     #[error(transparent)]
@@ -57,7 +62,7 @@ impl SessionEnd {
             Self::Queue(QueueEnd::Overflowed) => DownCause::Behind,
             Self::Subscribe(error) | Self::Probe(error) | Self::History(error) => cause(error),
             Self::ProbeLate => DownCause::Silent,
-            Self::Replica | Self::Distrust(_) => DownCause::NotPrimary,
+            Self::Replica | Self::ClusterNode | Self::Distrust(_) => DownCause::NotPrimary,
             Self::IdsWentBack(_) => DownCause::IdsWentBack,
             Self::NotKept => DownCause::Library,
             Self::Stopping => DownCause::Closed,
@@ -68,9 +73,15 @@ impl SessionEnd {
 fn cause(error: &RedisError) -> DownCause {
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::BusyLoading) => DownCause::Loading,
-        ErrorKind::Server(ServerErrorKind::ReadOnly | ServerErrorKind::MasterDown) => {
-            DownCause::NotPrimary
-        }
+        ErrorKind::Server(
+            ServerErrorKind::ReadOnly
+            | ServerErrorKind::MasterDown
+            | ServerErrorKind::Moved
+            | ServerErrorKind::Ask
+            | ServerErrorKind::ClusterDown
+            | ServerErrorKind::CrossSlot
+            | ServerErrorKind::TryAgain,
+        ) => DownCause::NotPrimary,
         ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::AuthenticationFailed => {
             DownCause::Refused
         }

@@ -85,7 +85,14 @@ pub(super) struct Supervisor {
     cut_off: Option<CutOff>,
 }
 
-/// How many clients a server has cut off for their output buffer (`INFO` of Redis 7.4 and newer).
+/// What a server says of itself (`INFO`).
+#[derive(Debug, Default, PartialEq, Eq)]
+struct ServerInfo {
+    is_cluster_node: bool,
+    cut_off: Option<CutOff>,
+}
+
+/// How many clients a server has cut off for their output buffer (Redis 7.4 and newer).
 #[derive(Debug, PartialEq, Eq)]
 struct CutOff {
     /// Names the process.
@@ -96,30 +103,37 @@ struct CutOff {
 const CUT_OFF: &str = "Redis closed the connection, and has since counted a client that exceeded its \
                        client-output-buffer-limit for pubsub";
 
-impl CutOff {
-    /// `None` where Redis does not say.
-    async fn read(connection: &mut MultiplexedConnection) -> RedisResult<Option<Self>> {
+impl ServerInfo {
+    /// Nothing where the user may not ask.
+    async fn read(connection: &mut MultiplexedConnection) -> RedisResult<Self> {
         match redis::cmd("INFO").query_async::<String>(connection).await {
             Ok(info) => Ok(Self::parse(&info)),
-            // Without the right to ask.
-            Err(error) if refusal(&error).is_some() => Ok(None),
+            Err(error) if refusal(&error).is_some() => Ok(Self::default()),
             Err(error) => Err(error),
         }
     }
 
-    fn parse(info: &str) -> Option<Self> {
+    fn parse(info: &str) -> Self {
         let field = |name: &str| {
             let mut lines = info.lines();
             lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
         };
-        Some(Self {
-            run_id: field("run_id")?.to_owned(),
-            count: field("client_output_buffer_limit_disconnections")?
-                .parse()
-                .ok()?,
-        })
+        let cut_off = || {
+            Some(CutOff {
+                run_id: field("run_id")?.to_owned(),
+                count: field("client_output_buffer_limit_disconnections")?
+                    .parse()
+                    .ok()?,
+            })
+        };
+        Self {
+            is_cluster_node: field("cluster_enabled") == Some("1"),
+            cut_off: cut_off(),
+        }
     }
+}
 
+impl CutOff {
     /// Whether the same process has cut off a client since.
     fn grew_since(&self, earlier: &Self) -> bool {
         self.run_id == earlier.run_id && self.count > earlier.count
@@ -190,14 +204,16 @@ impl Supervisor {
                 .await?;
             // Sentinels may name a server that has become a replica a moment ago.
             if is_named && !is_primary(&mut connection).await? {
-                return Ok(None);
+                return Ok(Err(SessionEnd::Replica));
             }
-            let cut_off = CutOff::read(&mut connection).await?;
+            let server = ServerInfo::read(&mut connection).await?;
+            if server.is_cluster_node {
+                return Ok(Err(SessionEnd::ClusterNode));
+            }
             connection.subscribe(probe_channel).await?;
-            Ok(Some((connection, cut_off)))
+            Ok(Ok((connection, server.cut_off)))
         };
-        let connected = self.connecting(attempt).await?;
-        let (connection, cut_off) = connected.ok_or(SessionEnd::Replica)?;
+        let (connection, cut_off) = self.connecting(attempt).await??;
         self.note_cut_off(cut_off);
 
         let joining = self.state.control.join(connection.clone());
@@ -321,16 +337,15 @@ mod tests {
     fn a_server_that_cut_off_a_client_since_is_told_from_others() {
         let info = |run_id: &str, count: u64| {
             let count = format!("client_output_buffer_limit_disconnections:{count}\r\n");
-            CutOff::parse(&format!(
-                "# Server\r\nrun_id:{run_id}\r\n\r\n# Stats\r\n{count}"
-            ))
-            .unwrap()
+            let info = format!("# Server\r\nrun_id:{run_id}\r\n\r\n# Stats\r\n{count}");
+            ServerInfo::parse(&info).cut_off.unwrap()
         };
         assert!(info("a", 2).grew_since(&info("a", 1)));
         assert!(!info("a", 1).grew_since(&info("a", 1)));
         // `CONFIG RESETSTAT`, and another process.
         assert!(!info("a", 0).grew_since(&info("a", 1)));
         assert!(!info("b", 2).grew_since(&info("a", 1)));
-        assert_eq!(CutOff::parse("run_id:a\r\nredis_version:6.2.5"), None);
+        let older = ServerInfo::parse("run_id:a\r\nredis_version:6.2.5\r\ncluster_enabled:0");
+        assert_eq!(older, ServerInfo::default());
     }
 }

@@ -21,6 +21,8 @@ pub struct BusMetrics {
     up: IntGauge,
     down: IntGaugeVec,
     pub(in crate::telemetry) keeps: IntGauge,
+    /// 1 while Redis may evict histories, or does not say.
+    pub(crate) may_evict: IntGauge,
     pub(in crate::telemetry) losses: IntCounter,
     pub(in crate::telemetry) reconnects: IntCounter,
     pub(in crate::telemetry) refused_channels: IntCounter,
@@ -66,6 +68,11 @@ impl BusMetrics {
             keeps: register_int_gauge_with_registry!(
                 "fanfare_redis_keeps_events",
                 "1 while Redis takes kept events, as far as is known; 0 on the embedded bus.",
+                registry,
+            )?,
+            may_evict: register_int_gauge_with_registry!(
+                "fanfare_redis_may_evict",
+                "1 while Redis may evict histories to save memory, or does not say; 0 on the embedded bus.",
                 registry,
             )?,
             losses: register_int_counter_with_registry!(

@@ -37,6 +37,10 @@ pub enum Library {
     },
     /// Events cannot be kept, for this reason; live events go on.
     Unavailable(String),
+    /// This server has no functions, so that events can never be kept on it; live events go on.
+    Impossible(String),
+    /// This server is a node of a cluster.
+    ClusterNode,
     /// This server is a replica: the library must be loaded on its primary.
     Replica,
 }
@@ -66,9 +70,15 @@ pub enum LibraryError {
     /// Redis answered, and another attempt would not change it.
     #[error("{0}")]
     Unavailable(String),
+    /// The server has no functions.
+    #[error("{0} (kept events need Redis 7)")]
+    Impossible(RedisError),
     /// The server is a replica.
     #[error("{0} (connected to a replica)")]
     Replica(RedisError),
+    /// The server is a node of a cluster.
+    #[error("{0} (connected to a node of a cluster)")]
+    ClusterNode(RedisError),
     /// The library is gone, or does not know the prefix.
     #[error("{0}")]
     Missing(RedisError),
@@ -81,24 +91,16 @@ impl From<RedisError> for LibraryError {
             ErrorKind::Server(_) | ErrorKind::Extension if is_missing(&error) => {
                 Self::Missing(error)
             }
-            ErrorKind::Server(_) | ErrorKind::Extension => {
-                let text = error.to_string();
-                // As the redis crate spells NOPERM within a transaction too, and as Redis 7.0 says
-                // it of a command within a function.
-                let forbidden = error.code() == Some("NOPERM")
-                    || text.contains("NoPerm")
-                    || text.contains("The user executing the script can't");
-                let hint = if forbidden {
-                    " (the Redis user lacks the right)"
-                } else if text.contains("read only replica") || error.code() == Some("MASTERDOWN") {
-                    return Self::Replica(error);
-                } else if text.contains("unknown command") {
-                    " (kept events need Redis 7)"
-                } else {
-                    ""
-                };
-                Self::Unavailable(format!("{text}{hint}"))
-            }
+            ErrorKind::Server(_) | ErrorKind::Extension => match refusal(&error) {
+                Some(Refusal::Replica) => Self::Replica(error),
+                Some(Refusal::ClusterNode) => Self::ClusterNode(error),
+                // Functions that are missing were told apart above: the command itself is unknown.
+                Some(Refusal::Missing) => Self::Impossible(error),
+                Some(Refusal::Forbidden) => {
+                    Self::Unavailable(format!("{error} (the Redis user lacks the right)"))
+                }
+                _ => Self::Unavailable(error.to_string()),
+            },
             ErrorKind::Parse | ErrorKind::UnexpectedReturnType => Self::Unavailable(format!(
                 "the library answers in a way that this version does not know: {error}"
             )),
@@ -171,7 +173,9 @@ pub async fn ensure(
         Ok((_, config)) => Ok(Library::Ready { config }),
         Err(LibraryError::Unavailable(reason)) => Ok(Library::Unavailable(reason)),
         Err(error @ LibraryError::Missing(_)) => Ok(Library::Unavailable(error.to_string())),
+        Err(error @ LibraryError::Impossible(_)) => Ok(Library::Impossible(error.to_string())),
         Err(LibraryError::Replica(_)) => Ok(Library::Replica),
+        Err(LibraryError::ClusterNode(_)) => Ok(Library::ClusterNode),
         Err(LibraryError::Connection(error)) => Err(error),
     }
 }
