@@ -114,7 +114,14 @@ impl Publish {
                     &event,
                     keep.as_ref(),
                 );
-                runtime.block_on(post)?
+                let is_default = arguments.value_source("url") == Some(ValueSource::DefaultValue);
+                runtime.block_on(post).map_err(|failure| match failure {
+                    // Perhaps Redis was to be named instead.
+                    NotPosted::Lost(failure) if is_default => {
+                        format!("{failure}; FANFARE_REDIS_URL is not set, so Redis was not tried")
+                    }
+                    NotPosted::Lost(failure) | NotPosted::Refused(failure) => failure,
+                })?
             }
         };
         if let Some(id) = id {
@@ -130,14 +137,22 @@ struct Published {
     id: Option<String>,
 }
 
+/// Why an event was not posted.
+enum NotPosted {
+    /// There was no answer.
+    Lost(String),
+    Refused(String),
+}
+
 async fn post(
     url: &str,
     authorization: Option<HeaderValue>,
     channel: &ChannelName,
     event: &Event,
     keep: Option<&KeepOptions>,
-) -> Result<Option<EventId>, Failure> {
-    let mut url = gateway_url(url, &format!("/events/{channel}"))?;
+) -> Result<Option<EventId>, NotPosted> {
+    let refused = |failure: Failure| NotPosted::Refused(failure.to_string());
+    let mut url = gateway_url(url, &format!("/events/{channel}")).map_err(refused)?;
     let gateway = url.origin().ascii_serialization();
     let retry = event.retry().map(|retry| retry.as_millis().to_string());
     let history = keep.and_then(|keep| keep.history);
@@ -156,7 +171,8 @@ async fn post(
     }
     let client = client(url.as_str())
         .timeout(Duration::from_secs(10))
-        .build()?;
+        .build()
+        .map_err(|error| refused(error.into()))?;
     let mut request = client.post(url).body(event.data().clone());
     if let Some(authorization) = authorization {
         request = request.header(AUTHORIZATION, authorization);
@@ -164,13 +180,18 @@ async fn post(
     if let Some(parent) = event.trace_parent() {
         request = request.header("traceparent", parent.to_string());
     }
-    let lost = |error: reqwest::Error| format!("{gateway}: {}", cause(&error.without_url()));
+    let lost = |error: reqwest::Error| {
+        let cause = cause(&error.without_url());
+        NotPosted::Lost(format!("cannot publish over HTTP to {gateway}: {cause}"))
+    };
     let response = request.send().await.map_err(lost)?;
     let status = response.status();
     let answer = response.text().await.map_err(lost)?;
     if !status.is_success() {
-        return Err(format!("{status}: {answer}").into());
+        return Err(NotPosted::Refused(format!("{status}: {answer}")));
     }
-    let Published { id } = serde_json::from_str(&answer)?;
-    Ok(id.map(|id| id.parse()).transpose()?)
+    let answer = serde_json::from_str(&answer);
+    let Published { id } = answer.map_err(|error| refused(error.into()))?;
+    let id = id.map(|id| id.parse()).transpose();
+    id.map_err(|rule| refused(format!("{gateway} answered without an id: {rule}").into()))
 }

@@ -214,7 +214,8 @@ async fn publish_goes_where_its_arguments_say() {
     let output = publish("nowhere", &["--url", dead]).await;
     assert!(!output.status.success());
     let told = stderr(&output);
-    assert!(told.starts_with("fanfare: http://127.0.0.1:1: "), "{told}");
+    let tried = "fanfare: cannot publish over HTTP to http://127.0.0.1:1: ";
+    assert!(told.starts_with(tried), "{told}");
     assert!(told.contains("refused"), "{told}");
     let both = ["--url", &gateway.url(""), "--redis-url", &redis.url()];
     let output = publish("nowhere", &both).await;
@@ -319,6 +320,27 @@ async fn publish_tells_why_it_was_refused() {
         assert!(!output.status.success(), "{arguments:?}");
         assert!(!stderr(&output).is_empty(), "{arguments:?}");
     }
+}
+
+#[test]
+fn publish_says_what_it_tried() {
+    let nowhere = "http://127.0.0.1:1";
+    let tried = format!("fanfare: cannot publish over HTTP to {nowhere}: ");
+    let named = stderr_of(&["publish", "a", "x", "--url", nowhere]);
+    assert!(named.starts_with(&tried), "{named}");
+    assert!(!named.contains("FANFARE_REDIS_URL"), "{named}");
+    // Nothing listens there, unless this machine has a gateway.
+    if std::net::TcpListener::bind("127.0.0.1:8080").is_ok() {
+        let by_default = stderr_of(&["publish", "a", "x"]);
+        let hint = "; FANFARE_REDIS_URL is not set, so Redis was not tried\n";
+        assert!(by_default.ends_with(hint), "{by_default}");
+    }
+}
+
+fn stderr_of(arguments: &[&str]) -> String {
+    let output = fanfare(arguments, &[]);
+    assert!(!output.status.success(), "{arguments:?}");
+    stderr(&output).to_owned()
 }
 
 #[test]
