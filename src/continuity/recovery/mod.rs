@@ -160,6 +160,11 @@ impl<E: Entry> Missing<E> {
             .map_or(EventId::MAX, |at| at.cursor.position().max(at.from.pred()))
     }
 
+    /// Whether something up to `horizon` is still to be read.
+    fn is_unread(&self, horizon: EventId) -> bool {
+        self.at.is_some() && self.read_to() < horizon
+    }
+
     /// Up to which id everything can be told: a gap waits until the events before it are told.
     fn told_to(&self) -> EventId {
         let mut before = None;
@@ -241,6 +246,17 @@ pub(super) struct Recovery<K: Hash + Ord, E> {
     /// What is later waits for another window.
     horizon: EventId,
     channels: Table<K, Missing<E>>,
+    /// How many of them are [unread](Missing::is_unread), as of the last look at each.
+    unread: usize,
+    to_look_at: ToLookAt<K>,
+}
+
+/// The channels whose next read may have to be sent. There can be hundreds of thousands of channels, so a
+/// page of one must not cost a look at all of them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum ToLookAt<K> {
+    All,
+    These(Vec<K>),
 }
 
 impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
@@ -266,6 +282,8 @@ impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
             bytes: 0,
             horizon: EventId::MAX,
             channels,
+            unread: 0,
+            to_look_at: ToLookAt::All,
         }
     }
 
@@ -276,12 +294,11 @@ impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
     /// Calls `read` for everything that is to be read now, and says whether nothing is missing for
     /// the next window.
     pub(super) fn advance(&mut self, mut read: impl FnMut(Wanted<K>)) -> bool {
-        let mut is_ready = true;
-        for (channel, missing) in self.channels.iter_mut() {
-            let Some(at) = missing.at.filter(|_| missing.read_to() < self.horizon) else {
-                continue;
+        let horizon = self.horizon;
+        let mut look = |channel: &K, missing: &mut Missing<E>| {
+            let Some(at) = missing.at.filter(|_| missing.is_unread(horizon)) else {
+                return false;
             };
-            is_ready = false;
             if missing.reading.is_none() {
                 missing.reading = Some(at);
                 read(Wanted {
@@ -291,12 +308,46 @@ impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
                     size: missing.size,
                 });
             }
+            true
+        };
+        let none = ToLookAt::These(Vec::new());
+        match std::mem::replace(&mut self.to_look_at, none) {
+            ToLookAt::All => {
+                let channels = self.channels.iter_mut();
+                let looks =
+                    channels.filter_map(|(channel, missing)| look(channel, missing).then_some(()));
+                self.unread = looks.count();
+            }
+            ToLookAt::These(channels) => {
+                for channel in channels {
+                    if let Some(missing) = self.channels.get_mut(&channel) {
+                        look(&channel, missing);
+                    }
+                }
+            }
         }
-        is_ready
+        self.unread == 0
     }
 
     /// Takes a page of a channel; `None`: Redis does not give it.
     pub(super) fn take(&mut self, channel: &K, page: Option<HistoryPage<E>>) {
+        let was_unread = self.is_unread(channel);
+        self.take_page(channel, page);
+        let is_unread = self.is_unread(channel);
+        // Otherwise the horizon has changed, and all are counted again.
+        if let ToLookAt::These(channels) = &mut self.to_look_at {
+            channels.push(channel.clone());
+            self.unread += usize::from(is_unread);
+            self.unread -= usize::from(was_unread);
+        }
+    }
+
+    fn is_unread(&self, channel: &K) -> bool {
+        let missing = self.channels.get(channel);
+        missing.is_some_and(|missing| missing.is_unread(self.horizon))
+    }
+
+    fn take_page(&mut self, channel: &K, page: Option<HistoryPage<E>>) {
         let Some(missing) = self.channels.get_mut(channel) else {
             return;
         };
@@ -358,6 +409,7 @@ impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
         for (_, missing) in self.channels.iter_mut() {
             self.bytes -= missing.cut(self.horizon);
         }
+        self.to_look_at = ToLookAt::All;
     }
 
     /// What can be told once [`Self::advance`] says that nothing is missing for it.
@@ -388,6 +440,7 @@ impl<K: Clone + Hash + Ord, E: Entry> Recovery<K, E> {
         }
         window.events.sort_by_key(|(_, event)| event.link().id);
         self.horizon = EventId::MAX;
+        self.to_look_at = ToLookAt::All;
         window
     }
 
