@@ -58,3 +58,52 @@ async fn ten_thousand_short_lived_clients_leave_nothing_behind() {
     assert_eq!(opened, closed);
     assert!(opened >= 5_000.0, "{opened}");
 }
+
+/// Each page of a channel must cost the same, however many channels are read.
+#[tokio::test]
+async fn a_hundred_thousand_channels_miss_nothing_when_the_connection_is_lost() {
+    const STREAMS: usize = 1600;
+    const CHANNELS: usize = 64;
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let channels =
+        |stream: usize| (0..CHANNELS).map(move |one| format!("{}", stream * CHANNELS + one));
+    let mut streams = Vec::new();
+    for stream in 0..STREAMS {
+        let query: Vec<_> = channels(stream)
+            .map(|one| format!("channel={one}"))
+            .collect();
+        let mut raw = Raw::get(gateway.data, &format!("/events?{}", query.join("&"))).await;
+        raw.until("event: $cursor\n").await;
+        streams.push(raw);
+    }
+    gateway.process.signal("STOP");
+    let _: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    let mut connection = redis.connection().await;
+    for stream in 0..STREAMS {
+        let mut publishes = redis::pipe();
+        for channel in channels(stream) {
+            let key = format!("sse:{channel}");
+            let data = format!("of-{channel}");
+            publishes
+                .cmd("FCALL")
+                .arg("fanfare_publish")
+                .arg(1)
+                .arg(key)
+                .arg(data);
+        }
+        publishes.exec_async(&mut connection).await.unwrap();
+    }
+    gateway.process.signal("CONT");
+    let all = (STREAMS * CHANNELS) as f64;
+    eventually_within(DEADLINE * 4, "everything is delivered", async || {
+        gateway.metric("fanfare_events_delivered_total").await == all
+    })
+    .await;
+    for (number, stream) in streams.iter_mut().enumerate() {
+        for channel in channels(number) {
+            let before = stream.until(&format!("data: of-{channel}\n")).await;
+            assert!(!before.contains("$gap"), "{before}");
+        }
+    }
+}
