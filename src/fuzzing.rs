@@ -46,7 +46,7 @@ pub fn envelope(bytes: &[u8]) {
 /// What the function library sends.
 pub fn frame(bytes: &[u8]) {
     if let Ok(Frame::Event(frame)) = decode_frame(Bytes::copy_from_slice(bytes), MAX_EVENT_BYTES)
-        && let Ok(event) = frame.event
+        && let Ok(Some(event)) = frame.event
     {
         check_event(&event);
     }

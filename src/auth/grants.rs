@@ -16,6 +16,8 @@ pub struct Grants {
     pub subscribe: Vec<ChannelPattern>,
     /// Channels that may be published to over HTTP.
     pub publish: Vec<ChannelPattern>,
+    /// Channels that may be ended over HTTP.
+    pub run: Vec<ChannelPattern>,
     /// Channels that are added to every stream unasked; they may be read.
     pub join: Vec<ChannelName>,
     /// Whether subjects and tokens may be revoked.
@@ -50,6 +52,9 @@ impl Grants {
             publish: list(members, "publish", |text| {
                 ChannelPattern::parse(text).map_err(|rule| rule.to_string())
             })?,
+            run: list(members, "run", |text| {
+                ChannelPattern::parse(text).map_err(|rule| rule.to_string())
+            })?,
             join: list(members, "join", |text| {
                 ChannelName::parse(text).map_err(|rule| rule.to_string())
             })?,
@@ -60,6 +65,11 @@ impl Grants {
     /// Whether `channel` may be read.
     pub fn may_read(&self, channel: &ChannelName) -> bool {
         any_matches(&self.subscribe, channel) || self.join.contains(channel)
+    }
+
+    /// Whether `channel` may be ended.
+    pub fn may_run(&self, channel: &ChannelName) -> bool {
+        any_matches(&self.run, channel)
     }
 
     /// Whether `channel` may be published to.

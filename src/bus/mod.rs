@@ -22,7 +22,9 @@ use tokio::sync::{mpsc, watch};
 use crate::config::{BusConfig, Config};
 use crate::continuity::KeptEvent;
 use crate::hub::{HistoryRequest, InterestUpdate, Revocations, ShardMessage};
-use crate::protocol::{ChannelName, EnvelopeFault, Event, EventId, KeptFrame, Revocation};
+use crate::protocol::{
+    ChannelName, EndReason, EnvelopeFault, Event, EventId, KeptFrame, Revocation,
+};
 use crate::tasks::Tasks;
 use crate::telemetry::{BusMetrics, DownCause, Traces};
 use crate::warnings::Warnings;
@@ -74,6 +76,9 @@ pub enum PublishError {
     /// The channel's key in Redis holds what is no history.
     #[error("{0}")]
     NotAHistory(String),
+    /// The channel has ended.
+    #[error("the channel has ended: {0}")]
+    Ended(String),
     /// Events cannot be kept here: Redis does not have the function, or may not run it.
     #[error("events cannot be kept here: {0}")]
     Unsupported(String),
@@ -92,12 +97,14 @@ pub struct KeepOptions {
     pub history: Option<u32>,
     /// An idempotency key: the second event of a key is not published, and has the first's id.
     pub key: Option<String>,
+    /// It is the channel's last event. Without data there is no event, only the end.
+    pub end: Option<EndReason>,
 }
 
 /// An event of a history as clients may get it, and the rule it breaks if nobody may.
 pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<EnvelopeFault>) {
     let (event, fault) = match frame.event {
-        Ok(event) => (Some(Arc::new(event)), None),
+        Ok(event) => (event.map(Arc::new), None),
         Err(fault) => (None, Some(fault)),
     };
     let kept = KeptEvent {
@@ -105,6 +112,7 @@ pub(crate) fn kept_event(frame: KeptFrame) -> (KeptEvent, Option<EnvelopeFault>)
         prev: frame.prev,
         published_ms: frame.published_ms,
         event,
+        end: frame.end,
     };
     (kept, fault)
 }

@@ -71,7 +71,7 @@ pub fn main() -> ExitCode {
     // rustls has no default of its own; a second install has no effect.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     match run() {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             say_last(format!("fanfare: {failure}"));
             ExitCode::FAILURE
@@ -89,7 +89,7 @@ fn say_last(words: String) {
     let _ = is_written.recv_timeout(Duration::from_secs(1));
 }
 
-fn run() -> Result<(), Failure> {
+fn run() -> Result<ExitCode, Failure> {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches)?;
     let exposed = exposed_secrets(&matches);
@@ -97,16 +97,17 @@ fn run() -> Result<(), Failure> {
         return Err(Faults(exposed).into());
     }
     let arguments = matches.subcommand().map_or(&matches, |(_, own)| own);
-    match cli.command {
+    let ran = match cli.command {
         None => serve(&cli.settings),
         Some(Command::Publish(command)) => command.run(arguments),
-        Some(Command::Tail(command)) => command.run(),
+        Some(Command::Tail(command)) => return command.run(),
         Some(Command::Check(command)) => check(&command),
         Some(Command::Functions(command)) => command.run(),
         Some(Command::Health(command)) => command.run(),
         Some(Command::Completions(command)) => command.run(),
         Some(Command::Man(command)) => command.run(),
-    }
+    };
+    ran.map(|()| ExitCode::SUCCESS)
 }
 
 fn serve(settings: &Settings) -> Result<(), Failure> {

@@ -14,7 +14,7 @@ use super::token::Token;
 use super::{Failure, cause, client, gateway_url, runtime};
 use crate::bus::{KeepOptions, publish_once};
 use crate::config::{RedisSource, RedisTlsFiles, SourceFault, secret};
-use crate::protocol::{ChannelName, Event, EventId, TraceParent};
+use crate::protocol::{ChannelName, EndReason, Event, EventId, TraceParent};
 
 /// The limit that a gateway has unless told otherwise; Redis would take more, gateways drop it.
 const MAX_EVENT_BYTES: usize = 1 << 20;
@@ -40,8 +40,11 @@ pub(super) struct Publish {
     /// Idempotency key: an event with a key that was used before is not published
     #[arg(long)]
     key: Option<String>,
+    /// End the channel with this event, or without one if the data is empty: done, error or stopped
+    #[arg(long, value_name = "REASON", value_parser = end_reason)]
+    end: Option<EndReason>,
     /// Publish a live event: it is not kept and has no id
-    #[arg(long, conflicts_with_all = ["history", "key"])]
+    #[arg(long, conflicts_with_all = ["history", "key", "end"])]
     live: bool,
     /// W3C trace context of the event. It is not sent to clients
     #[arg(long, value_name = "TRACEPARENT")]
@@ -92,6 +95,7 @@ impl Publish {
         let keep = (!self.live).then_some(KeepOptions {
             history: self.history,
             key: self.key,
+            end: self.end,
         });
         let runtime = runtime()?;
         let read = |url| {
@@ -131,6 +135,10 @@ impl Publish {
     }
 }
 
+fn end_reason(text: &str) -> Result<EndReason, &'static str> {
+    EndReason::parse(text).ok_or("must be done, error or stopped")
+}
+
 /// What a gateway answers.
 #[derive(Deserialize)]
 struct Published {
@@ -164,6 +172,7 @@ async fn post(
         ("to", event.audience().map(|audience| audience.as_str())),
         ("history", history.as_deref()),
         ("key", keep.and_then(|keep| keep.key.as_deref())),
+        ("end", keep.and_then(|keep| keep.end).map(EndReason::label)),
     ] {
         if let Some(value) = value {
             url.query_pairs_mut().append_pair(name, value);

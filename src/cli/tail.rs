@@ -1,6 +1,8 @@
 //! `fanfare tail CHANNEL…`: a client of a gateway's streams, for the terminal.
 
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
@@ -10,7 +12,7 @@ use sse_stream::{Sse, SseByteStream};
 
 use super::token::Token;
 use super::{Failure, cause, client, gateway_url, runtime};
-use crate::protocol::{ChannelName, Cursor};
+use crate::protocol::{ChannelName, Cursor, EndReason};
 
 /// A stream that is silent for so long is dead: heartbeats come more often.
 const SILENCE: Duration = Duration::from_secs(90);
@@ -18,6 +20,8 @@ const SILENCE: Duration = Duration::from_secs(90);
 /// Until the server says otherwise.
 const DEFAULT_RETRY: Duration = Duration::from_secs(3);
 
+/// Exits when all channels have ended: with 0 if all are done, otherwise with 3 if one was stopped, 4 if one
+/// failed (error), 5 if the publisher of one was lost
 #[derive(Args, Debug)]
 pub(super) struct Tail {
     /// The channels to read
@@ -40,12 +44,12 @@ pub(super) struct Tail {
 }
 
 impl Tail {
-    pub(super) fn run(self) -> Result<(), Failure> {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
         runtime()?.block_on(self.follow())
     }
 
     /// Reads until enough has come, reconnecting as a browser does.
-    async fn follow(self) -> Result<(), Failure> {
+    async fn follow(self) -> Result<ExitCode, Failure> {
         let mut url = gateway_url(&self.url, "/events")?;
         let gateway = url.origin().ascii_serialization();
         for channel in &self.channels {
@@ -68,10 +72,13 @@ impl Tail {
             left: self.count.unwrap_or(u64::MAX),
             resumes: false,
             token: self.token,
+            channels: self.channels.iter().collect::<HashSet<_>>().len(),
+            ends: HashMap::new(),
         };
         while reader.left > 0 {
             match reader.read().await? {
                 End::Enough => break,
+                End::Over(reason) => return Ok(exit_code(reason)),
                 End::Lost(reason) => {
                     let Reader { gateway, retry, .. } = &reader;
                     note(&format!("{gateway}: {reason}; again in {retry:?}"))?;
@@ -80,7 +87,7 @@ impl Tail {
             tokio::time::sleep(reader.retry).await;
             reader.resumes = true;
         }
-        Ok(())
+        Ok(ExitCode::SUCCESS)
     }
 }
 
@@ -88,6 +95,8 @@ impl Tail {
 enum End {
     /// As many events as asked for were printed.
     Enough,
+    /// All channels have ended; the gravest of their reasons.
+    Over(EndReason),
     /// The connection is gone, for this reason; worth another try.
     Lost(String),
 }
@@ -106,6 +115,10 @@ struct Reader {
     /// There was a connection before, which the user is to be told of once this one stands.
     resumes: bool,
     token: Token,
+    /// How many channels were asked for.
+    channels: usize,
+    /// How channels have ended, as far as this connection says.
+    ends: HashMap<String, EndReason>,
 }
 
 impl Reader {
@@ -127,6 +140,11 @@ impl Reader {
             Err(error) => return Ok(End::Lost(cause(&error.without_url()))),
         };
         let status = response.status();
+        if status == reqwest::StatusCode::NO_CONTENT {
+            let reason = response.headers().get("fanfare-end");
+            let reason = reason.and_then(|reason| reason.to_str().ok());
+            return Ok(End::Over(EndReason::read(reason.unwrap_or("done"))));
+        }
         if status.is_client_error() {
             let answer = response.text().await?;
             return Err(format!("{}: {status}: {answer}", self.gateway).into());
@@ -134,6 +152,7 @@ impl Reader {
         if !status.is_success() {
             return Ok(End::Lost(status.to_string()));
         }
+        self.ends.clear();
         let mut blocks = SseByteStream::new(response.bytes_stream());
         while let Some(block) = blocks.next().await {
             match block {
@@ -144,7 +163,21 @@ impl Reader {
                 return Ok(End::Enough);
             }
         }
-        Ok(End::Lost("the stream ended".into()))
+        let gravest = self.ends.values().max().copied();
+        let all_have_ended = gravest.filter(|_| self.ends.len() == self.channels);
+        Ok(match all_have_ended {
+            Some(reason) => End::Over(reason),
+            None => End::Lost("the stream ended".into()),
+        })
+    }
+
+    fn note_end(&mut self, data: &str) {
+        let data: Value = serde_json::from_str(data).unwrap_or_default();
+        let text = |member: &str| data.get(member).and_then(Value::as_str);
+        if let (Some(channel), Some(reason)) = (text("channel"), text("reason")) {
+            self.ends
+                .insert(channel.to_owned(), EndReason::read(reason));
+        }
     }
 
     fn take(&mut self, block: Sse) -> std::io::Result<()> {
@@ -166,8 +199,10 @@ impl Reader {
             if name != "$cursor" {
                 print(block.id.as_deref().unwrap_or("-"), name, data)?;
             }
-            if name == "$gap" {
-                note(&gap(data))?;
+            match name {
+                "$gap" => note(&gap(data))?,
+                "$end" => self.note_end(data),
+                _ => {}
             }
             // The gateway's own are no events of a channel.
             if !name.starts_with('$') {
@@ -180,6 +215,16 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// What a process ends with after channels have ended so.
+fn exit_code(reason: EndReason) -> ExitCode {
+    ExitCode::from(match reason {
+        EndReason::Done => 0,
+        EndReason::Stopped => 3,
+        EndReason::Error => 4,
+        EndReason::Lost => 5,
+    })
 }
 
 /// A gap, for people.

@@ -106,6 +106,7 @@ mod tests {
             from: EventId::new(100, 0),
             events: vec![link(100, 0), link(200, 100), link(300, 200)],
             complete: true,
+            ended: None,
         };
         let seen = seen_in(&page, EventId::new(250, 0));
         assert_eq!(seen, Some(EventId::new(200, 0)));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rules::Rule;
-use crate::protocol::{Audience, Cursor, Event, EventId, GapReason};
+use crate::protocol::{Audience, Cursor, EndReason, Event, EventId, GapReason};
 
 /// An event with its place in the history of its channel.
 #[derive(Clone, Debug)]
@@ -19,6 +19,8 @@ pub struct KeptEvent {
     pub published_ms: u64,
     /// What clients get. `None` when it may not be delivered: it still stands in the chain.
     pub event: Option<Arc<Event>>,
+    /// How the channel ends with it, if it does.
+    pub end: Option<EndReason>,
 }
 
 /// How long histories last. A history without new events expires after this time.
@@ -71,6 +73,15 @@ pub struct Link {
     pub prev: EventId,
 }
 
+/// The end of a channel: its last event, after which nothing is published while it is retained.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ChannelEnd {
+    /// The last event.
+    pub id: EventId,
+    /// How it ended.
+    pub reason: EndReason,
+}
+
 /// One read of a channel's history, all of it taken at the same moment.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HistoryPage<E> {
@@ -91,12 +102,25 @@ pub struct HistoryPage<E> {
     pub events: Vec<E>,
     /// …up to the newest, or only so many of them.
     pub complete: bool,
+    /// The channel has ended. Known of a page that is complete.
+    pub ended: Option<ChannelEnd>,
 }
 
 /// What has a place in a history.
 pub trait Linked {
     /// Its own id and the one before it.
     fn link(&self) -> Link;
+
+    /// How the channel ends with it, if it does.
+    fn end(&self) -> Option<EndReason> {
+        None
+    }
+
+    /// The end of its channel, if it is the last.
+    fn channel_end(&self) -> Option<ChannelEnd> {
+        let id = self.link().id;
+        self.end().map(|reason| ChannelEnd { id, reason })
+    }
 }
 
 impl Linked for Link {
@@ -111,6 +135,10 @@ impl Linked for KeptEvent {
             id: self.id,
             prev: self.prev,
         }
+    }
+
+    fn end(&self) -> Option<EndReason> {
+        self.end
     }
 }
 
@@ -133,6 +161,7 @@ impl<E> HistoryPage<E> {
             from: self.from,
             events: self.events.iter().map(event).collect(),
             complete: self.complete,
+            ended: self.ended,
         }
     }
 
@@ -162,6 +191,25 @@ impl<E: Linked> HistoryPage<E> {
             (false, Some(last)) => last.link().id,
             _ => self.issued.map_or(EventId::ZERO, |issued| issued.last),
         }
+    }
+
+    /// The channel's end, where it came at `position` or before, or `None` where it had not ended by
+    /// then; outside `None` where the page does not tell.
+    #[expect(clippy::option_option, reason = "whether it is known, and what it is")]
+    pub fn ended_by(&self, position: EventId) -> Option<Option<ChannelEnd>> {
+        let is_told = if self.complete {
+            self.end() >= position
+        } else {
+            // What follows an event says that it was not the end.
+            self.end() > position
+        };
+        is_told.then(|| self.ended_through(position))
+    }
+
+    /// The channel's end, where it came at `position` or before.
+    pub(super) fn ended_through(&self, position: EventId) -> Option<ChannelEnd> {
+        let has_come = |end: &ChannelEnd| end.id <= position || Rule::EndHasArrived.is_off();
+        self.ended.filter(has_come)
     }
 
     /// Whether `id` is known to be an event of the channel.

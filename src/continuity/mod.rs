@@ -14,6 +14,7 @@
 //! them exhaustively in small worlds, and shows that it notices when one of them is weakened.
 
 mod arrival;
+mod ends;
 mod feed;
 mod judge;
 mod positions;
@@ -23,8 +24,9 @@ pub(crate) mod rules;
 mod table;
 mod tail;
 
+pub(crate) use ends::last_end;
 pub(crate) use feed::{Action, Feed, FeedSettings, Input, PageSize};
-pub use judge::{GapNotice, HistoryPage, Issued, KeptEvent, Link, Linked, Retention};
+pub use judge::{ChannelEnd, GapNotice, HistoryPage, Issued, KeptEvent, Link, Linked, Retention};
 pub(crate) use positions::{Positions, heartbeat_cursor};
 pub(crate) use replay::{Gap, Part, Replay, Step, View};
 pub(crate) use tail::{Entry, Tail, TailLimits};

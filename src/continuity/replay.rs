@@ -10,7 +10,8 @@
 
 use std::time::Duration;
 
-use super::judge::{Evidence, HistoryPage, Linked, judge};
+use super::ends::{ends_of, is_over};
+use super::judge::{ChannelEnd, Evidence, HistoryPage, Linked, judge};
 use super::rules::Rule;
 use super::tail::{Entry, Tail};
 use crate::protocol::{Cursor, EventId, GapReason};
@@ -27,6 +28,8 @@ pub(crate) struct Replay {
     /// The cursor is our own, of a client that has had nothing: of a history only what follows
     /// the floor is to be judged.
     trusted: bool,
+    /// It goes on when it is known which channels have ended.
+    asks_for_ends: bool,
     lag_bound: Duration,
 }
 
@@ -69,6 +72,22 @@ pub(crate) struct Part<E> {
     /// The id that gaps are told with is an event's: as a cursor it would prove something. A
     /// client cut off between two gaps must not have it yet.
     pub(crate) gap_id_proves: bool,
+    /// Channels that have ended, with all their events told; known of a part that is live.
+    pub(crate) ends: Vec<End>,
+    /// Later ends come by themselves.
+    pub(crate) ends_through: EventId,
+    /// The end of the last of them, where all of the stream's channels have ended.
+    pub(crate) last_end: Option<EventId>,
+    /// The client had all of this before: there is nothing to tell it, and never will be.
+    pub(crate) is_over: bool,
+}
+
+/// A channel that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    /// The channel's index.
+    pub(crate) channel: usize,
+    pub(crate) end: ChannelEnd,
 }
 
 /// A channel that cannot be proven complete.
@@ -84,6 +103,23 @@ pub(crate) struct Gap {
 }
 
 impl<E> Part<E> {
+    /// Nothing but the step to the live events after `cursor`.
+    pub(crate) fn live(cursor: Cursor) -> Self {
+        Self {
+            gaps: Vec::new(),
+            events: Vec::new(),
+            cursor,
+            live: true,
+            is_behind: false,
+            from_history: false,
+            gap_id_proves: false,
+            ends: Vec::new(),
+            ends_through: cursor.position(),
+            last_end: None,
+            is_over: false,
+        }
+    }
+
     /// The id that gaps are told with: just below the first event that follows.
     pub(crate) fn gap_id(&self) -> EventId
     where
@@ -103,7 +139,17 @@ impl Replay {
             told: cursor,
             floors: vec![EventId::ZERO; channels],
             trusted: false,
+            asks_for_ends: true,
             lag_bound,
+        }
+    }
+
+    /// A new client that wants what comes after `position`. A channel that ended before is one on
+    /// which nothing comes.
+    pub(crate) fn fresh(position: EventId, channels: usize, lag_bound: Duration) -> Self {
+        Self {
+            asks_for_ends: false,
+            ..Self::resume(Cursor::fresh(position), channels, lag_bound)
         }
     }
 
@@ -116,6 +162,7 @@ impl Replay {
             told: cursor,
             floors,
             trusted: true,
+            asks_for_ends: true,
             lag_bound,
         }
     }
@@ -187,15 +234,28 @@ impl Replay {
             last.unwrap_or(begin)
         };
         let holds_nothing = events.is_empty();
+        // The event of a cursor is lost to all channels, or proven to all.
+        let keeps_event = gaps.len() < views.len();
+        let had = last.or(keeps_event.then_some(self.cursor.event()));
+        let live = is_whole && meets_tails && had <= Some(caught);
+        let ends_through = end.min(caught);
+        let (ends, unknown) = if live && self.asks_for_ends {
+            ends_of(views, ends_through)
+        } else {
+            Default::default()
+        };
+        if !unknown.is_empty() {
+            let from_here = |channel| (channel, position);
+            return Step::Read(unknown.into_iter().map(from_here).collect());
+        }
+        let last_end = ends.iter().map(|end| end.end.id).max();
+        let last_end = last_end.filter(|_| ends.len() == views.len());
+        let is_over = is_over(position, last_end, !gaps.is_empty());
         events.retain(may_have);
 
         let advance = |cursor: Cursor, last: Option<EventId>| {
-            // The event of a cursor is lost to all channels, or proven to all.
-            let had = if gaps.len() < views.len() {
-                cursor.event()
-            } else {
-                EventId::ZERO
-            };
+            let had = Some(cursor.event()).filter(|_| keeps_event);
+            let had = had.unwrap_or_default();
             match last {
                 None if cursor.is_confirmed(self.lag_bound) => Cursor::new(had, end),
                 // What was read just now may yet be taken back by a failover.
@@ -205,23 +265,14 @@ impl Replay {
         let last_told = events.last().map(|event| event.link().id);
         (self.cursor, self.told) = (advance(self.cursor, last), advance(self.told, last_told));
         self.trusted = false;
-        // A page that begins with the cursor's event may end before its position, where a channel
-        // has many events that the client did not ask for then. It has told of the event; what
-        // follows the position is read next, by itself.
-        let ends_early = |page: &&HistoryPage<E>| !page.complete && page.end() <= position;
         if !meets_tails
             && self.cursor.position() == position
-            && pages.iter().flatten().any(ends_early)
+            && self.skip_early_pages(&pages)
+            && keeps_event
         {
-            if gaps.len() < views.len() {
-                // They are found again.
-                gaps.clear();
-            }
-            self.floors.fill(position.next());
-            self.trusted = true;
+            // They are found again.
+            gaps.clear();
         }
-        let is_caught = self.cursor.event() <= caught;
-        let live = is_whole && meets_tails && is_caught;
         let mut part = Part {
             gaps,
             events,
@@ -230,11 +281,29 @@ impl Replay {
             is_behind: holds_nothing && !live,
             from_history: pages.iter().any(Option::is_some),
             gap_id_proves: false,
+            ends,
+            ends_through,
+            last_end,
+            is_over,
         };
         let gap_id = part.gap_id();
         part.gap_id_proves = views.iter().any(|view| view.tail.holds(gap_id))
             || pages.iter().flatten().any(|page| page.holds(gap_id));
         Step::Send(part)
+    }
+
+    /// A page that begins with the cursor's event may end before its position, where a channel has many
+    /// events that the client did not ask for then. It has told of the event; what follows the position
+    /// is read next, by itself.
+    fn skip_early_pages<E: Linked>(&mut self, pages: &[Option<&HistoryPage<E>>]) -> bool {
+        let position = self.cursor.position();
+        let ends_early = |page: &&HistoryPage<E>| !page.complete && page.end() <= position;
+        let is_early = pages.iter().flatten().any(ends_early);
+        if is_early {
+            self.floors.fill(position.next());
+            self.trusted = true;
+        }
+        is_early
     }
 
     /// The events after `begin` that were asked for: up to `told_by_all` from where each channel is
@@ -382,76 +451,4 @@ fn cut<E: Entry>(events: &mut Vec<E>, most_bytes: usize) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::continuity::{Issued, Link, Retention};
-
-    const LAG: Duration = Duration::from_secs(60);
-
-    fn id(ms: u64) -> EventId {
-        EventId::new(ms, 0)
-    }
-
-    fn link(ms: u64, prev: u64) -> Link {
-        Link {
-            id: id(ms),
-            prev: id(prev),
-        }
-    }
-
-    /// A page of a history that begins at 100, cut unless it is complete.
-    fn page(from: EventId, events: Vec<Link>, complete: bool) -> HistoryPage<Link> {
-        HistoryPage {
-            issued: Some(Issued {
-                epoch: id(1),
-                last: id(900),
-            }),
-            now_ms: 900,
-            retention: Retention::constant(LAG * 2),
-            evictable: false,
-            oldest: Some(link(100, 0)),
-            from,
-            events,
-            complete,
-        }
-    }
-
-    /// A page cut before the position would be read again and again.
-    #[test]
-    fn a_page_that_ends_before_the_position_is_not_read_twice() {
-        let tail = Tail::default();
-        let step = |replay: &mut Replay, page: Option<&HistoryPage<Link>>| {
-            let view = View {
-                tail: &tail,
-                page,
-                fresh: true,
-            };
-            replay.step(&[view], Some(id(800)), 1000, |_| true)
-        };
-        let cursor: Cursor = "100-0.500-0".parse().unwrap();
-        let mut replay = Replay::resume(cursor, 1, LAG);
-        let Step::Read(reads) = step(&mut replay, None) else {
-            panic!("nothing is known yet");
-        };
-        assert_eq!(reads, [(0, id(100))]);
-        let cut = page(id(100), vec![link(100, 0), link(200, 100)], false);
-        let Step::Send(part) = step(&mut replay, Some(&cut)) else {
-            panic!("the same would be read again");
-        };
-        assert!(part.gaps.is_empty() && part.events.is_empty() && !part.live);
-        assert_eq!(part.cursor, cursor);
-        let Step::Read(reads) = step(&mut replay, None) else {
-            panic!("what follows is not known yet");
-        };
-        assert_eq!(reads, [(0, id(500).next())]);
-        for (prev, reason) in [(200, None), (550, Some(GapReason::Expired))] {
-            let mut replay = replay.clone();
-            let rest = page(id(500).next(), vec![link(600, prev)], true);
-            let Step::Send(part) = step(&mut replay, Some(&rest)) else {
-                panic!("everything is known");
-            };
-            assert_eq!(part.events, [link(600, prev)]);
-            assert_eq!(part.gaps.first().map(|gap| gap.reason), reason);
-        }
-    }
-}
+mod tests;

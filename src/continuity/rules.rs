@@ -44,6 +44,14 @@ pub(crate) enum Rule {
     ReadIsSeen,
     /// A replay goes live only where the tails meet it.
     SeamMeetsTails,
+    /// Before a replay goes live it is known of every channel whether it has ended.
+    EndIsLookedUp,
+    /// An end that was read counts when it has arrived: not before the last event.
+    EndHasArrived,
+    /// A client that has not had the ends of all its channels gets a stream.
+    OverAtTheEnd,
+    /// So does one whose cursor is not proven.
+    OverIsProven,
 }
 
 impl Rule {

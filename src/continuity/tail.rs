@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::judge::{HistoryPage, Linked};
+use super::judge::{ChannelEnd, HistoryPage, Linked};
 use crate::protocol::EventId;
 
 /// What a tail holds.
@@ -15,6 +15,22 @@ impl Entry for super::judge::KeptEvent {
     fn cost_bytes(&self) -> usize {
         let payload_bytes = self.event.as_ref().map_or(0, |event| event.payload_len());
         payload_bytes + size_of::<Self>()
+    }
+}
+
+/// Whether the channel has ended, as far as its events have arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Ending {
+    /// Nothing has arrived yet, and nothing was read.
+    #[default]
+    Unknown,
+    Open,
+    Ended(ChannelEnd),
+}
+
+impl From<Option<ChannelEnd>> for Ending {
+    fn from(end: Option<ChannelEnd>) -> Self {
+        end.map_or(Self::Open, Self::Ended)
     }
 }
 
@@ -35,6 +51,7 @@ pub(crate) struct Tail<E> {
     before: Option<EventId>,
     events: VecDeque<E>,
     bytes: usize,
+    ending: Ending,
 }
 
 impl<E> Default for Tail<E> {
@@ -44,6 +61,7 @@ impl<E> Default for Tail<E> {
             before: None,
             events: VecDeque::new(),
             bytes: 0,
+            ending: Ending::Unknown,
         }
     }
 }
@@ -80,6 +98,7 @@ impl<E: Entry> Tail<E> {
             self.before = Some(link.prev);
         }
         self.bytes += event.cost_bytes();
+        self.ending = event.channel_end().into();
         self.events.push_back(event);
         self.trim(limits);
     }
@@ -89,6 +108,11 @@ impl<E: Entry> Tail<E> {
         let Some(complete_after) = self.complete_after else {
             return;
         };
+        if self.ending == Ending::Unknown
+            && let Some(ended) = page.ended_by(complete_after)
+        {
+            self.ending = ended.into();
+        }
         // A history that began anew (`prev` is 0-0) says nothing of what was before it.
         let (begin, before) = match page.events.first().map(Linked::link) {
             Some(first) if first.prev > EventId::ZERO => (first.prev, Some(first.prev)),
@@ -123,6 +147,19 @@ impl<E: Entry> Tail<E> {
         }
         if self.events.is_empty() {
             self.events = VecDeque::new();
+        }
+    }
+
+    /// Whether the channel has ended, as far as its events have arrived.
+    pub(crate) fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// The end of the channel, where it is known to have ended.
+    pub(crate) fn ended(&self) -> Option<ChannelEnd> {
+        match self.ending {
+            Ending::Ended(end) => Some(end),
+            Ending::Unknown | Ending::Open => None,
         }
     }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::error::Problem;
 use super::ignored::IGNORED_HEADER;
-use crate::protocol::{ControlForm, Cursor, RetryRange};
+use crate::protocol::{ControlForm, Cursor, EndReason, RetryRange};
 
 /// The type of every stream. Streams are always UTF-8, but Python's `requests` reads text without a
 /// charset as ISO-8859-1.
@@ -31,6 +31,20 @@ pub(super) fn stream_headers(headers: &mut HeaderMap) {
 
 /// A proxy that wants to try another replica asks for 503 instead of retry-and-close.
 pub(super) const BUSY_HEADER: &str = "fanfare-busy";
+
+/// Why there is nothing to come, in the answer that says so.
+pub(super) const END_HEADER: &str = "fanfare-end";
+
+/// The answer to a client that has had everything of channels that have ended. It is the one status on
+/// which an `EventSource` stops (WHATWG HTML, section 9.2.1).
+pub(super) fn over(reason: EndReason) -> Response {
+    let mut response = StatusCode::NO_CONTENT.into_response();
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    let reason = HeaderValue::from_static(reason.label());
+    headers.insert(HeaderName::from_static(END_HEADER), reason);
+    response
+}
 
 /// How long clients stay away that were answered with retry-and-close. Longer than the usual
 /// reconnection time: something is short, and everybody comes back. nginx/nginx.conf answers the

@@ -299,6 +299,26 @@ impl Authority {
         ))
     }
 
+    /// Whether `caller` may say of `channel` that it has ended.
+    ///
+    /// # Errors
+    /// With the answer that names the channel, when not.
+    pub(super) fn check_run(&self, caller: &Caller, channel: &ChannelName) -> Result<(), Problem> {
+        if self.rules().is_none() || caller.grants.may_run(channel) {
+            return Ok(());
+        }
+        if self.knows_tokens() && caller.session.is_none() {
+            return Err(Problem::unauthorized(
+                "ending a channel needs a token with the grant run",
+                None,
+            ));
+        }
+        Err(Problem::new(
+            StatusCode::FORBIDDEN,
+            format!("this token does not allow ending channel {channel} (the grant run)"),
+        ))
+    }
+
     /// Whether `caller` may revoke subjects and tokens.
     ///
     /// # Errors

@@ -16,10 +16,13 @@ pub(crate) struct Problem {
     detail: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'static str>,
+    /// Why, for machines.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
     #[serde(skip)]
     retry_after: Option<Duration>,
     #[serde(skip)]
-    challenge: Option<HeaderValue>,
+    challenge: Option<Box<HeaderValue>>,
 }
 
 fn status_number<S: serde::Serializer>(
@@ -37,6 +40,7 @@ impl Problem {
             title: status.canonical_reason().unwrap_or("Error"),
             detail: detail.into(),
             field: None,
+            reason: None,
             retry_after: None,
             challenge: None,
         }
@@ -45,11 +49,11 @@ impl Problem {
     /// A credential that is missing or wrong; `error` is the code of RFC 6750, section 3.1.
     pub(super) fn unauthorized(detail: impl Into<String>, error: Option<&'static str>) -> Self {
         let mut problem = Self::new(StatusCode::UNAUTHORIZED, detail);
-        problem.challenge = Some(match error {
+        problem.challenge = Some(Box::new(match error {
             None => HeaderValue::from_static("Bearer"),
             Some(error) => HeaderValue::try_from(format!("Bearer error=\"{error}\""))
                 .unwrap_or(HeaderValue::from_static("Bearer")),
-        });
+        }));
         problem
     }
 
@@ -58,6 +62,12 @@ impl Problem {
         let mut problem = Self::new(StatusCode::BAD_REQUEST, format!("{field}: {rule}"));
         problem.field = Some(field);
         problem
+    }
+
+    /// Says why, for machines.
+    pub(super) fn reason(mut self, reason: &'static str) -> Self {
+        self.reason = Some(reason);
+        self
     }
 
     /// What it is answered with.
@@ -95,7 +105,7 @@ impl IntoResponse for Problem {
             response.headers_mut().insert(RETRY_AFTER, seconds);
         }
         if let Some(challenge) = self.challenge {
-            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
+            response.headers_mut().insert(WWW_AUTHENTICATE, *challenge);
         }
         response
     }

@@ -2,7 +2,7 @@
 //!
 //! A busy answer is complete at once, but many client libraries reconnect without a pause when an answer
 //! ends, whatever its `retry` says. So its end comes one to two seconds later, as long as that takes
-//! nothing from others.
+//! nothing from others. An answer without a body, which ends with its head, is held back as a whole.
 
 use std::pin::Pin;
 use std::rc::Rc;
@@ -57,19 +57,9 @@ impl HeldBody {
         let Some(place) = HeldPlace::take(hub, admission, to) else {
             return Err(body);
         };
-        let (hub, admission) = (Rc::clone(hub), Arc::clone(admission));
-        let end = async move {
-            let _place = place;
-            tokio::select! {
-                () = sleep(Duration::from_millis(fastrand::u64(HELD_MS))) => {}
-                () = hub.drains() => {}
-                () = admission.is_crowded() => {}
-            }
-        };
-        let end: Pin<Box<dyn Future<Output = ()>>> = Box::pin(end);
         Ok(Self {
             body,
-            end: Some(end),
+            end: Some(Box::pin(place.hold(Arc::clone(admission)))),
         })
     }
 
@@ -86,6 +76,13 @@ impl HeldBody {
             self.end = None;
         }
         Poll::Ready(None)
+    }
+}
+
+/// Holds back an answer that has no body, for as long as the end of one with a body would be held.
+pub(super) async fn hold_back(hub: &Rc<Hub>, admission: &Arc<Admission>, to: &Receiver<'_>) {
+    if let Some(place) = HeldPlace::take(hub, admission, to) {
+        place.hold(Arc::clone(admission)).await;
     }
 }
 
@@ -113,6 +110,15 @@ impl HeldPlace {
             _of_address: of_address,
             _of_connection: of_connection,
         })
+    }
+
+    /// Keeps the place until the answer's time is over.
+    async fn hold(self, admission: Arc<Admission>) {
+        tokio::select! {
+            () = sleep(Duration::from_millis(fastrand::u64(HELD_MS))) => {}
+            () = self.hub.drains() => {}
+            () = admission.is_crowded() => {}
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use http::uri::Authority;
 use http::{HeaderMap, Method, Request, StatusCode};
 use tower_http::cors::{AllowOrigin, CorsLayer};
 
-use super::answer::BUSY_HEADER;
+use super::answer::{BUSY_HEADER, END_HEADER};
 use super::error::Problem;
 use super::host;
 use super::ignored::IGNORED_HEADER;
@@ -105,7 +105,11 @@ pub(super) fn cors(allowed: &[Origin]) -> CorsLayer {
         .allow_credentials(true)
         .allow_methods([Method::GET, Method::HEAD, Method::POST])
         .allow_headers(REQUEST_HEADERS)
-        .expose_headers([RETRY_AFTER, IGNORED_HEADER])
+        .expose_headers([
+            RETRY_AFTER,
+            IGNORED_HEADER,
+            HeaderName::from_static(END_HEADER),
+        ])
         .max_age(PREFLIGHT_AGE)
 }
 

@@ -20,7 +20,7 @@ use super::request_context::trace_parent;
 use super::state::RouterState;
 use super::subscribe::token_in_query;
 use crate::bus::{KeepOptions, PublishError};
-use crate::protocol::{ChannelName, Event, EventFault, EventId, TraceParent};
+use crate::protocol::{ChannelName, EndReason, Event, EventFault, EventId, TraceParent};
 use crate::telemetry::occurrences::{EventPublished, PublishFailed, PublishRefused};
 use crate::telemetry::{BusMetrics, EventKind};
 
@@ -67,7 +67,16 @@ pub(super) async fn publish(
     let Path(channel) = path.map_err(|rejection| Problem::field("channel", rejection))?;
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
     let caller = state.authority.caller(&headers, None).await?;
-    state.authority.check_publish(&caller, &channel)?;
+    let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers);
+    let ends = fields.as_ref().is_ok_and(Fields::ends);
+    let may_publish = state.authority.check_publish(&caller, &channel);
+    // Who may only end the channel may do that.
+    let may_publish = if ends {
+        state.authority.check_run(&caller, &channel)?;
+        may_publish
+    } else {
+        Ok(may_publish?)
+    };
     let subject = caller
         .session
         .as_ref()
@@ -79,13 +88,13 @@ pub(super) async fn publish(
         )
         .retry_after(wait)
     })?;
-    let mut fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers)?;
+    let mut fields = fields?;
     let Some(traces) = state.traces else {
-        return Ok(publish_body(&state, &channel, fields, body).await?);
+        return Ok(publish_body(&state, &channel, fields, may_publish, body).await?);
     };
     let span = traces.publish(&channel, fields.trace_parent);
     fields.trace_parent = span.trace_parent();
-    let published = publish_body(&state, &channel, fields, body).await;
+    let published = publish_body(&state, &channel, fields, may_publish, body).await;
     span.end(match &published {
         Ok(Json(Published { id })) => Ok(id.as_ref()),
         Err(problem) => Err(problem.status()),
@@ -97,10 +106,14 @@ async fn publish_body(
     state: &RouterState,
     channel: &ChannelName,
     fields: Fields,
+    may_publish: Result<(), Problem>,
     body: Body,
 ) -> Result<Json<Published>, Problem> {
     let limit = state.max_event_bytes;
     let data = read_body(body, limit, EventFault::TooLarge { limit }).await?;
+    if !data.is_empty() {
+        may_publish?;
+    }
     let keep = fields.keep();
     let event = fields.apply(data, state.max_event_bytes)?;
     let kind = match keep {
@@ -134,6 +147,11 @@ fn refused(
         PublishError::Rejected(rule) => {
             PublishRefused(kind).emit(metrics);
             return Problem::new(StatusCode::BAD_REQUEST, rule.as_str());
+        }
+        PublishError::Ended(reason) => {
+            PublishRefused(kind).emit(metrics);
+            let told = format!("the channel has ended: {reason}");
+            return Problem::new(StatusCode::CONFLICT, told).reason("ended");
         }
         PublishError::NotAHistory(_) => (
             StatusCode::CONFLICT,
@@ -259,10 +277,15 @@ impl Fields {
                         return Err(Problem::field("history", rule));
                     }
                 }
+                "end" => {
+                    let reason = EndReason::parse(&value);
+                    let rule = || Problem::field("end", "must be done, error or stopped");
+                    fields.options.end = Some(reason.ok_or_else(rule)?);
+                }
                 "token" | "jwt" => return Err(token_in_query()),
                 _ => {
                     let rule = format!(
-                        "{key:?} is unknown; there are event, retry, to, key, history and keep"
+                        "{key:?} is unknown; there are event, retry, to, key, history, end and keep"
                     );
                     return Err(Problem::field("query", rule));
                 }
@@ -277,6 +300,7 @@ impl Fields {
             for (field, is_set) in [
                 ("key", fields.options.key.is_some()),
                 ("history", fields.options.history.is_some()),
+                ("end", fields.options.end.is_some()),
             ] {
                 if is_set {
                     return Err(Problem::field(
@@ -304,6 +328,11 @@ impl Fields {
         }
         self.trace_parent = trace_parent(headers);
         Ok(())
+    }
+
+    /// Whether the channel ends with it.
+    fn ends(&self) -> bool {
+        self.options.end.is_some()
     }
 
     /// How the event is kept; `None`: it is not.

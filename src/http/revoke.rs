@@ -70,6 +70,8 @@ pub(super) async fn revoke(
 fn refused(error: PublishError) -> Problem {
     let told = match error {
         PublishError::Rejected(rule) => return Problem::new(StatusCode::BAD_REQUEST, rule),
+        // No answer to a revocation.
+        PublishError::Ended(_) => "the bus is not available",
         PublishError::NotAHistory(_) => "the Redis key of the revocations contains another type",
         PublishError::Unavailable(_) | PublishError::NotNow { .. } => {
             "the bus is unavailable or cannot store more revocations"

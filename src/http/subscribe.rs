@@ -107,6 +107,8 @@ async fn stream_head(
         control,
         heartbeat,
         session,
+        // The page of a ticket is an EventSource, which shows no status.
+        sees_status: ticket.is_none(),
     };
     Ok(Decision::Open { stream, ticket }.with(response))
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::session::Session;
 use crate::continuity::{Entry, KeptEvent, Link, Linked};
-use crate::protocol::{Audience, ChannelName, Framing};
+use crate::protocol::{Audience, ChannelName, EndReason, Framing};
 
 /// An event's bytes, encoded once for all connections of a shard.
 #[derive(Clone, Debug)]
@@ -62,6 +62,8 @@ pub(crate) struct EncodedEvent {
     pub(super) wire: Option<Wire>,
     /// The sessions it is for; `None`: everybody.
     pub(super) audience: Option<Arc<Audience>>,
+    /// How the channel ends with it, if it does.
+    pub(super) end: Option<EndReason>,
 }
 
 impl EncodedEvent {
@@ -76,6 +78,7 @@ impl EncodedEvent {
             link: event.link(),
             wire,
             audience: event.audience().cloned(),
+            end: event.end,
         }
     }
 }
@@ -93,6 +96,10 @@ impl EncodedEvent {
 impl Linked for EncodedEvent {
     fn link(&self) -> Link {
         self.link
+    }
+
+    fn end(&self) -> Option<EndReason> {
+        self.end
     }
 }
 

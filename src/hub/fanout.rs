@@ -12,10 +12,10 @@ use super::lot::{EncodedLot, Lot, Piece, What};
 use super::mailbox::SlowClientPolicy;
 use super::parcel::{Loss, Origin, Parcel};
 use super::shard::Hub;
-use super::subscriber::Subscriber;
+use super::subscriber::{ChannelKey, Subscriber};
 use super::timing::Round;
 use super::{BusEvent, EventBatch, FanOutWatch, Item};
-use crate::protocol::{ControlForm, Framing};
+use crate::protocol::{ControlForm, EventId, Framing};
 
 /// Pushes of one round: some milliseconds of work, after which connections get to write and the
 /// shard to accept, however many events there are for however many clients.
@@ -87,6 +87,7 @@ impl Hub {
             }
         }
         self.push_pieces(&channels, &encoded, &pieces);
+        self.push_ends(&channels, &encoded);
         self.count_round(&mut channels, &encoded, round);
         for Watched {
             watch,
@@ -110,6 +111,8 @@ impl Hub {
         let mut pieces: Vec<Piece> = Vec::new();
         let mut watched: Vec<Watched<'a>> = Vec::new();
         let (mut cost_bytes, mut pushes) = (0, 0);
+        // The channels that end in this round.
+        let mut ended: Vec<(ChannelKey, EventId)> = Vec::new();
         while cost_bytes < self.settings.max_batch_bytes() && pushes < MOST_PUSHES {
             let Some(event) = events.next() else {
                 break;
@@ -156,7 +159,17 @@ impl Hub {
             let Some(lot) = lots.get_mut(number) else {
                 continue;
             };
-            let (range, what) = lot.add(&event.item);
+            let ended_now = ended.iter().rev().find(|(of, _)| *of == key);
+            let after_end = match ended_now {
+                Some((_, id)) => Some(*id),
+                None => channel.tail.ended().map(|end| end.id),
+            };
+            let (range, what) = lot.add(&event.item, after_end);
+            if let What::Kept { end: Some(end), .. } = &what {
+                ended.push((key, end.id));
+                // What is published live all the same stays apart.
+                channel.lot = None;
+            }
             // Who gets one that is not for everybody is known later.
             if channels.are_counted() && audience.is_none() && !matches!(what, What::Gap { .. }) {
                 channels.count(key, clients);
@@ -223,13 +236,13 @@ impl Hub {
     /// Has a channel remember its kept event.
     fn note_kept(&self, channels: &mut Channels, lot: &EncodedLot, piece: &Piece) {
         match &piece.what {
-            What::Live => {}
+            What::Live { .. } => {}
             What::Gap { complete_after, .. } => {
                 if let Some(position) = complete_after {
                     channels.note_gap(lot.key, *position);
                 }
             }
-            What::Kept { link, .. } => {
+            What::Kept { link, end, .. } => {
                 self.positions.borrow_mut().note(link.id);
                 let wire = piece.range.as_ref().map(|range| {
                     let wire = Wire::slice(&lot.bytes, &range.chunk, &range.payload);
@@ -250,6 +263,7 @@ impl Hub {
                     link: *link,
                     wire,
                     audience: lot.audience.clone(),
+                    end: end.map(|end| end.reason),
                 };
                 channels.append_to_tail(lot.key, event);
             }
@@ -266,16 +280,27 @@ impl Hub {
     ) {
         let tick = self.tick();
         for member in members {
-            if !lot.is_for(member) {
-                continue;
-            }
+            self.push_lot_to(member, number, lot, pieces, tick);
+            self.push_end(member, lot);
+        }
+    }
+
+    fn push_lot_to(
+        &self,
+        member: &Subscriber,
+        number: usize,
+        lot: &EncodedLot,
+        pieces: &[Piece],
+        tick: u64,
+    ) {
+        if lot.is_for(member) {
             let has_had_some = lot.first_id <= member.skip_through.get();
             let needs_comments = member.control == ControlForm::Comment && !lot.gaps.is_empty();
             if has_had_some || needs_comments {
                 for piece in pieces.iter().filter(|piece| piece.lot == number) {
                     self.push_piece(member, lot, piece, &PieceOrigins::default(), false);
                 }
-                continue;
+                return;
             }
             for reason in &lot.gaps {
                 self.stats.count_gaps(*reason, 1);
@@ -304,6 +329,13 @@ impl Hub {
         is_one_of_many: bool,
     ) {
         if piece.what.was_had(member.skip_through.get()) {
+            return;
+        }
+        if let What::Live {
+            after_end: Some(end),
+        } = piece.what
+            && member.minds_end(end)
+        {
             return;
         }
         let Some(range) = &piece.range else {

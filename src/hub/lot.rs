@@ -13,7 +13,7 @@ use super::encoded::Wire;
 use super::parcel::{KeptSpan, Loss, Origin};
 use super::subscriber::{ChannelKey, Subscriber};
 use super::timing::{Round, Timing};
-use crate::continuity::{GapNotice, Link, Linked};
+use crate::continuity::{ChannelEnd, GapNotice, Link, Linked};
 use crate::protocol::{Audience, ChannelName, ControlForm, EventId, Framing, GapReason};
 
 /// Events of one channel in this round, encoded one behind the other. One that is not for
@@ -32,6 +32,17 @@ pub(super) struct Lot {
     first_id: EventId,
     kept: Option<KeptSpan>,
     gaps: Vec<GapReason>,
+    end: Option<LotEnd>,
+}
+
+/// The end of a lot's channel, which is its last event.
+#[derive(Clone, Copy)]
+pub(super) struct LotEnd {
+    pub(super) end: ChannelEnd,
+    /// It is an event for clients.
+    is_event: bool,
+    /// Connections that have had later ids of other channels get it without its id.
+    pub(super) is_late: bool,
 }
 
 /// One event, or gap, within its channel's lot.
@@ -50,10 +61,14 @@ pub(super) struct PieceRange {
 }
 
 pub(super) enum What {
-    Live,
+    Live {
+        /// The channel has ended before, with this id.
+        after_end: Option<EventId>,
+    },
     Kept {
         link: Link,
         published_ms: u64,
+        end: Option<ChannelEnd>,
         /// The bytes without an id, for connections that have had later ids of other channels.
         late: Option<Wire>,
     },
@@ -78,7 +93,7 @@ impl What {
     /// The id that decides who has had it already.
     pub(super) fn id(&self) -> Option<EventId> {
         match self {
-            Self::Live => None,
+            Self::Live { .. } => None,
             Self::Kept { link, .. } => Some(link.id),
             Self::Gap { id, .. } => *id,
         }
@@ -88,7 +103,7 @@ impl What {
     /// the event whose id it carries.
     pub(super) fn was_had(&self, position: EventId) -> bool {
         match self {
-            Self::Live => false,
+            Self::Live { .. } => false,
             Self::Kept { link, .. } => link.id <= position,
             Self::Gap { id, .. } => id.is_some_and(|id| id < position),
         }
@@ -97,7 +112,7 @@ impl What {
     /// When it came, where it is an event.
     pub(super) fn timing(&self, round: Option<Rc<Round>>) -> Option<Timing> {
         let (kept, published_ms) = match self {
-            Self::Live => (0, u64::MAX),
+            Self::Live { .. } => (0, u64::MAX),
             Self::Kept { published_ms, .. } => (1, *published_ms),
             Self::Gap { .. } => return None,
         };
@@ -111,7 +126,7 @@ impl What {
     /// Whether connections that have had later ids of other channels get it without its id.
     pub(super) fn is_late(&self) -> bool {
         match self {
-            Self::Live => false,
+            Self::Live { .. } => false,
             Self::Kept { late, .. } => late.is_some(),
             Self::Gap { wires, .. } => wires.late.is_some(),
         }
@@ -120,7 +135,7 @@ impl What {
     /// The bytes for a connection, where they are not those in the lot. `late`: without the id.
     pub(super) fn wire(&self, control: ControlForm, late: bool) -> Option<&Wire> {
         match self {
-            Self::Live => None,
+            Self::Live { .. } => None,
             Self::Kept { late: wire, .. } => wire.as_ref().filter(|_| late),
             Self::Gap { wires, .. } => match (control, late) {
                 (ControlForm::Event, false) => None,
@@ -135,7 +150,7 @@ impl What {
     /// its id.
     pub(super) fn span(&self, channel: &ChannelName, with_id: bool) -> Option<KeptSpan> {
         let (after, last) = match self {
-            Self::Live => return None,
+            Self::Live { .. } => return None,
             Self::Kept { link, .. } => (Some(link.prev), Some(link.id)),
             Self::Gap { id, after, .. } => (*after, *id),
         };
@@ -170,6 +185,7 @@ impl Lot {
             first_id: EventId::MAX,
             kept: None,
             gaps: Vec::new(),
+            end: None,
         }
     }
 
@@ -190,16 +206,22 @@ impl Lot {
             events: self.events,
             first_id: self.first_id,
             gaps: self.gaps,
+            end: self.end,
         }
     }
 
-    /// Encodes an item behind the others.
-    pub(super) fn add(&mut self, item: &Item) -> (Option<PieceRange>, What) {
+    /// Encodes an item behind the others. `after_end`: its channel has ended before.
+    pub(super) fn add(
+        &mut self,
+        item: &Item,
+        after_end: Option<EventId>,
+    ) -> (Option<PieceRange>, What) {
         let start = self.buffer.len();
         let (payload, what) = match item {
             Item::Live(event) => {
                 self.events += 1;
-                (Some(event.append_chunk(None, &mut self.buffer)), What::Live)
+                let payload = event.append_chunk(None, &mut self.buffer);
+                (Some(payload), What::Live { after_end })
             }
             Item::Kept { event, late } => {
                 let published_ms = event.published_ms;
@@ -213,9 +235,16 @@ impl Lot {
                 let late =
                     late.map(|content| Wire::encoded(|buffer| content.append_chunk(None, buffer)));
                 let link = event.link();
+                let end = event.channel_end();
+                self.end = end.map(|end| LotEnd {
+                    end,
+                    is_event: payload.is_some(),
+                    is_late: late.is_some(),
+                });
                 let what = What::Kept {
                     link,
                     published_ms,
+                    end,
                     late,
                 };
                 (payload, what)
@@ -283,6 +312,7 @@ pub(super) struct EncodedLot {
     pub(super) events: u32,
     pub(super) first_id: EventId,
     pub(super) gaps: Vec<GapReason>,
+    pub(super) end: Option<LotEnd>,
     pub(super) origin: Rc<Origin>,
 }
 
@@ -297,6 +327,14 @@ impl EncodedLot {
             self.readers.set(self.readers.get() + 1);
         }
         belongs
+    }
+
+    /// The id that a connection was sent with the end of the channel, if it was.
+    pub(super) fn carries(&self, member: &Subscriber) -> Option<EventId> {
+        let end = self.end.filter(|end| end.is_event)?;
+        let audience = self.audience.as_ref();
+        let is_for = audience.is_none_or(|audience| member.belongs_to(audience));
+        is_for.then_some(end.end.id)
     }
 
     /// Whether somebody gets it, where it is not for everybody.

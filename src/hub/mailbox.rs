@@ -139,14 +139,19 @@ impl Mailbox {
         let mut skipped: Vec<KeptSpan> = Vec::new();
         let mut told_before = 0;
         let kept = usize::from(self.front_stays);
+        let mut at = kept;
         while self.waiting_bytes >= rules.limit {
-            let Some(parcel) = self.parcels.remove(kept) else {
+            if self.parcels.get(at).is_some_and(Parcel::stays) {
+                at += 1;
+                continue;
+            }
+            let Some(parcel) = self.parcels.remove(at) else {
                 break;
             };
             self.waiting_bytes -= parcel.cost_bytes();
             events += u64::from(parcel.events);
             match parcel.loss() {
-                None => {}
+                None | Some(Loss::Never) => {}
                 Some(Loss::Kept(span)) => skip(&mut skipped, span),
                 Some(Loss::Told(spans)) => {
                     told_before += spans.len();

@@ -10,6 +10,7 @@
 mod census;
 mod channels;
 mod encoded;
+mod ends;
 mod fanout;
 mod heartbeat;
 mod history;

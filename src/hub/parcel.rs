@@ -61,6 +61,8 @@ pub(super) enum Loss {
     Kept(KeptSpan),
     /// The parcel tells of channels whose events were skipped before.
     Told(Box<[KeptSpan]>),
+    /// It must not be dropped: a channel's end, which nothing later shows.
+    Never,
 }
 
 /// A stretch of a channel's kept events.
@@ -108,6 +110,11 @@ impl Parcel {
     /// What its client must be told if it does not get it.
     pub(super) fn loss(&self) -> Option<&Loss> {
         self.origin.as_ref()?.loss.as_ref()
+    }
+
+    /// Whether it is never dropped to make room.
+    pub(super) fn stays(&self) -> bool {
+        matches!(self.loss(), Some(Loss::Never))
     }
 
     /// Lets go of its round of fan-out: its client is not ready to take it.

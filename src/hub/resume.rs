@@ -23,7 +23,7 @@ use super::shard::Hub;
 use super::stats::{ResumeOutcome, ResumeSource};
 use super::subscriber::{ChannelKey, Subscriber};
 use crate::continuity::{Gap, Part, Replay, Step, View};
-use crate::protocol::{Cursor, EventId, GapReason};
+use crate::protocol::{Cursor, EndReason, EventId, GapReason};
 
 /// Between attempts to read a history that cannot be read now.
 pub(super) const READ_AGAIN: Duration = Duration::from_millis(250);
@@ -52,6 +52,8 @@ pub(super) struct Opening {
     pub(super) part: Part<EncodedEvent>,
     /// What is to follow the part, unless it ends live.
     pub(super) replay: Replay,
+    /// All channels have ended, and the client has had all of them: the gravest of their reasons.
+    pub(super) is_over: Option<EndReason>,
 }
 
 impl Hub {
@@ -66,7 +68,8 @@ impl Hub {
         self.all_active(keys).await;
         let lag_bound = self.settings.lag_bound;
         match start {
-            Start::Live | Start::Unknown => Ok(self.begin_now(keys, start == Start::Unknown)),
+            Start::Live => Ok(self.begin_now(keys)),
+            Start::Unknown => self.begin_unknown(keys, session).await,
             Start::After(cursor) => {
                 let mut replay = Replay::resume(cursor, keys.len(), lag_bound);
                 let part = self
@@ -83,8 +86,10 @@ impl Hub {
                     ResumeSource::Tail
                 };
                 self.stats.count_resume(outcome, source);
+                let reasons = part.ends.iter().map(|end| end.end.reason);
                 Ok(Opening {
                     cursor: part.gaps.is_empty().then_some(cursor),
+                    is_over: reasons.max().filter(|_| part.is_over),
                     part,
                     replay,
                 })
@@ -95,13 +100,19 @@ impl Hub {
                     // Without kept events there is nothing to begin with.
                     Err(HistoryError::Unsupported) => {
                         self.all_active(keys).await;
-                        return Ok(self.begin_now(keys, false));
+                        return Ok(self.begin_now(keys));
                     }
                     pages => pages?,
                 };
                 if losses != self.losses.get() {
                     // Redis may be another one by now: what was read says nothing of it.
                     return Err(HistoryError::Unavailable("the bus was lost".into()));
+                }
+                {
+                    let mut channels = self.channels.borrow_mut();
+                    for (key, page) in keys.iter().zip(pages.iter().flatten()) {
+                        channels.extend_tail(*key, page);
+                    }
                 }
                 let read = pages.iter().flatten().map(|page| &**page);
                 let mut replay = Replay::newest(read, |event| event.is_for(session), lag_bound);
@@ -111,21 +122,45 @@ impl Hub {
                     cursor: (cursor.position() > EventId::ZERO).then_some(cursor),
                     part,
                     replay,
+                    is_over: None,
                 })
             }
         }
     }
 
-    /// The beginning of a stream that has no past, or one that means nothing here.
-    fn begin_now(&self, keys: &[ChannelKey], is_unknown: bool) -> Opening {
+    /// The beginning of a stream that has no past.
+    fn begin_now(&self, keys: &[ChannelKey]) -> Opening {
         let seen = self.positions.borrow().newest();
-        let cursor = Cursor::fresh(seen.unwrap_or_default());
-        let part = self.live_part(keys, cursor, is_unknown.then_some(None));
+        let position = seen.unwrap_or_default();
         Opening {
-            cursor: seen.filter(|_| !is_unknown).map(Cursor::fresh),
-            part,
-            replay: Replay::resume(cursor, keys.len(), self.settings.lag_bound),
+            cursor: seen.map(Cursor::fresh),
+            part: Part::live(Cursor::fresh(position)),
+            replay: Replay::fresh(position, keys.len(), self.settings.lag_bound),
+            is_over: None,
         }
+    }
+
+    /// The beginning of a stream whose past means nothing here.
+    async fn begin_unknown(
+        self: &Rc<Self>,
+        keys: &[ChannelKey],
+        session: Option<&Session>,
+    ) -> Result<Opening, HistoryError> {
+        let seen = self.positions.borrow().newest().unwrap_or_default();
+        let mut replay = Replay::resume(Cursor::fresh(seen), keys.len(), self.settings.lag_bound);
+        let mut part = if seen == EventId::ZERO {
+            Part::live(Cursor::fresh(seen))
+        } else {
+            self.next_part(&mut replay, keys, Vec::new(), session)
+                .await?
+        };
+        part.gaps = unknown_gaps(keys, None);
+        Ok(Opening {
+            cursor: None,
+            part,
+            replay,
+            is_over: None,
+        })
     }
 
     async fn newest_pages(
@@ -142,34 +177,6 @@ impl Hub {
         let reads = names.into_iter().map(|name| self.read(name, read));
         let pages = futures_util::future::try_join_all(reads).await?;
         Ok(pages.into_iter().map(|page| Some(Rc::new(page))).collect())
-    }
-
-    /// A part that is nothing but the step to the live events, with a gap of every channel where
-    /// the client's cursor (or what it sent instead: `Some(None)`) means nothing here.
-    fn live_part(
-        &self,
-        keys: &[ChannelKey],
-        cursor: Cursor,
-        unknown: Option<Option<EventId>>,
-    ) -> Part<EncodedEvent> {
-        let gaps = unknown.map(|after| {
-            let gap = |channel| Gap {
-                channel,
-                reason: GapReason::UnknownId,
-                after,
-                oldest: None,
-            };
-            (0..keys.len()).map(gap).collect()
-        });
-        Part {
-            gaps: gaps.unwrap_or_default(),
-            events: Vec::new(),
-            cursor,
-            live: true,
-            is_behind: false,
-            from_history: false,
-            gap_id_proves: false,
-        }
     }
 
     /// The next part of a replay. Nothing passes between what it tells and the return.
@@ -212,7 +219,9 @@ impl Hub {
                         let after = Some(replay.cursor().position());
                         self.all_active(keys).await;
                         let seen = self.positions.borrow().newest().unwrap_or_default();
-                        return Ok(self.live_part(keys, Cursor::fresh(seen), Some(after)));
+                        let mut part = Part::live(Cursor::fresh(seen));
+                        part.gaps = unknown_gaps(keys, after);
+                        return Ok(part);
                     }
                     Err(error) => return Err(error),
                 };
@@ -351,6 +360,7 @@ impl Hub {
             self.send_events(&subscriber, &part);
             if part.live {
                 self.go_live(&subscriber, &keys, part.cursor);
+                self.tell_ends(&subscriber, &keys, &part);
                 return;
             }
             if part.is_behind {
@@ -371,6 +381,17 @@ impl Hub {
         subscriber.reach(cursor);
         channels.attach(subscriber, keys);
     }
+}
+
+/// A gap of every channel, of a cursor (or what was sent instead) that means nothing here.
+fn unknown_gaps(keys: &[ChannelKey], after: Option<EventId>) -> Vec<Gap> {
+    let gap = |channel| Gap {
+        channel,
+        reason: GapReason::UnknownId,
+        after,
+        oldest: None,
+    };
+    (0..keys.len()).map(gap).collect()
 }
 
 /// The origin of a parcel of a replay: how late it is says how long its client was away.
@@ -422,6 +443,7 @@ mod tests {
             from: EventId::ZERO,
             events: Vec::new(),
             complete: true,
+            ended: None,
         };
         request.reply.send(Ok(Arc::new(page))).unwrap();
     }
@@ -436,6 +458,7 @@ mod tests {
             control: ControlForm::Event,
             heartbeat: None,
             session: None,
+            sees_status: true,
         };
         let (sender, mut told) = mpsc::channel::<InterestUpdate>(1);
         let bus = async {

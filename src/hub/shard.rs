@@ -138,14 +138,19 @@ impl Hub {
         if session.is_some_and(|session| self.is_revoked(session)) {
             return Err(NotOpened::Revoked);
         }
+        if let Some(reason) = opening.is_over.filter(|_| request.sees_status) {
+            return Err(NotOpened::Over(reason));
+        }
         // From the moment that the opening tells of to the end nothing awaits, so no event can
         // pass in between.
         let Opening {
             cursor,
             part,
             replay,
+            is_over: _,
         } = opening;
         let subscriber = Rc::new(Subscriber::new(framing, request.control, session.cloned()));
+        subscriber.asks_for_ends.set(request.start != Start::Live);
         let age = self.settings.draw_age();
         subscriber.ends_at.set(age.map(|age| Instant::now() + age));
         let retry = self.settings.retry.draw();
@@ -160,6 +165,7 @@ impl Hub {
         self.send_events(&subscriber, &part);
         if part.live {
             self.go_live(&subscriber, keys, part.cursor);
+            self.tell_ends(&subscriber, keys, &part);
             return Ok(Subscription::new(interest, subscriber, None));
         }
         self.channels
@@ -284,6 +290,8 @@ impl Hub {
                 // What a client has had is of the old sequence: it is no reason to skip anything.
                 for subscriber in self.heartbeats.borrow().subscribers() {
                     subscriber.reach(Cursor::default());
+                    subscriber.ends_through.set(EventId::ZERO);
+                    subscriber.asks_for_ends.set(true);
                 }
             }
             News::Lost => {

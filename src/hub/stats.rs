@@ -23,6 +23,8 @@ labels! { "reason":
         Expired,
         /// The client's token, or all of its subject, was revoked.
         Revoked,
+        /// All of its channels have ended.
+        Ended,
     }
 }
 
@@ -255,6 +257,8 @@ pub struct ShardStats {
     pub connections_opened: Counter,
     /// Requests for streams with query parameters that mean nothing.
     pub requests_with_ignored_parameters: Counter,
+    /// Requests for streams that were answered with the end of all their channels.
+    pub ended_answers: Counter,
     closed: Counts<{ <CloseReason as Labels>::COUNT }>,
     rejected: Counts<{ <RejectReason as Labels>::COUNT }>,
     refused: Counts<{ <RefuseReason as Labels>::COUNT }>,

@@ -37,6 +37,10 @@ pub(super) struct Subscriber {
     pub(super) interval: Cell<u64>,
     /// Kept events up to this id it has had, or never asked for.
     pub(super) skip_through: Cell<EventId>,
+    /// It has been told of the ends of its channels up to this id…
+    pub(super) ends_through: Cell<EventId>,
+    /// …unless it only asked for what comes.
+    pub(super) asks_for_ends: Cell<bool>,
     /// The cursor it was told last, beside those that events carry.
     pub(super) told: Cell<Cursor>,
     /// When it has been open for long enough.
@@ -78,6 +82,8 @@ impl Subscriber {
             last_push: Cell::new(0),
             interval: Cell::new(0),
             skip_through: Cell::default(),
+            ends_through: Cell::default(),
+            asks_for_ends: Cell::new(true),
             told: Cell::default(),
             ends_at: Cell::default(),
             mailbox: RefCell::default(),
@@ -92,6 +98,17 @@ impl Subscriber {
         if let Some(reader) = &self.reader {
             reader.newest.set(EventId::ZERO);
         }
+    }
+
+    /// Whether it has been told, or is to be told, of an end with this id.
+    pub(super) fn minds_end(&self, id: EventId) -> bool {
+        self.asks_for_ends.get() || id > self.ends_through.get()
+    }
+
+    /// Whether it is on a channel.
+    pub(super) fn is_on(&self, key: ChannelKey) -> bool {
+        let memberships = self.memberships.borrow();
+        memberships.iter().any(|membership| membership.key == key)
     }
 
     /// When its token expires, if it does.

@@ -17,7 +17,7 @@ use super::session::Session;
 use super::shard::Hub;
 use super::stats::CloseReason;
 use super::subscriber::{ChannelKey, Subscriber};
-use crate::protocol::{ChannelName, ControlForm};
+use crate::protocol::{ChannelName, ControlForm, EndReason};
 
 /// What a stream is to be.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct StreamRequest {
     pub heartbeat: Option<Duration>,
     /// Who reads; `None`: anybody, without a token.
     pub session: Option<Arc<Session>>,
+    /// Its client sees the status of an answer: where nothing can come, it gets one instead of a stream.
+    pub sees_status: bool,
 }
 
 /// Why a stream was not opened.
@@ -44,6 +46,8 @@ pub enum NotOpened {
     Draining,
     /// The session was revoked meanwhile.
     Revoked,
+    /// All channels have ended, and the client has had the last event of each.
+    Over(EndReason),
 }
 
 /// A hold on channels, given back when dropped.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::channel::ChannelName;
 use super::cursor::Cursor;
+use super::end::EndReason;
 use super::event::Framing;
 use super::gap::GapReason;
 use super::id::EventId;
@@ -16,7 +17,7 @@ use super::id::EventId;
 /// How a stream's client gets what the gateway itself says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ControlForm {
-    /// Events `$cursor`, `$gap`, `$close` and `$busy`, which a client without a listener for them
+    /// Events `$cursor`, `$gap`, `$end`, `$close` and `$busy`, which a client without a listener for them
     /// does not notice.
     #[default]
     Event,
@@ -88,17 +89,33 @@ impl ControlForm {
         oldest: Option<EventId>,
         id: Option<EventId>,
     ) -> String {
-        let id_line = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
         // No character of a channel name, a reason or an id needs escaping in JSON.
         let data = format!(
             "{{\"channel\":\"{channel}\",\"reason\":\"{reason}\",\"after\":{},\"oldest\":{}}}",
             Json(after),
             Json(oldest),
         );
+        self.block("$gap", &data, id)
+    }
+
+    /// Tells a client that nothing follows on a channel.
+    pub fn end_block(
+        self,
+        channel: &ChannelName,
+        reason: EndReason,
+        id: Option<EventId>,
+    ) -> String {
+        let data = format!("{{\"channel\":\"{channel}\",\"reason\":\"{reason}\"}}");
+        self.block("$end", &data, id)
+    }
+
+    /// A message of a name with JSON and, where it moves the client's cursor, an id.
+    fn block(self, name: &str, data: &str, id: Option<EventId>) -> String {
+        let id_line = id.map(|id| format!("id: {id}\n")).unwrap_or_default();
         match (self, id) {
-            (Self::Event, _) => format!("{id_line}event: $gap\ndata: {data}\n\n"),
-            (Self::Comment, None) => format!(": $gap {data}\n"),
-            (Self::Comment, Some(_)) => format!(": $gap {data}\n{id_line}\n"),
+            (Self::Event, _) => format!("{id_line}event: {name}\ndata: {data}\n\n"),
+            (Self::Comment, None) => format!(": {name} {data}\n"),
+            (Self::Comment, Some(_)) => format!(": {name} {data}\n{id_line}\n"),
         }
     }
 
@@ -195,6 +212,25 @@ mod tests {
                 "retry: 2500\nevent: $busy\ndata: {}\n\n",
             ),
             (Comment.busy_block(retry, None), "retry: 2500\n: $busy\n\n"),
+        ] {
+            assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn an_end_moves_the_cursor_where_nothing_else_does() {
+        let channel = ChannelName::parse("run.1").unwrap();
+        let block = |form: ControlForm, id| form.end_block(&channel, EndReason::Done, id);
+        let id = Some(EventId::new(5, 0));
+        let data = "{\"channel\":\"run.1\",\"reason\":\"done\"}";
+        for (found, expected) in [
+            (block(Event, None), format!("event: $end\ndata: {data}\n\n")),
+            (
+                block(Event, id),
+                format!("id: 5-0\nevent: $end\ndata: {data}\n\n"),
+            ),
+            (block(Comment, None), format!(": $end {data}\n")),
+            (block(Comment, id), format!(": $end {data}\nid: 5-0\n\n")),
         ] {
             assert_eq!(found, expected);
         }

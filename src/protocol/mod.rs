@@ -7,6 +7,7 @@ mod audience;
 mod channel;
 mod control;
 mod cursor;
+mod end;
 mod envelope;
 mod event;
 mod frame;
@@ -22,6 +23,7 @@ pub use audience::{Audience, AudienceFault, Claims, MAX_AUDIENCE_BYTES};
 pub use channel::{ChannelName, InvalidChannelName};
 pub use control::ControlForm;
 pub use cursor::{Cursor, InvalidCursor};
+pub use end::EndReason;
 pub use envelope::{BrokenEnvelope, EnvelopeFault, decode, encode};
 pub use event::{
     Event, EventFault, EventName, Framing, LAST_CHUNK, MAX_EVENT_NAME_BYTES, MAX_RETRY, MIN_RETRY,

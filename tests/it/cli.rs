@@ -115,6 +115,56 @@ async fn an_address_in_use_is_told_even_though_shards_share_theirs() {
 }
 
 #[tokio::test]
+async fn tail_exits_when_its_channels_have_ended() {
+    let redis = Redis::start().await;
+    let gateway = Gateway::behind(&redis, &[]).await;
+    let url = format!("http://{}", gateway.data);
+    let run = async |arguments: &[&str], variables| {
+        let arguments = arguments.iter().map(|text| (*text).to_owned()).collect();
+        within("the command", command(arguments, variables)).await
+    };
+    let over_redis = || vec![("FANFARE_REDIS_URL", redis.url())];
+    for (channel, data, reason, code) in [
+        ("run.1", "x", "done", 0),
+        ("run.2", "", "stopped", 3),
+        ("run.3", "x", "error", 4),
+    ] {
+        let mut publish = vec!["publish", channel, data, "--end", reason];
+        let variables = match code {
+            0 => {
+                publish.extend(["--url", &url]);
+                vec![]
+            }
+            _ => over_redis(),
+        };
+        let output = run(&publish, variables).await;
+        assert!(output.status.success(), "{}", stderr(&output));
+        let id = String::from_utf8(output.stdout).unwrap();
+        let tail = ["tail", channel, "--history", "9", "--url", &url];
+        let output = run(&tail, vec![]).await;
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(
+            text.contains(&format!("\t$end\t{{\"channel\":\"{channel}\"")),
+            "{text}"
+        );
+        // Who comes back gets 204.
+        let tail = ["tail", channel, "--after", id.trim(), "--url", &url];
+        let output = run(&tail, vec![]).await;
+        assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+    let output = run(&["publish", "run.1", "y"], over_redis()).await;
+    assert!(
+        stderr(&output).contains("the channel has ended: done"),
+        "{}",
+        stderr(&output)
+    );
+    let output = run(&["publish", "run.9", "y", "--end", "lost"], vec![]).await;
+    assert!(stderr(&output).contains("done, error or stopped"));
+}
+
+#[tokio::test]
 async fn publish_and_tail_speak_to_a_gateway_and_to_redis() {
     let redis = Redis::start().await;
     let gateway = Gateway::behind(&redis, &[]).await;

@@ -160,3 +160,49 @@ async fn loses_nothing(engine: Engine) {
     scene.complete().await;
     assert_eq!(third.metric("fanfare_connections").await, 1.0);
 }
+
+#[tokio::test]
+async fn chromium_stops_at_the_end() {
+    stops_at_the_end(Engine::Chromium).await;
+}
+
+#[tokio::test]
+async fn firefox_stops_at_the_end() {
+    stops_at_the_end(Engine::Firefox).await;
+}
+
+#[tokio::test]
+async fn webkit_stops_at_the_end() {
+    stops_at_the_end(Engine::WebKit).await;
+}
+
+/// A page that does nothing about `$end` comes back once, and stops at the 204.
+async fn stops_at_the_end(engine: Engine) {
+    let redis = Redis::start().await;
+    let gateway = replica(&redis, &[]).await;
+    let mut page = engine.start().await;
+    page.goto(&gateway.url("/")).await;
+    page.run(
+        "window.seen = []; window.ends = 0; window.errors = 0; window.cursors = 0;
+         window.source = new EventSource('/events/run.1?history=9');
+         source.onmessage = (event) => { window.seen.push(event.data); };
+         source.onerror = () => { window.errors += 1; };
+         source.addEventListener('$cursor', () => { window.cursors += 1; });
+         source.addEventListener('$end', () => { window.ends += 1; });",
+    )
+    .await;
+    let state = "return [source.readyState, window.errors, window.ends, window.seen.join()]";
+    eventually("the stream is open", async || {
+        gateway.metric("fanfare_connections").await == 1.0
+    })
+    .await;
+    redis.keep("run.1", "token", &[]).await;
+    redis.keep("run.1", "last", &["end", "done"]).await;
+    let over = json!([2, 2, 1, "token,last"]);
+    let page = tokio::sync::Mutex::new(page);
+    eventually("the page has stopped", async || {
+        page.lock().await.run(state).await == over
+    })
+    .await;
+    assert!(gateway.metric("fanfare_ended_answers_total").await == 1.0);
+}

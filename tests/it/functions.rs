@@ -124,7 +124,7 @@ fn kept(frame: &Bytes) -> KeptFrame {
 }
 
 fn event(frame: &Bytes) -> Event {
-    kept(frame).event.unwrap()
+    kept(frame).event.unwrap().unwrap()
 }
 
 /// The last id and the epoch.
@@ -197,7 +197,7 @@ async fn every_option_arrives() {
     .await;
     let stored = stored(&mut connection, "a").await;
     let full = kept(&stored[0].1);
-    let full = full.event.unwrap();
+    let full = full.event.unwrap().unwrap();
     assert_eq!(full.trace_parent(), trace.parse().ok());
     assert_eq!(full.name().unwrap().as_str(), "pricé");
     assert_eq!(full.retry(), Some(Duration::from_millis(250)));

@@ -37,6 +37,7 @@ mod redis;
 mod redis_access;
 mod resume;
 mod rollout;
+mod runs;
 mod session;
 mod slow_clients;
 mod stop;

@@ -23,6 +23,8 @@ pub(super) enum Action {
         isolated: bool,
         /// For none of the clients.
         restricted: bool,
+        /// The channel ends with it.
+        ends: bool,
     },
     Probe {
         replica: usize,
@@ -101,15 +103,19 @@ impl World {
         if budget.publishes > 0 {
             for &channel in &setup.channels {
                 for isolated in [false, true] {
+                    if isolated && !may_be_isolated || self.has_ended(channel, isolated) {
+                        continue;
+                    }
                     for restricted in [false, true] {
-                        let possible =
-                            (!isolated || may_be_isolated) && (!restricted || setup.restricts);
-                        if possible {
-                            actions.push(Action::Publish {
-                                channel,
-                                isolated,
-                                restricted,
-                            });
+                        for ends in [false, true] {
+                            if (!restricted || setup.restricts) && (!ends || setup.ends) {
+                                actions.push(Action::Publish {
+                                    channel,
+                                    isolated,
+                                    restricted,
+                                    ends,
+                                });
+                            }
                         }
                     }
                 }
@@ -200,7 +206,7 @@ impl World {
                     (0..setup.foreign.len()).for_each(|which| connect(Start::Foreign(which)));
                 }
             }
-            Stage::Away => {}
+            Stage::Away | Stage::Over => {}
             Stage::Replaying { pending, .. } => {
                 let replica = &self.replicas[client.replica];
                 actions.push(Action::Disconnect { client: number });
@@ -243,6 +249,15 @@ impl World {
                 }
             }
         }
+    }
+
+    /// Whether nothing more is published to a channel.
+    fn has_ended(&self, channel: usize, isolated: bool) -> bool {
+        let primary = match &self.replaced {
+            Some((replaced, _)) if isolated => replaced,
+            _ => &self.primary,
+        };
+        primary.end_of(self.now, channel).is_some()
     }
 
     /// The cursor that a live client is told next.

@@ -3,8 +3,8 @@
 use std::rc::Rc;
 
 use super::primary::Primary;
-use super::setup::is_restricted;
-use crate::continuity::{HistoryPage, Link, Part, Replay};
+use super::setup::{Kept, is_restricted};
+use crate::continuity::{HistoryPage, Link, Linked, Part, Replay};
 use crate::protocol::{Cursor, EventId};
 
 /// A published event, as nobody in the world sees it.
@@ -14,12 +14,14 @@ pub(super) struct Published {
     pub(super) id: EventId,
     /// Only a primary that was replaced had it.
     pub(super) lost: bool,
+    /// The channel ended with it.
+    pub(super) ends: bool,
 }
 
 /// A page with everything there was at the moment it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Read {
-    pub(super) page: HistoryPage<Link>,
+    pub(super) page: HistoryPage<Kept>,
     pub(super) now: u64,
     pub(super) primary: Rc<Primary>,
     /// The connection of the replica during which it was asked for.
@@ -51,11 +53,15 @@ pub(super) enum Stage {
         /// And whether it was read for this step.
         pages: Vec<Option<(Rc<Read>, bool)>>,
         pending: Vec<Pending>,
+        /// It has been told nothing yet.
+        is_first: bool,
     },
     Live {
         skip_through: EventId,
         told: Cursor,
     },
+    /// It was told that nothing comes, and does not come back.
+    Over,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -67,6 +73,9 @@ pub(super) struct Client {
     pub(super) replica: usize,
     /// What it would send.
     pub(super) cursor: Option<Cursor>,
+    /// It has been told of ends up to this id, unless it only asked for what comes.
+    pub(super) ends_through: EventId,
+    pub(super) asks_for_ends: bool,
     /// Its newest event on this connection.
     last: Option<EventId>,
     /// The id of the last gap that it was told while it was live.
@@ -89,6 +98,8 @@ impl Client {
             stage: Stage::Away,
             replica: 0,
             cursor: None,
+            ends_through: EventId::ZERO,
+            asks_for_ends: true,
             last: None,
             gap: EventId::ZERO,
             start: [None; 2],
@@ -103,11 +114,38 @@ impl Client {
         self.stage = stage;
         self.last = None;
         self.gap = EventId::ZERO;
+        self.ends_through = EventId::ZERO;
+        self.asks_for_ends = true;
     }
 
     pub(super) fn disconnect(&mut self) {
         self.stage = Stage::Away;
         self.last = None;
+    }
+
+    pub(super) fn minds_end(&self, id: EventId) -> bool {
+        self.asks_for_ends || id > self.ends_through
+    }
+
+    /// The end of a channel.
+    pub(super) fn take_end(
+        &self,
+        channel: usize,
+        end: EventId,
+        published: &[Published],
+    ) -> Result<(), String> {
+        let of_channel = published.iter().filter(|event| event.channel == channel);
+        let of_channel: Vec<_> = of_channel.copied().collect();
+        match self.owed(&of_channel, end) {
+            Some(event) => Err(format!("the end {end} comes before {event:?}")),
+            None => Ok(()),
+        }
+    }
+
+    /// The end of the stream, after the last end of its channels.
+    pub(super) fn finish(&mut self, last_end: EventId) {
+        self.cursor = Some(Cursor::new(last_end, EventId::ZERO));
+        self.disconnect();
     }
 
     /// A gap of a live stream; its id is `told`.
@@ -184,7 +222,7 @@ impl Client {
         channel: usize,
         id: Option<EventId>,
         through: EventId,
-        follows: &[Link],
+        follows: &[Kept],
         published: &[Published],
     ) -> Result<(), String> {
         if let Some(id) = id {
@@ -199,7 +237,7 @@ impl Client {
         for event in published {
             let is_covered = event.channel == channel
                 && event.id <= through
-                && follows.iter().all(|follows| follows.id != event.id);
+                && follows.iter().all(|follows| follows.link.id != event.id);
             if is_covered {
                 self.settle(event.id);
             }
@@ -210,7 +248,7 @@ impl Client {
     /// Takes the first `most` things of a part; tells whether that was all.
     pub(super) fn take_part(
         &mut self,
-        part: &Part<Link>,
+        part: &Part<Kept>,
         most: usize,
         published: &[Published],
         channel_of: impl Fn(EventId) -> (usize, bool),
@@ -233,8 +271,8 @@ impl Client {
                 return Ok(false);
             }
             taken += 1;
-            let (channel, lost) = channel_of(event.id);
-            self.take_event(channel, *event, lost, false)?;
+            let (channel, lost) = channel_of(event.link.id);
+            self.take_event(channel, event.link(), lost, false)?;
         }
         if !part.gaps.is_empty() && part.events.is_empty() {
             self.cursor = Some(part.cursor);

@@ -16,7 +16,7 @@ const NEEDLESS: &str = "which is proven";
 
 /// A rule, the world in which its absence shows, and how. The numbers are those of the rules in
 /// `docs/protocol.md`, section "What is proven".
-const TABLE: [(Rule, &str, &str); 19] = [
+const TABLE: [(Rule, &str, &str); 23] = [
     // 1
     (
         Rule::CursorWasIssued,
@@ -39,7 +39,7 @@ const TABLE: [(Rule, &str, &str); 19] = [
         "histories_are_trimmed_and_expire",
         MISSING,
     ),
-    (Rule::ClockOfRedis, "another_channel", NEVER),
+    (Rule::ClockOfRedis, "another_channel", MISSING),
     (Rule::OldTtl, "a_raised_ttl", NEVER),
     (Rule::NotEvicted, "eviction", NEVER),
     // Positions are made so that rule 3 holds.
@@ -72,6 +72,15 @@ const TABLE: [(Rule, &str, &str); 19] = [
     (Rule::GapsFirst, "the_newest_events", NEEDLESS),
     // Where a replay joins the live events.
     (Rule::SeamMeetsTails, "failover_between_replicas", MISSING),
+    // Where channels end.
+    (
+        Rule::EndIsLookedUp,
+        "ends_before_a_replica_came",
+        "all channels have ended",
+    ),
+    (Rule::EndHasArrived, "ends", "comes before"),
+    (Rule::OverAtTheEnd, "ends", "is over"),
+    (Rule::OverIsProven, "ends_and_foreign_cursors", "is over"),
 ];
 
 #[test]

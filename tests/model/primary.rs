@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::setup::is_restricted;
-use crate::continuity::{HistoryPage, Issued, Link, Retention};
+use super::setup::{Kept, is_restricted};
+use crate::continuity::{HistoryPage, Issued, Link, Linked, Retention};
 use crate::protocol::{Cursor, EventId};
 
 /// How far a standby may be behind its primary.
@@ -29,7 +29,7 @@ pub(super) struct Primary {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct History {
     /// None: there is no key.
-    events: Vec<Link>,
+    events: Vec<Kept>,
     expires_ms: u64,
 }
 
@@ -75,29 +75,33 @@ impl Primary {
         (id, self.issued.map_or(id, |issued| issued.epoch))
     }
 
-    /// `restricted`: of a world that restricts, whether the event is.
+    /// `restricted`: of a world that restricts, whether the event is. `ends`: the channel ends with it.
     pub(super) fn publish(
         &mut self,
         now: u64,
         channel: usize,
         length: usize,
         restricted: Option<bool>,
-    ) -> Link {
+        ends: bool,
+    ) -> Kept {
         self.expire(now);
         let prev = self.histories[channel].events.last();
-        let prev = prev.map_or(EventId::ZERO, |event| event.id);
+        let prev = prev.map_or(EventId::ZERO, |event| event.link.id);
         let mut id = self.issue(now);
         if restricted.is_some_and(|restricted| restricted != is_restricted(id)) {
             id = self.issue(now);
         }
-        let link = Link { id, prev };
+        let kept = Kept {
+            link: Link { id, prev },
+            ends,
+        };
         let history = &mut self.histories[channel];
-        history.events.push(link);
+        history.events.push(kept);
         let excess = history.events.len().saturating_sub(length);
         history.events.drain(..excess);
         let ttl = u64::try_from(self.retention.ttl.as_millis()).unwrap();
-        history.expires_ms = link.id.ms() + ttl;
-        link
+        history.expires_ms = id.ms() + ttl;
+        kept
     }
 
     /// Removes the keys whose time is over.
@@ -143,30 +147,43 @@ impl Primary {
         channel: usize,
         from: EventId,
         most: usize,
-    ) -> HistoryPage<Link> {
+    ) -> HistoryPage<Kept> {
         let mut alive = self.clone();
         alive.expire(now);
         let events = &alive.histories[channel].events;
-        let wanted = events.iter().filter(|event| event.id >= from);
-        let page: Vec<Link> = wanted.clone().take(most).copied().collect();
+        let wanted = events.iter().filter(|event| event.link.id >= from);
+        let page: Vec<Kept> = wanted.clone().take(most).copied().collect();
         HistoryPage {
             issued: self.issued,
             now_ms: now,
             retention: self.retention,
             evictable: self.evictable,
-            oldest: events.first().copied(),
+            oldest: events.first().map(Linked::link),
             from,
-            complete: page.len() == wanted.count(),
+            complete: page.len() == wanted.clone().count(),
+            ended: {
+                let is_complete = page.len() == wanted.count();
+                let last = events.last().filter(|_| is_complete);
+                last.and_then(Linked::channel_end)
+            },
             events: page,
         }
     }
 
+    /// The last event of a channel that has ended.
+    pub(super) fn end_of(&self, now: u64, channel: usize) -> Option<EventId> {
+        let mut alive = self.clone();
+        alive.expire(now);
+        let last = alive.histories[channel].events.last().copied();
+        last.filter(|last| last.ends).map(|last| last.link.id)
+    }
+
     /// The newest `count` events.
-    pub(super) fn newest_page(&self, now: u64, channel: usize, count: usize) -> HistoryPage<Link> {
+    pub(super) fn newest_page(&self, now: u64, channel: usize, count: usize) -> HistoryPage<Kept> {
         let all = self.page(now, channel, EventId::ZERO, usize::MAX);
         let skipped = all.events.len().saturating_sub(count);
         let from = match all.events.get(skipped) {
-            Some(first) if all.events.len() >= count => first.id,
+            Some(first) if all.events.len() >= count => first.link.id,
             _ => EventId::ZERO,
         };
         self.page(now, channel, from, usize::MAX)
@@ -184,8 +201,8 @@ impl Primary {
         let was_issued = position <= issued.last && position >= issued.epoch;
         let holds = |channel: &usize| {
             let events = &alive.histories[*channel].events;
-            let oldest_prev = events.first().map(|event| event.prev);
-            events.iter().any(|event| event.id == cursor.event())
+            let oldest_prev = events.first().map(|event| event.link.prev);
+            events.iter().any(|event| event.link.id == cursor.event())
                 || oldest_prev == Some(cursor.event())
         };
         let vouched = position.ms().saturating_sub(cursor.event().ms()) > LAG;
@@ -201,7 +218,8 @@ impl Primary {
             .iter()
             .map(|channel| {
                 let events = &alive.histories[*channel].events;
-                let first = events.iter().find(|event| event.id > position);
+                let mut links = events.iter().map(|event| event.link);
+                let first = links.find(|link| link.id > position);
                 let follows = issued.last <= position
                     || match first {
                         Some(first) if first.id == position.next() => true,

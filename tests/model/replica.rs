@@ -4,16 +4,17 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::primary::{Primary, lag_bound};
-use super::setup::is_restricted;
+use super::setup::{Kept, is_restricted};
 use crate::continuity::{
-    Action, Feed, FeedSettings, HistoryPage, Input, Link, Positions, Retention, Tail, TailLimits,
+    Action, Feed, FeedSettings, HistoryPage, Input, Link, Linked, Positions, Retention, Tail,
+    TailLimits,
 };
 use crate::protocol::{Cursor, EventId};
 
 /// What waits for the replica, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Message {
-    Event(usize, Link),
+    Event(usize, Kept),
     Probe {
         id: EventId,
         epoch: EventId,
@@ -33,6 +34,7 @@ pub(super) enum Told {
         channel: usize,
         link: Link,
         late: bool,
+        ends: bool,
     },
     Gap {
         channel: usize,
@@ -54,7 +56,7 @@ pub(super) struct Wanted {
 /// What a shard knows, as `hub` keeps it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Shard {
-    pub(super) tails: [Tail<Link>; 2],
+    pub(super) tails: [Tail<Kept>; 2],
     pub(super) positions: Positions,
     /// The newest events that are for everybody.
     pub(super) newest: [EventId; 2],
@@ -69,7 +71,7 @@ impl Shard {
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Replica {
-    feed: Feed<usize, Link>,
+    feed: Feed<usize, Kept>,
     pub(super) shard: Shard,
     wanted: Vec<usize>,
     is_connected: bool,
@@ -185,7 +187,7 @@ impl Replica {
     pub(super) fn take_read(
         &mut self,
         channel: usize,
-        page: HistoryPage<Link>,
+        page: HistoryPage<Kept>,
         is_proven: bool,
     ) -> Result<Vec<Told>, String> {
         self.reads[channel] = None;
@@ -217,7 +219,7 @@ impl Replica {
     }
 
     /// What the feed does with an input, and with what can be handled at once after it.
-    fn input(&mut self, input: Input<usize, Link>) -> Result<Vec<Told>, String> {
+    fn input(&mut self, input: Input<usize, Kept>) -> Result<Vec<Told>, String> {
         let mut told = Vec::new();
         self.drive(input, &mut told)?;
         while !self.feed.is_reading()
@@ -238,7 +240,7 @@ impl Replica {
         Ok(told)
     }
 
-    fn drive(&mut self, input: Input<usize, Link>, told: &mut Vec<Told>) -> Result<(), String> {
+    fn drive(&mut self, input: Input<usize, Kept>, told: &mut Vec<Told>) -> Result<(), String> {
         let mut actions = Vec::new();
         self.feed.on(input, &mut actions);
         // Hash maps have no order; the worlds must.
@@ -252,25 +254,27 @@ impl Replica {
         Ok(())
     }
 
-    fn perform(&mut self, action: Action<usize, Link>, told: &mut Vec<Told>) -> Result<(), String> {
+    fn perform(&mut self, action: Action<usize, Kept>, told: &mut Vec<Told>) -> Result<(), String> {
         let shard = &mut self.shard;
         match action {
             Action::Event {
                 channel,
-                event: link,
+                event,
                 late,
                 ..
             } => {
+                let link = event.link();
                 shard.positions.note(link.id);
                 if !(self.restricts && is_restricted(link.id)) {
                     shard.newest[channel] = shard.newest[channel].max(link.id);
                 }
-                shard.tails[channel].append(link, TAIL);
+                shard.tails[channel].append(event, TAIL);
                 self.has_seen[channel] = true;
                 told.push(Told::Event {
                     channel,
                     link,
                     late,
+                    ends: event.ends,
                 });
             }
             Action::Gap {
@@ -337,9 +341,9 @@ impl Replica {
     }
 
     /// Takes note of a read for a client.
-    pub(super) fn take_page(&mut self, channel: usize, page: &HistoryPage<Link>) {
+    pub(super) fn take_page(&mut self, channel: usize, page: &HistoryPage<Kept>) {
         self.shard.tails[channel].extend(page, TAIL);
-        let page = page.clone();
+        let page = page.map(Linked::link);
         self.feed
             .on(Input::ClientRead { channel, page }, &mut Vec::new());
     }

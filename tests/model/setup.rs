@@ -1,7 +1,8 @@
 //! What a small world is made of.
 
 use super::world::START_MS;
-use crate::protocol::{Cursor, EventId};
+use crate::continuity::{Entry, Link, Linked};
+use crate::protocol::{Cursor, EndReason, EventId};
 
 /// What a world is made of, and how often each thing may happen in it.
 #[derive(Clone, Debug)]
@@ -29,6 +30,8 @@ pub(super) struct Setup {
     pub(super) budget: Budget,
     /// Events may be for others than the clients: see [`is_restricted`].
     pub(super) restricts: bool,
+    /// Channels may end.
+    pub(super) ends: bool,
     /// Clients may come with cursors that were never told.
     pub(super) foreign: Vec<Cursor>,
     /// Clients may ask for the newest event of each channel.
@@ -60,6 +63,7 @@ impl Setup {
             before: 0,
             before_ms: START_MS - 1,
             restricts: false,
+            ends: false,
             budget: Budget::default(),
             foreign: Vec::new(),
             newest: false,
@@ -68,6 +72,30 @@ impl Setup {
             reused_pages: false,
             stale_pages: false,
         }
+    }
+}
+
+/// A kept event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Kept {
+    pub(super) link: Link,
+    /// The channel ends with it.
+    pub(super) ends: bool,
+}
+
+impl Linked for Kept {
+    fn link(&self) -> Link {
+        self.link
+    }
+
+    fn end(&self) -> Option<EndReason> {
+        self.ends.then_some(EndReason::Done)
+    }
+}
+
+impl Entry for Kept {
+    fn cost_bytes(&self) -> usize {
+        1
     }
 }
 

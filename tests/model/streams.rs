@@ -5,9 +5,9 @@ use std::rc::Rc;
 use super::actions::{ALL, Start};
 use super::client::{Pending, Read, Stage, Wanted};
 use super::primary::lag_bound;
-use super::setup::{Setup, is_restricted};
+use super::setup::{Kept, Setup, is_restricted};
 use super::world::World;
-use crate::continuity::{Link, Part, Replay, Step, View};
+use crate::continuity::{Part, Replay, Step, View};
 use crate::protocol::{Cursor, EventId};
 
 impl World {
@@ -20,6 +20,7 @@ impl World {
                 replay,
                 pages,
                 pending,
+                ..
             } = &mut client.stage
             {
                 pages.fill(None);
@@ -45,15 +46,17 @@ impl World {
         let cursor = match start {
             Start::Fresh => {
                 // What was delivered already after the position is told comes from the tails.
-                let replay = Replay::resume(Cursor::fresh(position), count, lag_bound());
+                let replay = Replay::fresh(position, count, lag_bound());
                 client.cursor = Some(Cursor::fresh(position));
                 client.start = [Some(position); 2];
                 let stage = Stage::Replaying {
                     replay: Some(replay),
                     pages: vec![None; count],
                     pending: Vec::new(),
+                    is_first: true,
                 };
                 client.connect(replica, stage);
+                client.asks_for_ends = false;
                 return self.step(setup, number, most);
             }
             Start::Newest => {
@@ -61,6 +64,7 @@ impl World {
                     replay: None,
                     pages: vec![None; count],
                     pending: newest(count).collect(),
+                    is_first: true,
                 };
                 client.connect(replica, stage);
                 return Ok(most == ALL);
@@ -72,6 +76,7 @@ impl World {
             replay: Some(Replay::resume(cursor, count, lag_bound())),
             pages: vec![None; count],
             pending: Vec::new(),
+            is_first: true,
         };
         client.connect(replica, stage);
         self.step(setup, number, most)
@@ -134,6 +139,7 @@ impl World {
             replay,
             pages,
             pending,
+            ..
         } = &mut client.stage
         else {
             return Ok(false);
@@ -151,7 +157,7 @@ impl World {
                 client.start[*channel] = Some(page.0.page.end());
             }
             let read = pages.iter().flatten().map(|(read, _)| &read.page);
-            let may_have = |link: &Link| !(setup.restricts && is_restricted(link.id));
+            let may_have = |kept: &Kept| !(setup.restricts && is_restricted(kept.link.id));
             let begun = Replay::newest(read, may_have, lag_bound());
             client.cursor = Some(begun.cursor());
             *replay = Some(begun);
@@ -171,6 +177,7 @@ impl World {
             replay: Some(replay),
             pages,
             pending,
+            is_first,
         } = &mut client.stage
         else {
             // Its newest pages were lost with the subscription.
@@ -187,7 +194,7 @@ impl World {
                 fresh: page.as_ref().is_some_and(|(_, fresh)| *fresh),
             })
             .collect();
-        let may_have = |link: &Link| !(setup.restricts && is_restricted(link.id));
+        let may_have = |kept: &Kept| !(setup.restricts && is_restricted(kept.link.id));
         let step = replay.step(
             &views,
             replica.shard.position(),
@@ -215,6 +222,11 @@ impl World {
             }
             Step::Send(part) => part,
         };
+        let is_over = std::mem::take(is_first) && part.is_over;
+        if is_over {
+            client.stage = Stage::Over;
+            return self.check_over(number, before).map(|()| most == ALL);
+        }
         let things = part.gaps.len() + part.events.len();
         if most != ALL && most >= things {
             return Ok(false);
@@ -255,7 +267,7 @@ impl World {
                 .as_ref()
                 .map(|(read, _)| &read.page.events);
             let is_retained =
-                |id| page.is_some_and(|events| events.iter().any(|event| event.id == id));
+                |id| page.is_some_and(|events| events.iter().any(|event| event.link.id == id));
             gone.extend(self.published.iter().filter_map(|event| {
                 let is_gone = event.channel == channel
                     && Some(event.id) <= replica.shard.position()
@@ -280,7 +292,7 @@ impl World {
         self.deliver(number, &part, most)
     }
 
-    fn deliver(&mut self, number: usize, part: &Part<Link>, most: usize) -> Result<bool, String> {
+    fn deliver(&mut self, number: usize, part: &Part<Kept>, most: usize) -> Result<bool, String> {
         let published = &self.published;
         let channel_of = |id| {
             let event = published.iter().find(|event| event.id == id).unwrap();
@@ -290,8 +302,52 @@ impl World {
         let is_all = client.take_part(part, most, published, channel_of)?;
         if !is_all {
             client.disconnect();
+            return Ok(true);
+        }
+        if part.live {
+            client.ends_through = part.ends_through;
+        }
+        for end in &part.ends {
+            client.take_end(client.channels[end.channel], end.end.id, published)?;
+        }
+        if let Some(last_end) = part.last_end {
+            client.finish(last_end);
         }
         Ok(true)
+    }
+
+    /// A client with this cursor is told that nothing comes.
+    fn check_over(&self, number: usize, cursor: Cursor) -> Result<(), String> {
+        let client = &self.clients[number];
+        let replica = &self.replicas[client.replica];
+        let position = cursor.position();
+        let was_issued = self
+            .primary
+            .issued
+            .is_some_and(|issued| position <= issued.last);
+        if !self.has_lost && !was_issued {
+            return Err(format!("{cursor} is over, which was never issued"));
+        }
+        for channel in &client.channels {
+            let mut of_channel = self
+                .published
+                .iter()
+                .filter(|event| event.channel == *channel);
+            let mut had = of_channel.clone().filter(|event| event.id <= position);
+            if !had.any(|event| event.ends) {
+                return Err(format!("{cursor} is told that {channel} is over"));
+            }
+            // What a replica that is behind knows is right where it is.
+            let is_certain = replica.is_quiet() && !replica.is_behind;
+            let last = of_channel.rfind(|event| !event.lost);
+            let is_end = last.is_some_and(|last| last.ends && last.id <= position);
+            if is_certain && !is_end {
+                return Err(format!(
+                    "{cursor} is told that {channel} is over, which goes on"
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use super::client::{Client, Published, Stage};
 use super::primary::{LAG, Primary};
 use super::replica::{Message, Replica, Told};
 use super::setup::{Budget, Setup};
+use crate::continuity::last_end;
 use crate::protocol::{Cursor, EventId};
 
 /// When a world begins.
@@ -53,11 +54,12 @@ impl World {
         for _ in 0..setup.before {
             for &channel in &setup.channels {
                 let open = setup.restricts.then_some(false);
-                let link = primary.publish(setup.before_ms, channel, setup.length, open);
+                let kept = primary.publish(setup.before_ms, channel, setup.length, open, false);
                 world.published.push(Published {
                     channel,
-                    id: link.id,
+                    id: kept.link.id,
                     lost: false,
+                    ends: false,
                 });
             }
         }
@@ -91,9 +93,11 @@ impl World {
                 channel,
                 isolated,
                 restricted,
+                ends,
             } => {
                 self.budget.publishes -= 1;
-                self.publish(setup, channel, isolated, restricted);
+                let restricted = setup.restricts.then_some(restricted);
+                self.publish(setup, channel, isolated, restricted, ends);
             }
             Action::Probe { replica } => {
                 self.budget.probes -= 1;
@@ -210,21 +214,28 @@ impl World {
         write(Rc::make_mut(&mut self.primary), self.now)
     }
 
-    fn publish(&mut self, setup: &Setup, channel: usize, isolated: bool, restricted: bool) {
-        let link = self.write(isolated, |primary, now| {
-            let restricted = setup.restricts.then_some(restricted);
-            primary.publish(now, channel, setup.length, restricted)
+    fn publish(
+        &mut self,
+        setup: &Setup,
+        channel: usize,
+        isolated: bool,
+        restricted: Option<bool>,
+        ends: bool,
+    ) {
+        let kept = self.write(isolated, |primary, now| {
+            primary.publish(now, channel, setup.length, restricted, ends)
         });
         let event = Published {
             channel,
-            id: link.id,
+            id: kept.link.id,
             lost: isolated,
+            ends,
         };
         let at = self.published.partition_point(|other| other.id < event.id);
         self.published.insert(at, event);
         for replica in &mut self.replicas {
             if replica.is_subscribed() && replica.is_behind == isolated {
-                replica.queue.push_back(Message::Event(channel, link));
+                replica.queue.push_back(Message::Event(channel, kept));
             }
         }
         if isolated {
@@ -278,6 +289,7 @@ impl World {
                         channel,
                         link,
                         late,
+                        ..
                     } => {
                         let is_for = client.channels.contains(&channel) && client.may_have(link.id);
                         if is_for && link.id > has_had {
@@ -294,7 +306,46 @@ impl World {
                             client.take_live_gap(channel, id, through, &self.published)?;
                         }
                     }
-                    Told::Rewound => *skip_through = EventId::ZERO,
+                    Told::Rewound => {
+                        *skip_through = EventId::ZERO;
+                        client.ends_through = EventId::ZERO;
+                        client.asks_for_ends = true;
+                    }
+                }
+            }
+        }
+        self.tell_ends(replica, told)
+    }
+
+    fn tell_ends(&mut self, replica: usize, told: &[Told]) -> Result<(), String> {
+        let tails = &self.replicas[replica].shard.tails;
+        for item in told {
+            let Told::Event {
+                channel,
+                link,
+                ends: true,
+                ..
+            } = *item
+            else {
+                continue;
+            };
+            for client in self
+                .clients
+                .iter_mut()
+                .filter(|client| client.replica == replica)
+            {
+                let is_live = matches!(client.stage, Stage::Live { .. });
+                let is_on = is_live && client.channels.contains(&channel);
+                if !is_on || link.id <= client.ends_through {
+                    continue;
+                }
+                client.take_end(channel, link.id, &self.published)?;
+                let ends = client
+                    .channels
+                    .iter()
+                    .map(|channel| tails[*channel].ended());
+                if let Some(last) = last_end(ends, |end| client.minds_end(end)) {
+                    client.finish(last);
                 }
             }
         }
@@ -318,6 +369,17 @@ impl World {
                 && let Some(event) = client.owed(&self.published, EventId::MAX)
             {
                 return Err(format!("{event:?} was never delivered"));
+            }
+            if let (Stage::Live { .. }, true) = (&client.stage, is_quiet) {
+                let end_of = |channel: &usize| self.primary.end_of(self.now, *channel);
+                let minds = |end| client.minds_end(end);
+                if client
+                    .channels
+                    .iter()
+                    .all(|channel| end_of(channel).is_some_and(minds))
+                {
+                    return Err(format!("all channels have ended, and {client:?} waits"));
+                }
             }
         }
         for replica in &self.replicas {

@@ -106,6 +106,27 @@ worlds! {
         { publishes: 2, connects: 2, failovers: 1, tells: 1 }
     the_newest_of_restricted_events: { restricts: true, newest: true, length: 2, before: 1 }
         { ticks: 1, publishes: 3, connects: 2, losses: 1 }
+    ends: { ends: true, part_events: 1, page_events: 2, backfill_events: 1 }
+        { ticks: 1, publishes: 3, connects: 3, losses: 1 }
+    ends_before_a_replica_came: { ends: true, replicas: 2 }
+        { publishes: 2, connects: 3 }
+    ends_and_heartbeats: { ends: true, before: 1 }
+        { ticks: 3, publishes: 2, probes: 1, connects: 2, tells: 1 }
+    ends_and_expiry: { ends: true, length: 1, ttl: 4, before: 1 }
+        { ticks: 5, publishes: 2, probes: 1, connects: 2 }
+    ends_on_two_channels: { ends: true, channels: vec![0, 1], clients: vec![vec![0, 1]], part_events: 1 }
+        { publishes: 3, connects: 2, losses: 1 }
+    ends_and_failover: { ends: true, replicas: 2, connected: 2 }
+        { publishes: 2, connects: 2, failovers: 1 }
+    ends_and_isolation: { ends: true, replicas: 2, connected: 2, isolation: true }
+        { publishes: 2, connects: 2, failovers: 1 }
+    ends_that_are_restricted: { ends: true, restricts: true, newest: true, before: 1 }
+        { publishes: 2, connects: 2, losses: 1 }
+    ends_and_foreign_cursors: {
+        ends: true, before: 1, foreign: vec![Cursor::new(id(500, 0), EventId::ZERO), Cursor::fresh(id(90, 0))],
+    } { ticks: 1, publishes: 2, connects: 2, flushes: 1 }
+    ends_and_eviction: { ends: true, evictable: true, length: 1 }
+        { ticks: 1, publishes: 3, connects: 3, evictions: 1 }
     a_replica_that_is_behind: { replicas: 2, connected: 1 }
         { publishes: 3, connects: 3, losses: 1 }
     holes: { channels: vec![0, 1], clients: vec![vec![0, 1]], backfill_events: 1 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
-use self::store::{Full, Limits, Store};
+use self::store::{Limits, NotKept, Store};
 use super::routing::{InterestChange, Routing};
 use super::{
     BusHealth, Inputs, KeepOptions, PeerSender, PublishError, Publisher, Services, TicketStore,
@@ -54,6 +54,21 @@ enum Command {
 #[error("there are {MOST_REVOCATIONS} revocations, which is the most")]
 struct TooMany;
 
+impl From<TooMany> for PublishError {
+    fn from(error: TooMany) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+impl From<NotKept> for PublishError {
+    fn from(error: NotKept) -> Self {
+        match error {
+            NotKept::Full(full) => Self::Unavailable(full.to_string()),
+            NotKept::Ended(reason) => Self::Ended(reason.label().to_owned()),
+        }
+    }
+}
+
 /// An event on its way into the bus.
 #[derive(Debug)]
 struct Published {
@@ -66,7 +81,7 @@ struct Published {
 #[derive(Debug)]
 struct Keep {
     options: KeepOptions,
-    reply: oneshot::Sender<Result<EventId, Full>>,
+    reply: oneshot::Sender<Result<EventId, NotKept>>,
 }
 
 /// Publishes into this process.
@@ -118,11 +133,11 @@ impl EmbeddedPublisher {
     }
 }
 
-async fn answered<T, E: std::fmt::Display>(
+async fn answered<T, E: Into<PublishError>>(
     answer: oneshot::Receiver<Result<T, E>>,
 ) -> Result<T, PublishError> {
     match timeout(PUBLISH_DEADLINE, answer).await {
-        Ok(Ok(result)) => result.map_err(|error| PublishError::Unavailable(error.to_string())),
+        Ok(Ok(result)) => result.map_err(Into::into),
         Ok(Err(_)) => Err(PublishError::Unavailable("the gateway is stopping".into())),
         Err(_) => Err(PublishError::Unavailable("no answer in time".into())),
     }
@@ -357,7 +372,7 @@ impl EmbeddedBus {
                         self.input(Input::Kept { channel, event }).await;
                         Ok(id)
                     }
-                    Err(full) => Err(full),
+                    Err(error) => Err(error),
                 };
                 // A publisher that is gone needs no answer.
                 let _ = reply.send(answer);

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bus::KeepOptions;
-use crate::continuity::{HistoryPage, Issued, KeptEvent, Linked, Retention};
+use crate::continuity::{ChannelEnd, HistoryPage, Issued, KeptEvent, Linked, Retention};
 use crate::hub::HistoryRead;
-use crate::protocol::{ChannelName, Event, EventId};
+use crate::protocol::{ChannelName, EndReason, Event, EventId};
 
 /// One read, as behind Redis.
 const MAX_PAGE_EVENTS: usize = 1024;
@@ -32,6 +32,16 @@ pub(super) struct Limits {
 #[error("the histories in memory are full ({} MiB); Redis keeps more", .bytes >> 20)]
 pub(super) struct Full {
     bytes: usize,
+}
+
+/// Why an event is not kept.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotKept {
+    #[error(transparent)]
+    Full(#[from] Full),
+    /// Its channel has ended.
+    #[error("the channel has ended: {0}")]
+    Ended(EndReason),
 }
 
 /// The histories of all channels.
@@ -94,14 +104,14 @@ impl Store {
     /// to be delivered.
     ///
     /// # Errors
-    /// When there is no room.
+    /// When the channel has ended, or there is no room.
     pub(super) fn publish(
         &mut self,
         channel: &ChannelName,
         event: Option<Event>,
         options: &KeepOptions,
         now_ms: u64,
-    ) -> Result<(EventId, Option<KeptEvent>), Full> {
+    ) -> Result<(EventId, Option<KeptEvent>), NotKept> {
         self.expire_keys(now_ms);
         let key = options
             .key
@@ -111,12 +121,17 @@ impl Store {
             return Ok((*first, None));
         }
         self.expire_history(channel, now_ms);
+        if let Some(end) = self.end_of(channel) {
+            return Err(NotKept::Ended(end.reason));
+        }
 
+        let is_event = |event: &Event| options.end.is_none() || !event.data().is_empty();
         let mut kept = KeptEvent {
             id: EventId::ZERO,
             prev: EventId::ZERO,
             published_ms: now_ms,
-            event: event.map(Arc::new),
+            event: event.filter(is_event).map(Arc::new),
+            end: options.end,
         };
         let most = options
             .history
@@ -133,9 +148,8 @@ impl Store {
         let new_key = key.as_ref().map_or(0, key_cost);
         let bytes = self.bytes - freed + cost_bytes(&kept) + new_channel + new_key;
         if bytes > self.limits.bytes {
-            return Err(Full {
-                bytes: self.limits.bytes,
-            });
+            let bytes = self.limits.bytes;
+            return Err(Full { bytes }.into());
         }
 
         let id = self.issue(now_ms);
@@ -204,6 +218,7 @@ impl Store {
             })
             .map(|(_, event)| event.clone())
             .collect();
+        let complete = first + page.len() == all;
         HistoryPage {
             now_ms,
             issued: Some(self.issued),
@@ -211,9 +226,15 @@ impl Store {
             evictable: false,
             oldest: events.and_then(|events| events.front().map(Linked::link)),
             from,
-            complete: first + page.len() == all,
+            complete,
             events: page,
+            ended: self.end_of(channel).filter(|_| complete),
         }
+    }
+
+    /// The end of a channel, while it is kept.
+    fn end_of(&self, channel: &ChannelName) -> Option<ChannelEnd> {
+        self.histories.get(channel)?.events.back()?.channel_end()
     }
 
     /// Forgets what has expired.

@@ -17,6 +17,8 @@ pub(super) enum Refusal {
     Rejected(String),
     /// The channel's key holds something else than a history, or what others have written to it.
     NotAHistory,
+    /// The channel has ended, as this says.
+    Ended(String),
     /// Something else: no memory, too few replicas, a disk that is full. It may pass. With the
     /// code that Redis says it with: `OOM`, `NOREPLICAS`, `MISCONF`.
     NotNow(String),
@@ -32,6 +34,10 @@ pub(super) fn refusal(error: &RedisError) -> Option<Refusal> {
         "MOVED" | "ASK" | "TRYAGAIN" | "CROSSSLOT" | "CLUSTERDOWN" => Refusal::ClusterNode,
         "NOPERM" => Refusal::Forbidden,
         "WRONGTYPE" => Refusal::NotAHistory,
+        "ENDED" => {
+            let reason = detail.rsplit(' ').next().unwrap_or_default();
+            Refusal::Ended(reason.to_owned())
+        }
         "ERR" => match broken_rule(detail) {
             Some(rule) => Refusal::Rejected(rule.to_owned()),
             None if detail.starts_with("Function not found")
@@ -95,6 +101,10 @@ mod tests {
             ("MISCONF Redis is configured", not_now("MISCONF")),
             ("ERR out of something", not_now("ERR")),
             ("WRONGTYPE Operation against", Refusal::NotAHistory),
+            (
+                "ENDED fanfare_publish: the channel has ended: done",
+                Refusal::Ended("done".into()),
+            ),
             (
                 "ERR fanfare_publish: key: has 1 to 256 bytes",
                 Refusal::Rejected("key: has 1 to 256 bytes".into()),

@@ -19,9 +19,9 @@ use super::functions::{Refusal, call_read_only, refusal};
 use super::keeping::Support;
 use super::pool::{CommandPool, POOL_SIZE};
 use crate::bus::kept_event;
-use crate::continuity::{HistoryPage, Issued, KeptEvent, Link, Linked, Retention};
+use crate::continuity::{ChannelEnd, HistoryPage, Issued, KeptEvent, Link, Linked, Retention};
 use crate::hub::{HistoryError, HistoryRead, HistoryRequest};
-use crate::protocol::{ChannelName, EventId, Frame, decode_frame};
+use crate::protocol::{ChannelName, EndReason, EventId, Frame, decode_frame};
 use crate::telemetry::BusMetrics;
 use crate::telemetry::occurrences::{EntryUnreadable, HistoryReadSent};
 
@@ -140,10 +140,12 @@ impl HistoryReader {
         let (oldest, oldest_prev) = (values.id()?, values.id()?);
         let from = values.id()?.unwrap_or_default();
         let complete = values.flag()?;
-        let events = values
+        let last_event = values.0.as_slice().last().and_then(end_of);
+        let events: Vec<_> = values
             .0
             .filter_map(|frame| self.event(channel, frame))
             .collect();
+        let ended = last_event.or_else(|| events.last().and_then(Linked::channel_end));
         Ok(HistoryPage {
             now_ms,
             issued: last.zip(epoch).map(|(last, epoch)| Issued { epoch, last }),
@@ -160,6 +162,7 @@ impl HistoryReader {
             from,
             events,
             complete,
+            ended: ended.filter(|_| complete),
         })
     }
 
@@ -190,6 +193,18 @@ impl HistoryReader {
         }
         known.insert(hasher.finish())
     }
+}
+
+/// The end of a channel, where the answer is complete without its last event: `[id, reason]`.
+fn end_of(value: &Value) -> Option<ChannelEnd> {
+    let Value::Array(end) = value else {
+        return None;
+    };
+    let text = |at| redis::from_redis_value_ref::<String>(end.get(at)?).ok();
+    Some(ChannelEnd {
+        id: text(0)?.parse().ok()?,
+        reason: EndReason::read(&text(1)?),
+    })
 }
 
 /// The values of an answer, one after the other.

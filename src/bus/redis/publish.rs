@@ -109,6 +109,7 @@ impl From<RedisError> for PublishError {
         match refusal(&error) {
             Some(Refusal::Missing | Refusal::Forbidden) => Self::Unsupported(error.to_string()),
             Some(Refusal::Rejected(rule)) => Self::Rejected(rule),
+            Some(Refusal::Ended(reason)) => Self::Ended(reason),
             Some(Refusal::NotAHistory) => Self::NotAHistory(error.to_string()),
             Some(Refusal::NotNow(code)) => Self::NotNow {
                 code,
@@ -144,6 +145,9 @@ fn kept_command(prefix: &str, channel: &ChannelName, event: &Event, options: &Ke
     }
     if let Some(key) = &options.key {
         command.arg("key").arg(key);
+    }
+    if let Some(reason) = options.end {
+        command.arg("end").arg(reason.label());
     }
     if let Some(parent) = event.trace_parent() {
         command.arg("traceparent").arg(parent.to_string());

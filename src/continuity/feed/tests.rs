@@ -37,6 +37,7 @@ fn page(last: u64, from: u64, events: &[(u64, u64)]) -> Option<HistoryPage<Link>
         from: id(from),
         events,
         complete: true,
+        ended: None,
     })
 }
 

@@ -30,6 +30,7 @@ fn page(from: u64, events: &[Link], complete: bool) -> HistoryPage<Link> {
         from: EventId::new(from, 0),
         events: events.to_vec(),
         complete,
+        ended: None,
     }
 }
 

@@ -17,14 +17,14 @@ use tokio::sync::{Semaphore, watch};
 use tower_service::Service;
 use tracing::Instrument;
 
-use self::rejection::{Rejection, is_denied};
+use self::rejection::{NotAdmitted, Rejection, is_denied};
 use super::admission::{Admission, OpenStream};
-use super::answer::{BUSY_HEADER, ask_another, busy, common_headers};
+use super::answer::{BUSY_HEADER, ask_another, busy, common_headers, over};
 use super::client_address::ClientAddress;
 use super::cut_off;
 use super::decision::{BusyForm, Decision};
 use super::error::Problem;
-use super::held_answer::{HeldBody, Receiver};
+use super::held_answer::{HeldBody, Receiver, hold_back};
 use super::held_ticket::{HeldTicket, NotSpent, wrong_ticket};
 use super::ignored::IGNORED_HEADER;
 use super::request_context::{ConnectionId, Peer, REFUSED, RequestContext};
@@ -32,8 +32,8 @@ use super::stream::EdgeBody;
 use super::takeover::{Handoff, StreamHead};
 use super::{host, origin};
 use crate::bus::BusHealth;
-use crate::hub::{Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
-use crate::protocol::Framing;
+use crate::hub::{CloseReason, Hub, NotOpened, RefuseReason, RejectReason, StreamRequest};
+use crate::protocol::{EndReason, Framing};
 use crate::telemetry::Traces;
 
 /// How long a stream waits for its channels while the bus is away. nginx/nginx.conf waits longer for an
@@ -194,23 +194,27 @@ impl Edge {
             }
             decision => Ok(Some(self.pass_on(&mut context, &asked, decision, response))),
         };
-        answered.unwrap_or_else(|instead| {
-            let Instead {
-                outcome,
-                mut answer,
-                is_held,
-            } = instead;
-            answer.headers_mut().extend(common);
-            let answer = context.last_answer(outcome, answer);
-            let receiver = Receiver {
-                client: ClientAddress(context.client),
-                of_connection: arrival.held_answers.as_ref(),
-            };
-            Some(answer.map(|body| match is_held {
-                true => self.hold(body, &receiver),
-                false => EdgeBody::Plain(body),
-            }))
-        })
+        let Instead {
+            outcome,
+            mut answer,
+            held,
+        } = match answered {
+            Ok(answer) => return answer,
+            Err(instead) => instead,
+        };
+        answer.headers_mut().extend(common);
+        let receiver = Receiver {
+            client: ClientAddress(context.client),
+            of_connection: arrival.held_answers.as_ref(),
+        };
+        if held == Held::Whole {
+            hold_back(&self.hub, &self.admission, &receiver).await;
+        }
+        let answer = context.last_answer(outcome, answer);
+        Some(answer.map(|body| match held {
+            Held::End => self.hold(body, &receiver),
+            Held::Not | Held::Whole => EdgeBody::Plain(body),
+        }))
     }
 
     fn hold(&self, body: Body, receiver: &Receiver<'_>) -> EdgeBody {
@@ -279,7 +283,10 @@ impl Edge {
         let mut stream = self
             .admit(&stream, written, context, self.patience(asked))
             .await
-            .map_err(|rejection| self.reject(&rejection, asked, form))?;
+            .map_err(|not_admitted| match not_admitted {
+                NotAdmitted::Rejected(rejection) => self.reject(&rejection, asked, form),
+                NotAdmitted::Over(reason) => self.tell_over(reason),
+            })?;
         if let Some(ticket) = &ticket {
             // Only now, so that a client that is told to come back can.
             self.spend(ticket, asked, form).await?;
@@ -332,11 +339,25 @@ impl Edge {
             .map(ask_another);
         Instead {
             outcome: rejection.reason.label(),
-            is_held: for_proxy.is_none() && !asked.head_only,
+            held: if for_proxy.is_none() && !asked.head_only {
+                Held::End
+            } else {
+                Held::Not
+            },
             answer: for_proxy.unwrap_or_else(|| {
                 let start = self.hub.start_cursor().filter(|_| form.wants_cursor);
                 busy(form.control, start)
             }),
+        }
+    }
+
+    /// The answer to a client that has had everything, and to which nothing can come.
+    fn tell_over(&self, reason: EndReason) -> Instead {
+        self.hub.stats().ended_answers.add(1);
+        Instead {
+            outcome: CloseReason::Ended.label(),
+            answer: over(reason),
+            held: Held::Whole,
         }
     }
 
@@ -377,14 +398,15 @@ impl Edge {
         head: Option<&StreamHead>,
         context: &RequestContext,
         patience: Duration,
-    ) -> Result<OpenStream, Rejection> {
+    ) -> Result<OpenStream, NotAdmitted> {
         if self.hub.is_draining() {
             return Err(NotOpened::Draining.into());
         }
         let permit = self
             .admission
             .admit(ClientAddress(context.client), stream.session.as_deref())
-            .await?;
+            .await
+            .map_err(Rejection::from)?;
         let framing = match head {
             Some(_) => Framing::Chunked,
             None => Framing::Plain,
@@ -434,8 +456,7 @@ struct Granted {
 struct Instead {
     outcome: &'static str,
     answer: Response,
-    /// Its end may come a moment later.
-    is_held: bool,
+    held: Held,
 }
 
 impl Instead {
@@ -443,7 +464,15 @@ impl Instead {
         Self {
             outcome,
             answer: problem.into_response(),
-            is_held: false,
+            held: Held::Not,
         }
     }
+}
+
+/// What of an answer comes a moment later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Held {
+    Not,
+    End,
+    Whole,
 }

@@ -4,6 +4,7 @@ use http::StatusCode;
 
 use crate::http::admission::Full;
 use crate::hub::{NotOpened, RejectReason};
+use crate::protocol::EndReason;
 
 /// What is short when a stream is not opened.
 enum Busy {
@@ -60,13 +61,36 @@ impl From<NotOpened> for Rejection {
                 RejectReason::Draining,
                 Busy::Here("this replica is being stopped"),
             ),
-            NotOpened::Revoked => (RejectReason::Denied, Busy::Client),
+            // Told by itself, as no rejection.
+            NotOpened::Over(_) | NotOpened::Revoked => (RejectReason::Denied, Busy::Client),
             NotOpened::NotActive => (
                 RejectReason::BusUnavailable,
                 Busy::Here("the channels could not be subscribed: the bus is not available"),
             ),
         };
         Self { reason, busy }
+    }
+}
+
+/// Why a stream is not admitted.
+pub(super) enum NotAdmitted {
+    Rejected(Rejection),
+    /// All channels have ended, and the client knows.
+    Over(EndReason),
+}
+
+impl From<Rejection> for NotAdmitted {
+    fn from(rejection: Rejection) -> Self {
+        Self::Rejected(rejection)
+    }
+}
+
+impl From<NotOpened> for NotAdmitted {
+    fn from(not_opened: NotOpened) -> Self {
+        match not_opened {
+            NotOpened::Over(reason) => Self::Over(reason),
+            other => Self::Rejected(other.into()),
+        }
     }
 }
 

@@ -29,6 +29,7 @@ fn kept(channel: &str, ms: u64, event: Option<Event>) -> BusEvent {
         prev: EventId::ZERO,
         published_ms: ms,
         event: event.map(Arc::new),
+        end: None,
     };
     BusEvent::kept(name(channel), event, false)
 }

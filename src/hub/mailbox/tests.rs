@@ -141,6 +141,23 @@ fn latest_never_drops_the_head_of_the_response() {
 }
 
 #[test]
+fn latest_never_drops_the_end_of_a_channel() {
+    let mut mailbox = Mailbox::default();
+    let end = || Parcel {
+        origin: Some(Rc::new(Origin::new(None, Some(Loss::Never)))),
+        ..parcel(b"end.")
+    };
+    mailbox.queue(parcel(b"one."));
+    mailbox.queue(end());
+    mailbox.queue(parcel(b"two."));
+    mailbox.queue(end());
+    let latest = rules(2 * PLACE, SlowClientPolicy::Latest);
+    let dropped = Pushed::Dropped { events: 2, gaps: 0 };
+    assert_eq!(mailbox.push(parcel(b"new."), latest), dropped);
+    assert_eq!(contents(&mut mailbox), b"end.end.new.");
+}
+
+#[test]
 fn an_orderly_end_comes_after_what_waits() {
     let mut mailbox = Mailbox::default();
     mailbox.queue(parcel(b"last"));

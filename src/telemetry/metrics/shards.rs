@@ -42,7 +42,7 @@ const GAUGES: [(&str, &str, Read); 5] = [
 ];
 
 /// Numbers that only grow.
-const COUNTERS: [(&str, &str, Read); 6] = [
+const COUNTERS: [(&str, &str, Read); 7] = [
     (
         "fanfare_connections_opened_total",
         "Streams opened.",
@@ -52,6 +52,11 @@ const COUNTERS: [(&str, &str, Read); 6] = [
         "fanfare_requests_with_ignored_parameters_total",
         "Requests for streams with unknown query parameters, which the answer names in Fanfare-Ignored.",
         |shard| shard.requests_with_ignored_parameters.get(),
+    ),
+    (
+        "fanfare_ended_answers_total",
+        "Streams answered with 204: all channels have ended, and the client has had the last event of each.",
+        |shard| shard.ended_answers.get(),
     ),
     (
         "fanfare_accept_errors_total",

@@ -331,6 +331,29 @@ local function take_back(domain)
   domain.ms_text, domain.n, domain.epoch = domain.before_ms_text, domain.before_n, domain.before_epoch
 end
 
+-- ---------------------------------------------------------------------------------- frames
+
+-- The frame of an entry; nil where somebody else has written it.
+local function frame_of(entry)
+  local fields = entry[2]
+  for index = 1, #fields, 2 do
+    if fields[index] == 'f' then
+      return fields[index + 1]
+    end
+  end
+end
+
+-- How a channel has ended whose newest entry this is; nil where it goes on, as nearly all do. The
+-- state of a channel that is meant to end is the last field of the header, closed by a semicolon:
+-- one byte tells that there is none.
+local function end_of(entry)
+  local frame = frame_of(entry)
+  local header_end = frame and frame:find('\n', 1, true)
+  if header_end and frame:byte(header_end - 1) == 59 then
+    return frame:sub(1, header_end):match('[ ,]end:(%l+)[,;]')
+  end
+end
+
 -- ----------------------------------------------------------------------------------- publish
 
 local function fault(option, rule)
@@ -356,6 +379,10 @@ local function not_ours(key)
   return redis.error_reply('WRONGTYPE fanfare_publish: ' .. key .. ' has had an entry that is not '
     .. 'of this function, ahead of all ids. DEL ' .. key .. ' heals it')
 end
+
+local END_REASONS = { done = true, error = true, stopped = true }
+-- No session has it, so that gateways of before send nothing for an end without an event.
+local TO_NOBODY = '{"$end":"-"}'
 
 -- Checks the value of each option and puts what it says into `fields`; returns the rule that is
 -- broken.
@@ -403,6 +430,12 @@ local OPTIONS = {
     end
     fields.key = text
   end,
+  ['end'] = function(fields, reason)
+    if not END_REASONS[reason] then
+      return 'must be done, error or stopped'
+    end
+    fields.ends = reason
+  end,
   traceparent = function(fields, text)
     local trace, span, flags = text:match('^00%-([0-9a-f]+)%-([0-9a-f]+)%-([0-9a-f]+)$')
     if not trace or #trace ~= 32 or #span ~= 16 or #flags ~= 2
@@ -422,7 +455,7 @@ local function read_options(argv)
     if not check then
       -- Its bytes may be anything, an error reply is one line.
       local shown = (option:sub(1, 40)):gsub('[^%w_-]', '?')
-      return nil, fault(shown, 'must be one of event, retry, to, history, key, traceparent')
+      return nil, fault(shown, 'must be one of event, retry, to, history, key, end, traceparent')
     elseif seen[option] then
       return nil, fault(option, 'is given twice')
     elseif not value then
@@ -491,6 +524,10 @@ local function publish(keys, argv)
       return refused
     end
   end
+  local ended = newest and end_of(newest)
+  if ended then
+    return redis.error_reply('ENDED fanfare_publish: the channel has ended: ' .. ended)
+  end
 
   local id = issue(domain, now)
   -- Within one millisecond of ids the key expires when it should already, unless the TTL has
@@ -505,8 +542,15 @@ local function publish(keys, argv)
   local now_text = now == domain.ms and domain.ms_text or ('%.0f'):format(now)
   local rest = ' ' .. prev .. ' ' .. now_text
   if fields then
+    local state = ''
+    if fields.ends then
+      state = ' end:' .. fields.ends .. ';'
+      if data == '' then
+        fields.event, fields.to = '', TO_NOBODY
+      end
+    end
     rest = rest .. ' ' .. fields.retry .. ' ' .. #fields.event .. ' ' .. #fields.to .. ' '
-      .. #fields.traceparent .. '\n' .. fields.event .. fields.to .. fields.traceparent .. data
+      .. #fields.traceparent .. state .. '\n' .. fields.event .. fields.to .. fields.traceparent .. data
   else
     rest = rest .. ' - 0 0 0\n' .. data
   end
@@ -622,16 +666,6 @@ end
 
 -- ----------------------------------------------------------------------------------- history
 
--- The frame of an entry; nil where somebody else has written it.
-local function frame_of(entry)
-  local fields = entry[2]
-  for index = 1, #fields, 2 do
-    if fields[index] == 'f' then
-      return fields[index + 1]
-    end
-  end
-end
-
 -- Calls `visit(id, frame)` for the entries from one end towards the other until it returns
 -- false. Entries are fetched in chunks: a long history is never held as a whole.
 local function walk(command, key, from, to, visit)
@@ -696,6 +730,8 @@ end
 --   ->  newest id issued, epoch, the time in Unix milliseconds, ttl_ms, old_ttl_ms, ttl_since,
 --       evictable (0, 1; 2: the key holds something else, so that nothing is known of the
 --       channel's history), oldest id, its prev, start, complete, frame...
+--   Where the channel has ended and the answer is complete without its last frame, { its id, how }
+--   follows.
 local function history(keys, argv)
   local key = keys[1]
   if #keys ~= 1 then
@@ -774,6 +810,13 @@ local function history(keys, argv)
     reply[11 + events] = frame
     return true
   end)
+  if events == 0 and oldest ~= '' and reply[11] == 1 then
+    local last_entry = redis.call('XREVRANGE', key, '+', '-', 'COUNT', '1')[1]
+    local ended = last_entry and end_of(last_entry)
+    if ended then
+      reply[12] = { last_entry[1], ended }
+    end
+  end
   return reply
 end
 

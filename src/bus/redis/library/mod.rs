@@ -19,7 +19,7 @@ use crate::config::RedisUrl;
 pub use settings::{HistoryConfig, LibrarySettings};
 
 /// Raised with every change of `fanfare.lua` that publishers or gateways could notice.
-pub const LIBRARY_VERSION: u64 = 3;
+pub const LIBRARY_VERSION: u64 = 4;
 
 const SOURCE: &str = include_str!("fanfare.lua");
 
