@@ -14,6 +14,7 @@
 //! - [`bus`]: where events come from, Redis or this process, and keeping exactly the wanted
 //!   channels subscribed.
 //! - [`hub`]: a shard's channels, subscribers and mailboxes; encoding once, heartbeats.
+//! - [`tls`]: certificates and session tickets of the TLS listener.
 //! - [`auth`]: tokens and their keys: who a request is from, and what it was granted.
 //! - [`http`]: the data listener, from an accepted connection to a stream, and what a request may do.
 //! - [`admin`]: health, metrics and the console. [`telemetry`]: what is logged, counted and traced.
@@ -32,12 +33,11 @@
 //! - Every queue is bounded, and nothing waits for a client: one that does not keep up is cut off
 //!   or, with the `latest` policy, loses its oldest events.
 //! - Imports point down, in the order of the list `ORDER` in `tests/it/layout.rs`, which checks it:
-//!   `protocol` ← `continuity` ← `hub` ← `telemetry` ← `auth` ← `config` ← `bus` ← `http` ← `admin` ← `app` ← `cli`.
+//!   `protocol` ← `continuity` ← `hub` ← `telemetry` ← `auth` ← `tls` ← `config` ← `bus` ← `http` ← `admin` ← `app` ← `cli`.
 //!   `protocol` imports nothing of this crate. What a part can be set to is defined by that part;
 //!   `config` reads it.
 //!
-//! Deliberately absent: storage of any kind in the gateway, TLS on its listeners (a proxy does
-//! it better), and a protocol beside Server-Sent Events.
+//! Deliberately absent: storage of any kind in the gateway, and a protocol beside Server-Sent Events.
 
 mod admin;
 mod app;
@@ -55,6 +55,7 @@ pub mod protocol;
 mod supervision;
 mod tasks;
 mod telemetry;
+mod tls;
 mod warnings;
 
 pub use bus::library;

@@ -25,6 +25,7 @@ use crate::hub::ShardMessage;
 use crate::supervision::{self, Hanging};
 use crate::tasks::{TaskEnded, Tasks};
 use crate::telemetry::{LAST_SPANS, TraceError, TracePipeline};
+use crate::tls::TlsError;
 
 /// Why a gateway cannot start or go on.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +49,9 @@ pub enum AppError {
     /// A runtime or a signal handler cannot be had.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// The TLS listener cannot be had.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Traces are asked for and cannot be sent.
     #[error(transparent)]
     Traces(#[from] TraceError),
@@ -80,6 +84,8 @@ struct Listeners {
     data: Vec<TcpListener>,
     /// For the PROXY protocol: one per shard, or none.
     proxied: Vec<TcpListener>,
+    /// For TLS: one per shard, or none.
+    tls: Vec<TcpListener>,
     admin: TcpListener,
 }
 
@@ -87,6 +93,7 @@ struct Listeners {
 struct Addresses {
     data: SocketAddr,
     proxied: Option<SocketAddr>,
+    tls: Option<SocketAddr>,
     admin: SocketAddr,
 }
 
@@ -99,6 +106,7 @@ impl Listeners {
         Ok(Addresses {
             data: first(&self.data)?.unwrap_or(config.listen),
             proxied: first(&self.proxied)?,
+            tls: first(&self.tls)?,
             admin: self.admin.local_addr()?,
         })
     }
@@ -115,7 +123,7 @@ impl Addresses {
 }
 
 impl App {
-    /// Binds both listeners. It logs nothing: the log starts when the gateway runs.
+    /// Binds all listeners. It logs nothing: the log starts when the gateway runs.
     ///
     /// # Errors
     /// When an address cannot be bound or the control runtime cannot be had.
@@ -138,6 +146,12 @@ impl App {
             .map(|address| bind_shards("FANFARE_PROXY_PROTOCOL_LISTEN", address))
             .transpose()?
             .unwrap_or_default();
+        let tls = config
+            .tls
+            .as_ref()
+            .map(|tls| bind_shards("FANFARE_TLS_LISTEN", tls.listen))
+            .transpose()?
+            .unwrap_or_default();
         let admin = bind_alone(config.admin_listen).map_err(|error| AppError::Bind {
             setting: "FANFARE_ADMIN_LISTEN",
             address: config.admin_listen,
@@ -149,6 +163,7 @@ impl App {
             listeners: Listeners {
                 data,
                 proxied,
+                tls,
                 admin,
             },
         })
@@ -169,10 +184,12 @@ impl App {
         let Listeners {
             data,
             proxied,
+            tls,
             admin,
         } = listeners;
         let (mut parts, log, inboxes) = Parts::start(&config, &addresses, data.len(), &mut tasks)?;
-        let shards = Shards::start(&config, data, proxied, inboxes, &parts)?;
+        let listeners = parts.listeners(data, proxied, tls);
+        let shards = Shards::start(&config, listeners, inboxes, &parts)?;
         let pipeline = parts.pipeline.take();
         let mut serving = Serving {
             config,
@@ -289,6 +306,7 @@ fn announce(config: &Config, addresses: &Addresses) {
     let Addresses {
         data,
         proxied,
+        tls,
         admin,
     } = *addresses;
     let bus = match &config.bus {
@@ -299,6 +317,7 @@ fn announce(config: &Config, addresses: &Addresses) {
         version = env!("VERSION_AND_REVISION"),
         %data,
         proxied = proxied.map(tracing::field::display),
+        tls = tls.map(tracing::field::display),
         %admin,
         bus,
         shards = config.shards,
@@ -334,6 +353,7 @@ mod tests {
         let addresses = Addresses {
             data: address,
             proxied: None,
+            tls: None,
             admin: address,
         };
         assert_eq!(addresses.replica_name(), format!("{}:8080", machine.trim()));

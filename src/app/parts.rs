@@ -1,5 +1,6 @@
 //! The parts of a gateway that all shards share, built from its configuration.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -9,12 +10,13 @@ use super::{Addresses, AppError};
 use crate::auth::{Jwks, KeyRing};
 use crate::bus::{Bus, BusHealth, PeerSender};
 use crate::config::{Access, Config, JwksUrl};
-use crate::http::{Admission, Authority, EdgeParts, RouterState, router};
+use crate::http::{Admission, Authority, EdgeParts, Listener, Preamble, RouterState, router};
 use crate::hub::{
     HistoryRequest, INBOX_BATCHES, Inbox, InterestUpdate, Revocations, ShardMessage, ShardStats,
 };
 use crate::tasks::Tasks;
 use crate::telemetry::{Log, Metrics, TracePipeline};
+use crate::tls::TlsServer;
 use crate::warnings::Warnings;
 
 /// The parts, started.
@@ -36,6 +38,7 @@ pub(super) struct Parts {
     pub(super) heard: mpsc::Receiver<Bytes>,
     pub(super) warnings: Warnings,
     pub(super) keys: Option<Arc<KeyRing>>,
+    pub(super) tls: Option<Arc<TlsServer>>,
     pub(super) edge: EdgeParts,
 }
 
@@ -79,6 +82,11 @@ impl Parts {
         if let Some(tally) = bus.tally {
             tasks.spawn("the limits' exchange", Arc::clone(&admission).share(tally));
         }
+        let tls = config
+            .tls
+            .as_ref()
+            .map(|tls| TlsServer::start(tls, metrics.tls.clone(), &bus.warnings, tasks))
+            .transpose()?;
         let keys = key_ring(&config.access, &metrics, tasks)?;
         let authority = Authority::new(
             config.access.clone(),
@@ -118,9 +126,42 @@ impl Parts {
             heard: bus.heard,
             warnings: bus.warnings,
             keys,
+            tls,
             edge,
         };
         Ok((parts, log, shard_inboxes))
+    }
+}
+
+impl Parts {
+    /// The listeners of each shard, of what is bound once a shard, or not at all.
+    pub(super) fn listeners(
+        &self,
+        data: Vec<TcpListener>,
+        proxied: Vec<TcpListener>,
+        tls: Vec<TcpListener>,
+    ) -> Vec<Vec<Listener>> {
+        let secured = self.tls.clone().map(Preamble::Tls);
+        let kinds = [
+            (data, Some(Preamble::None)),
+            (proxied, Some(Preamble::Proxy)),
+            (tls, secured),
+        ];
+        let mut shards = Vec::new();
+        for (sockets, preamble) in kinds {
+            for (number, socket) in sockets.into_iter().enumerate() {
+                let Some(preamble) = preamble.clone() else {
+                    continue;
+                };
+                if shards.len() <= number {
+                    shards.push(Vec::new());
+                }
+                if let Some(listeners) = shards.get_mut(number) {
+                    listeners.push(Listener { socket, preamble });
+                }
+            }
+        }
+        shards
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::TcpListener;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use futures_util::future::OptionFuture;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
@@ -29,28 +29,26 @@ pub(super) struct Shards {
 }
 
 impl Shards {
-    /// Starts a thread per listener of `data`, and inbox. `proxied`: one per shard, or none.
+    /// Starts a thread per inbox, with the listeners of the same place.
     ///
     /// # Errors
     /// When a thread cannot be had.
     pub(super) fn start(
         config: &Config,
-        data: Vec<TcpListener>,
-        proxied: Vec<TcpListener>,
+        listeners: Vec<Vec<Listener>>,
         inboxes: Vec<Inbox>,
         parts: &Parts,
     ) -> io::Result<Self> {
         let patience = Patience::here();
         let mut pulses = Vec::new();
-        let mut proxied = proxied.into_iter();
         let (failure, failed) = mpsc::channel(1);
-        let listeners = data.into_iter().zip(inboxes).zip(&parts.stats);
-        for (number, ((listener, inbox), stats)) in listeners.enumerate() {
+        let shards = listeners.into_iter().zip(inboxes).zip(&parts.stats);
+        for (number, ((listeners, inbox), stats)) in shards.enumerate() {
             let pulse = Pulse::default();
             pulses.push(pulse.clone());
             let shard = Shard {
                 number,
-                listeners: (listener, proxied.next()),
+                listeners,
                 inbox,
                 interest: parts.interest.clone(),
                 history: parts.history.clone(),
@@ -73,8 +71,7 @@ impl Shards {
 /// What a shard's thread is given.
 struct Shard {
     number: usize,
-    /// The ordinary one, and the one for the PROXY protocol.
-    listeners: (TcpListener, Option<TcpListener>),
+    listeners: Vec<Listener>,
     inbox: Inbox,
     interest: mpsc::Sender<InterestUpdate>,
     history: mpsc::Sender<HistoryRequest>,
@@ -109,15 +106,9 @@ impl Shard {
         runtime.block_on(async {
             let hub = Hub::new(self.settings, self.stats, self.history, self.revocations);
             let edge = Edge::new(hub.clone(), self.number, self.edge);
-            let (listener, proxied) = self.listeners;
-            let accepting = |socket, proxy_protocol| {
-                let listener = Listener {
-                    socket,
-                    proxy_protocol,
-                };
-                accept(edge.clone(), listener)
-            };
-            let proxied = OptionFuture::from(proxied.map(|socket| accepting(socket, true)));
+            let accepting = self.listeners.into_iter();
+            let accepting = accepting.map(|listener| accept(edge.clone(), listener));
+            let mut accepting: FuturesUnordered<_> = accepting.collect();
             let hub_task = spawn_local(hub.clone().run(self.inbox));
             let interest = hub.clone().tell_interest(self.number, self.interest);
             let interest_task = spawn_local(interest);
@@ -125,8 +116,7 @@ impl Shard {
             let (pulse, patience) = self.pulse;
             spawn_local(pulse.beat(patience));
             tokio::select! {
-                accepted = accepting(listener, false) => accepted?,
-                Some(accepted) = proxied => accepted?,
+                Some(accepted) = accepting.next() => accepted?,
                 ended = hub_task => ended?,
                 ended = interest_task => ended?,
                 ended = sweep_task => ended?,

@@ -12,6 +12,7 @@ mod read;
 mod redis_source;
 mod redis_url;
 mod settings;
+mod tls;
 mod traces;
 mod values;
 
@@ -25,6 +26,7 @@ use humantime::format_duration;
 use crate::hub::{HubSettings, SlowClientPolicy};
 use crate::protocol::RetryRange;
 use crate::telemetry::{LogFormat, TraceConfig};
+use crate::tls::TlsConfig;
 
 pub use access::{Access, AccessRules, JwksUrl};
 pub use clients::{ClientRules, ClientSettings, ForwardedHeader, Origin, Rate};
@@ -36,6 +38,7 @@ pub use redis_source::{RedisSource, RedisTlsFiles};
 pub use redis_url::RedisUrl;
 pub(crate) use redis_url::{RedisPlace, SentinelGroup};
 pub use settings::Settings;
+pub use tls::TlsSettings;
 pub use values::secret;
 
 /// What the recent kept events of all channels may take, in all shards together: most clients
@@ -59,6 +62,8 @@ pub enum BusConfig {
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// Where clients connect over TLS.
+    pub tls: Option<TlsConfig>,
     /// Where health, metrics and the console are served.
     pub admin_listen: SocketAddr,
     /// Where events come from.
@@ -112,6 +117,7 @@ impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut line = |name: &str, value: &dyn fmt::Display| writeln!(f, "FANFARE_{name}={value}");
         line("LISTEN", &self.listen)?;
+        tls::write(self.tls.as_ref(), &mut line)?;
         line("ADMIN_LISTEN", &self.admin_listen)?;
         match &self.bus {
             BusConfig::Embedded => line("REDIS_URL", &"memory:")?,

@@ -28,7 +28,20 @@ impl Settings {
         let clients = self.clients.read(&mut reader);
         let (listen, admin_listen) =
             self.read_listeners(clients.proxy_protocol_listen, &mut reader);
-        let open = [Some(listen), clients.proxy_protocol_listen]
+        let trusts_proxies = self.clients.trusted_proxies.is_some();
+        let tls = self.tls.read(trusts_proxies, &mut reader);
+        let tls_listen = tls.as_ref().map(|tls| tls.listen);
+        if tls_listen.is_some_and(|address| {
+            let others = [
+                Some(listen),
+                Some(admin_listen),
+                clients.proxy_protocol_listen,
+            ];
+            address.port() != 0 && others.contains(&Some(address))
+        }) {
+            reader.fault("TLS_LISTEN", "must differ from the other listeners");
+        }
+        let open = [Some(listen), clients.proxy_protocol_listen, tls_listen]
             .iter()
             .flatten()
             .all(|address| address.ip().is_loopback());
@@ -49,6 +62,7 @@ impl Settings {
         let (slow_client, log_format) = self.read_choices(&mut reader);
         let config = Config {
             listen,
+            tls,
             admin_listen,
             bus,
             prefix: self.read_prefix(&mut reader),

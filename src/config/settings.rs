@@ -7,7 +7,7 @@ use secrecy::SecretString;
 
 use super::access::AccessSettings;
 use super::values::secret;
-use super::{ClientSettings, RedisTlsFiles};
+use super::{ClientSettings, RedisTlsFiles, TlsSettings};
 
 /// The settings of the gateway, as flags and environment. Times are written 500ms, 15s or 2m,
 /// sizes 64KiB or 1MiB, lists with commas.
@@ -31,6 +31,10 @@ pub struct Settings {
         default_value = "127.0.0.1:9080"
     )]
     pub admin_listen: String,
+
+    /// The TLS listener.
+    #[command(flatten)]
+    pub tls: TlsSettings,
 
     /// Source of events: redis://, rediss://, redis+unix://, redis-sentinel://HOST:PORT,…/NAME,
     /// rediss-sentinel://, or memory: for a single replica without Redis. [default: memory: on a

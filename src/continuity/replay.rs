@@ -253,17 +253,9 @@ impl Replay {
         let is_over = is_over(position, last_end, !gaps.is_empty());
         events.retain(may_have);
 
-        let advance = |cursor: Cursor, last: Option<EventId>| {
-            let had = Some(cursor.event()).filter(|_| keeps_event);
-            let had = had.unwrap_or_default();
-            match last {
-                None if cursor.is_confirmed(self.lag_bound) => Cursor::new(had, end),
-                // What was read just now may yet be taken back by a failover.
-                _ => Cursor::unconfirmed(last.unwrap_or(had), end, self.lag_bound),
-            }
-        };
         let last_told = events.last().map(|event| event.link().id);
-        (self.cursor, self.told) = (advance(self.cursor, last), advance(self.told, last_told));
+        self.cursor = self.advance(self.cursor, last, end, keeps_event);
+        self.told = self.advance(self.told, last_told, end, keeps_event);
         self.trusted = false;
         if !meets_tails
             && self.cursor.position() == position
@@ -290,6 +282,23 @@ impl Replay {
         part.gap_id_proves = views.iter().any(|view| view.tail.holds(gap_id))
             || pages.iter().flatten().any(|page| page.holds(gap_id));
         Step::Send(part)
+    }
+
+    /// `cursor` once everything up to `end` was told, of which `last` is the newest event.
+    fn advance(
+        &self,
+        cursor: Cursor,
+        last: Option<EventId>,
+        end: EventId,
+        keeps_event: bool,
+    ) -> Cursor {
+        let had = Some(cursor.event()).filter(|_| keeps_event);
+        let had = had.unwrap_or_default();
+        match last {
+            None if cursor.is_confirmed(self.lag_bound) => Cursor::new(had, end),
+            // What was read just now may yet be taken back by a failover.
+            _ => Cursor::unconfirmed(last.unwrap_or(had), end, self.lag_bound),
+        }
     }
 
     /// A page that begins with the cursor's event may end before its position, where a channel has many

@@ -29,6 +29,11 @@ const CONNECTIONS_BESIDE_STREAMS_PER_ADDRESS: usize = 16;
 const HELD_ANSWERS_PER_ADDRESS: NonZeroUsize =
     NonZeroUsize::new(CONNECTIONS_BESIDE_STREAMS_PER_ADDRESS / 2).unwrap();
 
+/// TLS connections of one shard without a ClientHello. As many as may come at once in a storm of
+/// reconnecting clients before the shard has read what they sent, and at least a few.
+const MAX_WAITING_HELLOS: usize = 1024;
+const MIN_WAITING_HELLOS: usize = 16;
+
 /// Tickets of one subject (else one token id, else one address), on each replica. A page draws one
 /// for each stream. Kept for half a minute, at a kilobyte each, those of one client take less than
 /// a megabyte of what there is for all.
@@ -94,6 +99,13 @@ impl Admission {
             ticket_rate: RateLimit::new(TICKET_RATE),
             rules,
         })
+    }
+
+    /// How many TLS connections of one shard may be without a ClientHello: together with those of other
+    /// shards they leave most places to connections that speak.
+    pub(super) fn max_waiting_hellos(&self) -> usize {
+        let connections = self.most.saturating_add(CONNECTIONS_BESIDE_STREAMS);
+        (connections / 64).clamp(MIN_WAITING_HELLOS, MAX_WAITING_HELLOS)
     }
 
     /// What is allowed.

@@ -1,4 +1,5 @@
-//! One accepted connection: HTTP/1.1 or HTTP/2, told apart by its first bytes.
+//! One accepted connection: HTTP/1.1 or HTTP/2, as the client chose in its TLS handshake or by its first
+//! bytes.
 
 use std::cell::Cell;
 use std::convert::Infallible;
@@ -18,13 +19,16 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, interval_at, timeout, timeout_at};
 
 use super::admission::{OpenStream, Place};
+use super::client_io::ClientIo;
 use super::cut_off;
 use super::edge::{Arrival, Edge};
+use super::handshake::{Secured, secure};
 use super::proxy_protocol::{ProxyHeader, read_header};
 use super::request_context::Peer;
 use super::stream::{StreamTask, reset};
 use super::takeover::{Handoff, TrackedIo};
 use crate::hub::{CloseReason, RejectReason};
+use crate::tls::{Protocol, TlsServer};
 
 /// How a client of HTTP/2 with prior knowledge begins (RFC 9113, section 3.4).
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -79,87 +83,116 @@ pub(super) struct Accepted {
     pub(super) peer: Peer,
 }
 
-/// Serves a connection that begins with a header of the PROXY protocol.
-pub(super) async fn serve_proxied(edge: Rc<Edge>, accepted: Accepted) {
-    let deadline = Instant::now() + HEAD_DEADLINE;
+/// A connection that is ready for HTTP.
+struct Ready {
+    io: ClientIo,
+    place: Place,
+    peer: Peer,
+}
+
+/// What stands before HTTP on the connections of a listener.
+#[derive(Clone, Debug)]
+pub enum Preamble {
+    /// Nothing.
+    None,
+    /// A header of the PROXY protocol.
+    Proxy,
+    /// A TLS handshake, perhaps behind a header of the PROXY protocol.
+    Tls(Arc<TlsServer>),
+}
+
+impl Preamble {
+    fn has_proxy_header(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::Proxy => true,
+            Self::Tls(tls) => tls.proxy_protocol,
+        }
+    }
+}
+
+/// Serves a connection to its end, or until a stream has taken it over.
+pub(super) async fn serve(edge: Rc<Edge>, accepted: Accepted, preamble: Preamble) {
+    let mut deadline = Instant::now() + HEAD_DEADLINE;
     let Accepted {
         mut socket,
         place,
         mut peer,
     } = accepted;
     let stats = edge.hub().stats();
-    if !edge
-        .admission()
-        .rules()
-        .trusted_proxies
-        .contains(peer.address)
-    {
-        stats.count_rejected(RejectReason::ProxyHeader);
-        return;
+    let mut already_read = Vec::new();
+    if preamble.has_proxy_header() {
+        let header = read_proxy_header(&edge, &mut socket, peer, deadline).await;
+        let Some(ProxyHeader { client, rest }) = header else {
+            return;
+        };
+        peer.address = client.map_or(peer.address, |client| client.to_canonical());
+        already_read = rest;
     }
-    match timeout_at(deadline, read_header(&mut socket)).await {
-        Ok(Ok(ProxyHeader { client, rest })) => {
-            peer.address = client.map_or(peer.address, |client| client.to_canonical());
-            let accepted = Accepted {
-                socket,
-                place,
-                peer,
+    let Some(place) = edge.admission().seat(place, peer.address) else {
+        stats.count_rejected(RejectReason::Address);
+        return;
+    };
+    let (mut io, chosen, already_read) = match &preamble {
+        Preamble::Tls(tls) => {
+            let secured = secure(tls, edge.waiting_hellos(), socket, already_read).await;
+            let Some(Secured { io, protocol }) = secured else {
+                return;
             };
-            serve_until(Rc::clone(&edge), accepted, rest, deadline).await;
+            deadline = Instant::now() + HEAD_DEADLINE;
+            (io, protocol, Vec::new())
         }
+        Preamble::None | Preamble::Proxy => (ClientIo::Plain(socket), None, already_read),
+    };
+    let recognised = async {
+        match chosen {
+            Some(protocol) => Ok((protocol, already_read)),
+            None => read_preface(&mut io, already_read).await,
+        }
+    };
+    match timeout_at(deadline, recognised).await {
+        Ok(Ok((Protocol::Http2, already_read))) => {
+            // The place is the connection's, whatever its streams are.
+            let _place = place;
+            serve_http2(Rc::clone(&edge), io, peer, already_read).await;
+        }
+        Ok(Ok((Protocol::Http1, already_read))) => {
+            let left = deadline.duration_since(Instant::now());
+            let ready = Ready { io, place, peer };
+            serve_http1(Rc::clone(&edge), ready, already_read, left).await;
+        }
+        Ok(Err(_)) => {}
+        Err(_) => stats.count_rejected(RejectReason::RequestHead),
+    }
+}
+
+/// Reads the header of the PROXY protocol. `None`: there is none that is believed, which is counted.
+async fn read_proxy_header(
+    edge: &Edge,
+    socket: &mut TcpStream,
+    peer: Peer,
+    deadline: Instant,
+) -> Option<ProxyHeader> {
+    let stats = edge.hub().stats();
+    let trusted = &edge.admission().rules().trusted_proxies;
+    if !trusted.contains(peer.address) {
+        stats.count_rejected(RejectReason::ProxyHeader);
+        return None;
+    }
+    match timeout_at(deadline, read_header(socket)).await {
+        Ok(Ok(header)) => return Some(header),
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::InvalidData => {
             stats.count_rejected(RejectReason::ProxyHeader);
         }
         Ok(Err(_)) => {}
         Err(_) => stats.count_rejected(RejectReason::RequestHead),
     }
-}
-
-/// Serves a connection to its end, or until a stream has taken it over.
-pub(super) async fn serve(edge: Rc<Edge>, accepted: Accepted) {
-    serve_until(edge, accepted, Vec::new(), Instant::now() + HEAD_DEADLINE).await;
-}
-
-/// Serves a connection whose first bytes have been read; `deadline` is that of its first head.
-async fn serve_until(edge: Rc<Edge>, accepted: Accepted, read: Vec<u8>, deadline: Instant) {
-    let Accepted {
-        mut socket,
-        place,
-        peer,
-    } = accepted;
-    let stats = edge.hub().stats();
-    let Some(place) = edge.admission().seat(place, peer.address) else {
-        stats.count_rejected(RejectReason::Address);
-        return;
-    };
-    match timeout_at(deadline, read_preface(&mut socket, read)).await {
-        Ok(Ok((Protocol::Http2, already_read))) => {
-            // The place is the connection's, whatever its streams are.
-            let _place = place;
-            serve_http2(Rc::clone(&edge), socket, peer, already_read).await;
-        }
-        Ok(Ok((Protocol::Http1, already_read))) => {
-            let left = deadline.duration_since(Instant::now());
-            let accepted = Accepted {
-                socket,
-                place,
-                peer,
-            };
-            serve_http1(Rc::clone(&edge), accepted, already_read, left).await;
-        }
-        Ok(Err(_)) => {}
-        Err(_) => stats.count_rejected(RejectReason::RequestHead),
-    }
-}
-
-enum Protocol {
-    Http1,
-    Http2,
+    None
 }
 
 /// Reads until it is clear which protocol the client speaks, and returns what was read with it.
 async fn read_preface(
-    socket: &mut TcpStream,
+    io: &mut ClientIo,
     mut read: Vec<u8>,
 ) -> std::io::Result<(Protocol, Vec<u8>)> {
     loop {
@@ -170,23 +203,14 @@ async fn read_preface(
             return Ok((Protocol::Http1, read));
         }
         read.reserve(1024);
-        if socket.read_buf(&mut read).await? == 0 {
+        if io.read_buf(&mut read).await? == 0 {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
     }
 }
 
-async fn serve_http1(
-    edge: Rc<Edge>,
-    accepted: Accepted,
-    already_read: Vec<u8>,
-    head_deadline: Duration,
-) {
-    let Accepted {
-        socket,
-        place,
-        peer,
-    } = accepted;
+async fn serve_http1(edge: Rc<Edge>, ready: Ready, already_read: Vec<u8>, head_deadline: Duration) {
+    let Ready { io, place, peer } = ready;
     let handoff = Rc::new(Handoff::http1());
     let service = {
         let (edge, handoff) = (Rc::clone(&edge), Rc::clone(&handoff));
@@ -201,7 +225,7 @@ async fn serve_http1(
             async move { Ok::<_, Infallible>(answer.await) }
         })
     };
-    let io = TrackedIo::new(socket, already_read, Rc::clone(&handoff));
+    let io = TrackedIo::new(io, already_read, Rc::clone(&handoff));
     let mut connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head_deadline)
@@ -232,10 +256,10 @@ async fn serve_http1(
     match becomes {
         Becomes::Closed => {}
         Becomes::Stream(stream) => {
-            let socket = connection.into_parts().io.into_socket();
+            let socket = connection.into_parts().io.into_io().into();
             tokio::task::spawn_local(StreamTask::new(socket, place, stream));
         }
-        Becomes::CutOff => reset(&connection.into_parts().io.into_socket()),
+        Becomes::CutOff => reset(connection.into_parts().io.into_io().socket()),
     }
 }
 
@@ -249,7 +273,7 @@ enum Becomes {
     CutOff,
 }
 
-async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read: Vec<u8>) {
+async fn serve_http2(edge: Rc<Edge>, io: ClientIo, peer: Peer, already_read: Vec<u8>) {
     let held_answers = Arc::new(Semaphore::new(MAX_HTTP2_HELD_ANSWERS));
     let service = {
         let edge = Rc::clone(&edge);
@@ -264,7 +288,7 @@ async fn serve_http2(edge: Rc<Edge>, socket: TcpStream, peer: Peer, already_read
             async move { Ok::<_, Infallible>(answer.await) }
         })
     };
-    let io = TrackedIo::new(socket, already_read, Rc::default());
+    let io = TrackedIo::new(io, already_read, Rc::default());
     let executor = LocalExecutor::default();
     let open = Rc::clone(&executor.open);
     let sent_away = Rc::clone(&executor.sent_away);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tokio::net::TcpListener;
 
-use super::connection::{self, Accepted};
+use super::connection::{self, Accepted, Preamble};
 use super::edge::Edge;
 use crate::telemetry::occurrences::AcceptFailed;
 
@@ -98,8 +98,8 @@ fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
 pub struct Listener {
     /// The socket.
     pub socket: std::net::TcpListener,
-    /// Whether connections begin with a header of the PROXY protocol.
-    pub proxy_protocol: bool,
+    /// How its connections begin.
+    pub preamble: Preamble,
 }
 
 /// Accepts connections for ever, while there is place.
@@ -107,10 +107,7 @@ pub struct Listener {
 /// # Errors
 /// When the socket cannot be used on this runtime.
 pub async fn accept(edge: Rc<Edge>, listener: Listener) -> io::Result<()> {
-    let Listener {
-        socket,
-        proxy_protocol,
-    } = listener;
+    let Listener { socket, preamble } = listener;
     let listener = TcpListener::from_std(socket)?;
     while let Some(place) = edge.admission().place().await {
         match listener.accept().await {
@@ -120,12 +117,8 @@ pub async fn accept(edge: Rc<Edge>, listener: Listener) -> io::Result<()> {
                     place,
                     peer: edge.peer(address.ip()),
                 };
-                let edge = Rc::clone(&edge);
-                if proxy_protocol {
-                    tokio::task::spawn_local(connection::serve_proxied(edge, accepted));
-                } else {
-                    tokio::task::spawn_local(connection::serve(edge, accepted));
-                }
+                let serving = connection::serve(Rc::clone(&edge), accepted, preamble.clone());
+                tokio::task::spawn_local(serving);
             }
             // The client gave up while it waited.
             Err(error)

@@ -1,10 +1,10 @@
 //! The data listener: from an accepted connection to a stream.
 //!
-//! [`listener`] accepts, [`connection`] tells HTTP/1.1 from HTTP/2 and serves it, and the
+//! [`listener`] accepts, [`handshake`] makes TLS connections of some sockets, [`connection`] tells HTTP/1.1 from HTTP/2 and serves it, and the
 //! [`mod@router`] parses and [authorises](authority) like that of any axum program. Its handlers never touch a
 //! hub: they answer, and leave a [`decision`] for the [`edge`] of the shard, which opens streams on
 //! its hub. Over HTTP/1.1 the
-//! connection is then taken out of hyper ([`takeover`]) and only a small task remains; everything
+//! connection is then taken out of hyper ([`takeover`]) and only a small task with a [socket](stream_socket) remains; everything
 //! else is an ordinary body ([`stream`]).
 //!
 //! Who may come so far: [`first_head`] and [`host`] refuse what is no proper request, [`origin`] the
@@ -15,6 +15,7 @@ mod admission;
 mod answer;
 mod authority;
 mod client_address;
+mod client_io;
 mod connection;
 mod cut_off;
 mod decision;
@@ -22,6 +23,7 @@ mod demo;
 mod edge;
 mod error;
 mod first_head;
+mod handshake;
 mod held_answer;
 mod held_ticket;
 mod host;
@@ -37,12 +39,14 @@ mod revoke;
 mod router;
 mod state;
 mod stream;
+mod stream_socket;
 mod subscribe;
 mod takeover;
 mod tickets;
 
 pub use admission::Admission;
 pub use authority::Authority;
+pub use connection::Preamble;
 pub(crate) use connection::{HEAD_DEADLINE, MAX_HEAD_BYTES};
 pub use edge::{Edge, EdgeParts};
 pub use host::only_this_machine;

@@ -1,6 +1,6 @@
 //! What keeps a stream once it is open: a task with a socket, or a body for hyper.
 
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
@@ -12,12 +12,13 @@ use tokio::net::TcpStream;
 
 use super::admission::{OpenStream, Place};
 use super::held_answer::HeldBody;
+use super::stream_socket::StreamSocket;
 use crate::hub::{CloseReason, MailboxState};
 use crate::protocol::LAST_CHUNK;
 
 /// Writes a mailbox to a socket until either ends.
 pub(super) struct StreamTask {
-    socket: TcpStream,
+    socket: StreamSocket,
     stream: OpenStream,
     _place: Place,
     /// How much of the last chunk is written; counted once the mailbox has ended.
@@ -25,7 +26,7 @@ pub(super) struct StreamTask {
 }
 
 impl StreamTask {
-    pub(super) fn new(socket: TcpStream, place: Place, stream: OpenStream) -> Self {
+    pub(super) fn new(socket: StreamSocket, place: Place, stream: OpenStream) -> Self {
         Self {
             socket,
             stream,
@@ -34,52 +35,46 @@ impl StreamTask {
         }
     }
 
-    /// Reads and forgets what the client sends: nothing is expected. Ready when it is gone.
-    fn poll_gone(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut sink = [0; 512];
-        loop {
-            ready!(self.socket.poll_read_ready(context))?;
-            match self.socket.try_read(&mut sink) {
-                Ok(0) => return Poll::Ready(Ok(())),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-    }
-
     /// Writes while there is something. Ready when nothing more is to be written, ever.
     fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let written = match self.stream.subscription.poll(context) {
-                MailboxState::Empty => return Poll::Pending,
+                MailboxState::Empty => {
+                    ready!(self.socket.poll_flush(context))?;
+                    self.stream.subscription.note_unsent(0);
+                    return Poll::Pending;
+                }
                 MailboxState::Ready => {
-                    let socket = &self.socket;
-                    self.stream.subscription.write_with(|slices| match slices {
-                        [slice] => socket.try_write(slice),
-                        slices => socket.try_write_vectored(slices),
-                    })
+                    let socket = &mut self.socket;
+                    let subscription = &mut self.stream.subscription;
+                    let written = subscription.write_with(|slices| socket.try_write(slices));
+                    subscription.note_unsent(socket.unsent_bytes());
+                    written
                 }
                 MailboxState::Ended => {
                     let Some(rest) = LAST_CHUNK
                         .get(self.last_chunk_written..)
                         .filter(|rest| !rest.is_empty())
                     else {
-                        return Poll::Ready(Ok(()));
+                        return self.socket.poll_flush(context);
                     };
-                    self.socket
-                        .try_write(rest)
-                        .map(|written| self.last_chunk_written += written)
+                    let written = self.socket.try_write(&[IoSlice::new(rest)]);
+                    written.map(|written| {
+                        self.last_chunk_written += written;
+                        if self.last_chunk_written == LAST_CHUNK.len() {
+                            self.socket.finish();
+                        }
+                    })
                 }
                 MailboxState::Abort => {
-                    reset(&self.socket);
+                    reset(self.socket.tcp());
                     return Poll::Ready(Ok(()));
                 }
             };
             match written {
                 Ok(()) => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    ready!(self.socket.poll_write_ready(context))?;
+                    ready!(self.socket.tcp().poll_write_ready(context))?;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
             }
@@ -97,7 +92,7 @@ impl Future for StreamTask {
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        let ended = match this.poll_gone(context) {
+        let ended = match this.socket.poll_gone(context) {
             Poll::Pending => ready!(this.poll_write(context)),
             Poll::Ready(gone) => gone,
         };

@@ -18,9 +18,9 @@ use http::{HeaderMap, HeaderValue};
 use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::admission::OpenStream;
+use super::client_io::ClientIo;
 use super::first_head::FirstHead;
 use super::stream::EdgeBody;
 
@@ -137,7 +137,7 @@ fn append_header(name: &str, value: &[u8], out: &mut Vec<u8>) {
 /// A connection as hyper sees it: the bytes read to recognise its protocol come first, and it is
 /// noted whether hyper has output left.
 pub(super) struct TrackedIo {
-    io: TokioIo<TcpStream>,
+    io: TokioIo<ClientIo>,
     already_read: Vec<u8>,
     handoff: Rc<Handoff>,
 }
@@ -146,19 +146,19 @@ pub(super) struct TrackedIo {
 const READ_BYTES: usize = 8 * 1024;
 
 impl TrackedIo {
-    pub(super) fn new(socket: TcpStream, already_read: Vec<u8>, handoff: Rc<Handoff>) -> Self {
+    pub(super) fn new(io: ClientIo, already_read: Vec<u8>, handoff: Rc<Handoff>) -> Self {
         Self {
-            io: TokioIo::new(socket),
+            io: TokioIo::new(io),
             already_read,
             handoff,
         }
     }
 
-    pub(super) fn into_socket(self) -> TcpStream {
+    pub(super) fn into_io(self) -> ClientIo {
         self.io.into_inner()
     }
 
-    fn io(self: Pin<&mut Self>) -> Pin<&mut TokioIo<TcpStream>> {
+    fn io(self: Pin<&mut Self>) -> Pin<&mut TokioIo<ClientIo>> {
         Pin::new(&mut self.get_mut().io)
     }
 }

@@ -60,6 +60,8 @@ pub(super) struct Mailbox {
     parcels: VecDeque<Parcel>,
     /// The cost of all parcels.
     waiting_bytes: usize,
+    /// What the writer has taken and the kernel has not: records of TLS.
+    unsent_bytes: usize,
     /// The first parcel is partly on the wire, or is the head of the response: it stays.
     front_stays: bool,
     /// The socket took no more at some time since the mailbox was empty: its client is behind.
@@ -102,7 +104,7 @@ impl Mailbox {
         if self.end.is_some() {
             return Pushed::Ended;
         }
-        if self.waiting_bytes < rules.limit {
+        if self.held_bytes() < rules.limit {
             self.queue(parcel);
             return Pushed::Queued;
         }
@@ -140,7 +142,7 @@ impl Mailbox {
         let mut told_before = 0;
         let kept = usize::from(self.front_stays);
         let mut at = kept;
-        while self.waiting_bytes >= rules.limit {
+        while self.held_bytes() >= rules.limit {
             if self.parcels.get(at).is_some_and(Parcel::stays) {
                 at += 1;
                 continue;
@@ -174,7 +176,7 @@ impl Mailbox {
         if self.end.is_some() {
             return Poll::Ready(false);
         }
-        if self.waiting_bytes < most {
+        if self.held_bytes() < most {
             return Poll::Ready(true);
         }
         self.feeder = Some(context.waker().clone());
@@ -224,6 +226,19 @@ impl Mailbox {
     /// Whether the socket has taken no more since the mailbox was empty.
     pub(super) fn is_blocked(&self) -> bool {
         self.blocked
+    }
+
+    /// Notes how much of what was written the kernel has not taken.
+    pub(super) fn note_unsent(&mut self, bytes: usize) {
+        let was = std::mem::replace(&mut self.unsent_bytes, bytes);
+        if bytes < was {
+            self.wake_feeder();
+        }
+    }
+
+    /// All that the client has not got, as far as is known.
+    fn held_bytes(&self) -> usize {
+        self.waiting_bytes + self.unsent_bytes
     }
 
     /// Whether bytes wait to be written.

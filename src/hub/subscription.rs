@@ -146,6 +146,11 @@ impl Subscription {
         Ok(())
     }
 
+    /// Notes how many of the bytes written the kernel has not taken: they count against the client's buffer.
+    pub fn note_unsent(&mut self, bytes: usize) {
+        self.subscriber.mailbox.borrow_mut().note_unsent(bytes);
+    }
+
     /// Takes the oldest bytes that wait, for a writer that frames them itself.
     pub fn take(&mut self) -> Option<Bytes> {
         let parcel = self.subscriber.mailbox.borrow_mut().take()?;

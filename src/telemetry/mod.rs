@@ -9,8 +9,8 @@ mod trace;
 pub(crate) use metrics::{ProcessUsage, process_usage};
 
 pub use log::{Log, LogFormat, log_panics};
-pub use metrics::{AuthMetrics, BusMetrics, Metrics};
-pub use reasons::{DownCause, DropReason, EventKind, TokenFaultKind};
+pub use metrics::{AuthMetrics, BusMetrics, Metrics, TlsMetrics};
+pub use reasons::{DownCause, DropReason, EventKind, HandshakeOutcome, TokenFaultKind};
 pub use trace::{
     Admission, AdmissionSpan, LAST_SPANS, TraceConfig, TraceError, TracePipeline, Traces,
 };

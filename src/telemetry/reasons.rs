@@ -33,6 +33,28 @@ labels! { "cause":
     }
 }
 
+labels! { "outcome":
+    /// What became of a connection to the TLS listener.
+    pub enum HandshakeOutcome {
+        /// A full handshake was finished.
+        Full,
+        /// A session was resumed.
+        Resumed,
+        /// The client closed the connection before its ClientHello, as TCP checks of balancers do.
+        ClosedBeforeHello,
+        /// There was no ClientHello in time, or it is too large.
+        NoHello,
+        /// Too many connections without a ClientHello waited: this one was the oldest.
+        Crowded,
+        /// HTTP without TLS, which is answered with 400.
+        PlainHttp,
+        /// The handshake was not finished in time.
+        Late,
+        /// The handshake failed: no common version, a certificate that the client does not trust, garbage.
+        Failed,
+    }
+}
+
 labels! { "reason":
     /// What is wrong with a token.
     pub enum TokenFaultKind {

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The top-level modules of the crate. Each may import those before it, and no other.
-const ORDER: [&str; 17] = [
+const ORDER: [&str; 18] = [
     "protocol",
     "continuity",
     "labels",
@@ -16,6 +16,7 @@ const ORDER: [&str; 17] = [
     "hub",
     "telemetry",
     "auth",
+    "tls",
     "config",
     "bus",
     "http",

@@ -43,6 +43,7 @@ mod slow_clients;
 mod stop;
 mod streams;
 mod support;
+mod tls;
 mod traces;
 #[cfg(feature = "long-tests")]
 mod upgrade;

@@ -1,10 +1,13 @@
 //! How Redis is logged in to: passwords and certificates, also those that change.
 
-use std::path::Path;
 use std::process::Command;
 
+use crate::support::authority::Authority;
 use crate::support::sentinel::Sentinels;
 use crate::support::{Gateway, Redis, certificate, eventually, free_port};
+
+/// Where everything listens.
+const ADDRESS: &str = "IP:127.0.0.1";
 
 #[tokio::test]
 async fn a_password_is_used_and_never_printed() {
@@ -71,8 +74,8 @@ async fn tls_is_spoken_and_certificates_are_checked() {
 async fn tls_with_a_private_authority_and_client_certificates() {
     let directory = tempfile::tempdir().unwrap();
     let files = Authority::new(directory.path());
-    let (key, cert) = files.sign("server");
-    let (client_key, client_cert) = files.sign("client");
+    let (key, cert) = files.sign("server", ADDRESS);
+    let (client_key, client_cert) = files.sign("client", ADDRESS);
     let port = free_port().to_string();
     let redis = Redis::start_with(&[
         ("--tls-port", &port),
@@ -109,7 +112,7 @@ async fn tls_with_a_private_authority_and_client_certificates() {
     .await;
 
     // The client's certificate is replaced in its files, and the next connection shows the new one.
-    let (new_key, new_cert) = files.sign("renewed");
+    let (new_key, new_cert) = files.sign("renewed", ADDRESS);
     std::fs::rename(new_key, &client_key).unwrap();
     std::fs::rename(new_cert, &client_cert).unwrap();
     gateway
@@ -118,89 +121,6 @@ async fn tls_with_a_private_authority_and_client_certificates() {
     let _: i64 = redis.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     gateway.keep("/events/a", "with the new one").await;
     assert_eq!(events.data().await, "with the new one");
-}
-
-/// A certificate authority of its own.
-struct Authority<'a> {
-    folder: &'a Path,
-    key: String,
-    certificate: String,
-}
-
-impl<'a> Authority<'a> {
-    fn new(folder: &'a Path) -> Self {
-        let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
-        let (key, certificate) = (path("ca-key.pem"), path("ca.pem"));
-        openssl(&[
-            "req",
-            "-x509",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-days",
-            "2",
-            "-subj",
-            "/CN=Authority",
-            "-keyout",
-            &key,
-            "-out",
-            &certificate,
-        ]);
-        Self {
-            folder,
-            key,
-            certificate,
-        }
-    }
-
-    /// The files of a key and of its certificate, for 127.0.0.1.
-    fn sign(&self, name: &str) -> (String, String) {
-        let path = |end: &str| self.folder.join(format!("{name}{end}"));
-        let path = |end: &str| path(end).to_str().unwrap().to_owned();
-        let (key, request, certificate) = (path("-key.pem"), path(".csr"), path(".pem"));
-        openssl(&[
-            "req",
-            "-newkey",
-            "ec",
-            "-pkeyopt",
-            "ec_paramgen_curve:prime256v1",
-            "-nodes",
-            "-subj",
-            &format!("/CN={name}"),
-            "-addext",
-            "subjectAltName=IP:127.0.0.1",
-            "-keyout",
-            &key,
-            "-out",
-            &request,
-        ]);
-        openssl(&[
-            "x509",
-            "-req",
-            "-in",
-            &request,
-            "-CA",
-            &self.certificate,
-            "-CAkey",
-            &self.key,
-            "-CAcreateserial",
-            "-copy_extensions",
-            "copy",
-            "-days",
-            "2",
-            "-out",
-            &certificate,
-        ]);
-        (key, certificate)
-    }
-}
-
-fn openssl(arguments: &[&str]) {
-    let done = Command::new("openssl").args(arguments).output();
-    let done = done.expect("openssl is installed (make test installs it)");
-    assert!(done.status.success(), "{done:?}");
 }
 
 /// The gateway's user of Redis, with a new password that replaces the one before.

@@ -24,6 +24,7 @@ use super::client_address::ClientAddress;
 use super::cut_off;
 use super::decision::{BusyForm, Decision};
 use super::error::Problem;
+use super::handshake::WaitingHellos;
 use super::held_answer::{HeldBody, Receiver, hold_back};
 use super::held_ticket::{HeldTicket, NotSpent, wrong_ticket};
 use super::ignored::IGNORED_HEADER;
@@ -55,6 +56,7 @@ pub struct Edge {
     shard: usize,
     /// Connections accepted so far.
     accepted: Cell<u64>,
+    waiting_hellos: WaitingHellos,
 }
 
 /// What the edges of all shards have in common.
@@ -97,6 +99,7 @@ impl Edge {
         Rc::new(Self {
             hub,
             router,
+            waiting_hellos: WaitingHellos::new(admission.max_waiting_hellos()),
             admission,
             is_open,
             traces,
@@ -122,6 +125,11 @@ impl Edge {
 
     pub(super) fn admission(&self) -> &Admission {
         &self.admission
+    }
+
+    /// The TLS connections that have not said anything yet.
+    pub(super) fn waiting_hellos(&self) -> &WaitingHellos {
+        &self.waiting_hellos
     }
 
     pub(super) fn hub(&self) -> &Hub {

@@ -12,6 +12,7 @@ mod counter_by;
 mod family;
 mod process;
 mod shards;
+mod tls;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ pub(crate) use process::{ProcessUsage, process_usage};
 
 pub use auth::AuthMetrics;
 pub use bus::BusMetrics;
+pub use tls::TlsMetrics;
 
 /// All metrics of a replica.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ pub struct Metrics {
     pub bus: BusMetrics,
     /// What is counted about tokens and keys.
     pub auth: AuthMetrics,
+    /// What is counted about TLS.
+    pub tls: TlsMetrics,
     /// 1 from the signal that stops the replica.
     pub draining: IntGauge,
     /// Spans that reached no collector.
@@ -79,6 +83,7 @@ impl Metrics {
             shards: Shards::new(shards),
             connections_limit,
             auth: AuthMetrics::register(&registry)?,
+            tls: TlsMetrics::register(&registry)?,
             draining,
             registry,
         };

@@ -1,6 +1,7 @@
 //! What the integration tests share: real processes on ephemeral ports, torn down when dropped,
 //! and clients that see bytes as they arrive.
 
+pub mod authority;
 pub mod browser;
 pub mod client;
 pub mod engines;
@@ -329,6 +330,8 @@ pub struct Gateway {
     pub admin: SocketAddr,
     /// The listener for the PROXY protocol, if there is one.
     pub proxied: Option<SocketAddr>,
+    /// The TLS listener, if there is one.
+    pub tls: Option<SocketAddr>,
     log: Arc<Mutex<Vec<String>>>,
     http: reqwest::Client,
 }
@@ -410,7 +413,7 @@ impl Gateway {
                     let entry: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                     if entry["message"] == "listening" {
                         let address = |name: &str| entry[name].as_str()?.parse().ok();
-                        let found = (address("data"), address("admin"), address("proxied"));
+                        let found = ["data", "admin", "proxied", "tls"].map(address);
                         let _ = listening.send(found);
                     }
                     log.lock().unwrap().push(line);
@@ -418,7 +421,7 @@ impl Gateway {
             });
         }
         let found = tokio::task::spawn_blocking(move || addresses.recv_timeout(DEADLINE)).await;
-        let (data, admin, proxied): (Option<SocketAddr>, Option<SocketAddr>, _) = found
+        let [data, admin, proxied, tls]: [Option<SocketAddr>; 4] = found
             .unwrap()
             .unwrap_or_else(|_| panic!("the gateway did not start: {:#?}", log.lock().unwrap()));
         Self {
@@ -426,6 +429,7 @@ impl Gateway {
             data: data.unwrap(),
             admin: admin.unwrap(),
             proxied,
+            tls,
             log,
             http: reqwest::Client::new(),
         }
