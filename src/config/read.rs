@@ -231,6 +231,9 @@ impl Settings {
                          a Redis URL, or memory: for a single replica",
                     );
                 }
+                if let Some(SourceFault { setting, rule }) = tls.without_redis() {
+                    reader.fault(setting, rule);
+                }
                 return BusConfig::Embedded;
             }
         };

@@ -106,7 +106,7 @@ impl RedisSource {
             return Err(fault("is empty: it must contain the Redis URL".to_owned()));
         }
         if url == "memory:" {
-            return Ok(None);
+            return self.tls.without_redis().map_or(Ok(None), Err);
         }
         let tls = self.tls.read()?;
         RedisUrl::parse(&url, &tls).map(Some).map_err(fault)
@@ -114,6 +114,20 @@ impl RedisSource {
 }
 
 impl RedisTlsFiles {
+    /// A file that has no effect, because there is no connection to Redis.
+    pub(crate) fn without_redis(&self) -> Option<SourceFault> {
+        let files = [
+            ("REDIS_CA_FILE", &self.redis_ca_file),
+            ("REDIS_CERT_FILE", &self.redis_cert_file),
+            ("REDIS_KEY_FILE", &self.redis_key_file),
+        ];
+        let set = files.into_iter().find(|(_, path)| path.is_some());
+        set.map(|(setting, _)| SourceFault {
+            setting,
+            rule: "needs a Redis URL that begins with rediss:// or rediss-sentinel://".to_owned(),
+        })
+    }
+
     fn read(&self) -> Result<RedisTls, SourceFault> {
         let read = |setting, label: &str, path: &Option<PathBuf>| {
             let Some(path) = path else { return Ok(None) };

@@ -62,7 +62,7 @@ async fn a_run_ends_for_those_who_watch_and_for_those_who_come_back() {
         is_over(&gateway, path, &last, "done").await;
         // A position behind the end says so too.
         let (ms, _) = last.split_once('-').unwrap();
-        let later = format!("{first}.{ms}-99");
+        let later = format!("{first}.{}-0", ms.parse::<u64>().unwrap() + 86_400_000);
         let unknown = comes_back(&gateway, path, &later).await;
         assert_eq!(unknown.status(), 200, "it was never issued");
 
