@@ -202,34 +202,18 @@ impl Replay {
         };
         let position = self.cursor.position();
         let mut gaps = self.gaps(views, &pages);
-        let told_by_all = pages
-            .iter()
-            .map(|page| page.map_or(seen.unwrap_or_default(), HistoryPage::end))
-            .min()
-            .unwrap_or_default();
-        // Every event up to here has come to this replica, too.
-        let caught = views.iter().filter_map(|view| view.tail.newest()).max();
-        let caught = caught.max(seen).unwrap_or_default();
-        let (begin, told_by_all) = if is_past_all(&pages, position) {
-            // Nothing comes after an id that was never issued: the client begins anew, where this
-            // replica stands.
-            let begin = position.min(seen.unwrap_or_default());
-            (begin, begin)
-        } else {
-            (position, told_by_all.max(position))
-        };
-        // What the replica has yet to see comes live, so that a loss of it is noticed.
-        let seam = told_by_all.min(caught).max(begin);
-        let meets_tails =
-            Rule::SeamMeetsTails.is_off() || views.iter().all(|view| view.tail.covers(seam));
-        let told_by_all = if meets_tails { seam } else { told_by_all };
-
-        let mut events = self.collect(views, &pages, begin, told_by_all, meets_tails);
+        let Stretch {
+            begin,
+            known_through,
+            caught,
+            meets_tails,
+        } = Stretch::of(views, &pages, position, seen);
+        let mut events = self.collect(views, &pages, begin, known_through, meets_tails);
         events.sort_unstable_by_key(|event| event.link().id);
         let is_whole = !cut(&mut events, most_bytes);
         let last = events.last().map(|event| event.link().id);
         let end = if is_whole {
-            told_by_all.max(last.unwrap_or_default())
+            known_through.max(last.unwrap_or_default())
         } else {
             last.unwrap_or(begin)
         };
@@ -315,26 +299,26 @@ impl Replay {
         is_early
     }
 
-    /// The events after `begin` that were asked for: up to `told_by_all` from where each channel is
+    /// The events after `begin` that were asked for: up to `known_through` from where each channel is
     /// known, and the rest of the tails if they meet it.
     fn collect<E: Entry>(
         &self,
         views: &[View<'_, E>],
         pages: &[Option<&HistoryPage<E>>],
         begin: EventId,
-        told_by_all: EventId,
+        known_through: EventId,
         meets_tails: bool,
     ) -> Vec<E> {
         let mut events: Vec<E> = Vec::new();
         for ((view, page), floor) in views.iter().zip(pages).zip(&self.floors) {
             let is_asked_for = |event: &&E| event.link().id > begin && event.link().id >= *floor;
-            let is_told = |event: &&E| is_asked_for(event) && event.link().id <= told_by_all;
+            let is_told = |event: &&E| is_asked_for(event) && event.link().id <= known_through;
             match page {
                 Some(page) => events.extend(page.events.iter().filter(is_told).cloned()),
                 None => events.extend(view.tail.after(begin).filter(is_told).cloned()),
             }
             if meets_tails {
-                events.extend(view.tail.after(told_by_all).filter(is_asked_for).cloned());
+                events.extend(view.tail.after(known_through).filter(is_asked_for).cloned());
             }
         }
         events
@@ -433,6 +417,51 @@ impl Replay {
                 })
             })
             .collect()
+    }
+}
+
+/// The ids that a step is about.
+struct Stretch {
+    /// Everything up to here was sent.
+    begin: EventId,
+    /// Every channel is known up to here.
+    known_through: EventId,
+    /// Every event up to here has come to this replica, too.
+    caught: EventId,
+    /// The tails reach back to `known_through`, so that their rest may follow.
+    meets_tails: bool,
+}
+
+impl Stretch {
+    fn of<E: Entry>(
+        views: &[View<'_, E>],
+        pages: &[Option<&HistoryPage<E>>],
+        position: EventId,
+        seen: Option<EventId>,
+    ) -> Self {
+        let seen_through = seen.unwrap_or_default();
+        let newest = views.iter().filter_map(|view| view.tail.newest()).max();
+        let caught = newest.unwrap_or_default().max(seen_through);
+        let known = |page: &Option<&HistoryPage<E>>| page.map_or(seen_through, HistoryPage::end);
+        let (begin, known_through) = if is_past_all(pages, position) {
+            // Nothing comes after an id that was never issued: the client begins again at the
+            // position of this replica.
+            let begin = position.min(seen_through);
+            (begin, begin)
+        } else {
+            let known_through = pages.iter().map(known).min().unwrap_or_default();
+            (position, known_through.max(position))
+        };
+        // What the replica has yet to see comes live, so that a loss of it is noticed.
+        let seam = known_through.min(caught).max(begin);
+        let meets_tails =
+            Rule::SeamMeetsTails.is_off() || views.iter().all(|view| view.tail.covers(seam));
+        Self {
+            begin,
+            known_through: if meets_tails { seam } else { known_through },
+            caught,
+            meets_tails,
+        }
     }
 }
 

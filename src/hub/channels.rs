@@ -7,9 +7,9 @@ use slab::Slab;
 use tokio::time::{Duration, Instant};
 
 use super::census::{Census, Load};
-use super::encoded::EncodedEvent;
-use super::history::Reads;
+use super::fanout::encoded::EncodedEvent;
 use super::interest::Generation;
+use super::reads::Reads;
 use super::subscriber::{ChannelKey, Member, Membership, Subscriber};
 use crate::continuity::{HistoryPage, Tail, TailLimits};
 use crate::protocol::{ChannelName, EventId, Framing};

@@ -6,10 +6,10 @@
 use std::rc::Rc;
 
 use super::channels::Channels;
-use super::encoded::EncodedEvent;
-use super::lot::EncodedLot;
-use super::parcel::{Loss, Origin, Parcel};
-use super::shard::Hub;
+use super::fanout::batch::EncodedLot;
+use super::fanout::encoded::EncodedEvent;
+use super::fanout::outgoing::{Loss, Origin, Parcel};
+use super::state::Hub;
 use super::stats::CloseReason;
 use super::subscriber::{ChannelKey, Subscriber};
 use crate::continuity::{Part, last_end};

@@ -1,7 +1,7 @@
 //! Who hears what: the part of a shard that fans events out.
 //!
 //! Events and subscription news come in through the shard's [`Inbox`], in the order the bus
-//! produced them. Encoded bytes go out into one [`Mailbox`](mailbox) a connection, from which the
+//! produced them. Encoded bytes go out into one mailbox a connection, from which the
 //! connection's own task writes to its socket. What the shard's clients want goes back to the bus
 //! as [`InterestUpdate`]s.
 //!
@@ -9,23 +9,23 @@
 
 mod census;
 mod channels;
-mod encoded;
+mod close;
 mod ends;
 mod fanout;
 mod heartbeat;
 mod history;
 mod interest;
-mod lot;
-mod mailbox;
-mod parcel;
+mod open;
+mod reads;
+mod request;
 mod resume;
 mod revocation;
+mod run;
 mod session;
-mod shard;
+mod state;
 mod stats;
 mod subscriber;
 mod subscription;
-mod timing;
 
 use std::fmt;
 use std::sync::Arc;
@@ -37,17 +37,17 @@ use crate::continuity::{GapNotice, HistoryPage, KeptEvent};
 use crate::protocol::{Audience, ChannelName, Event, EventId, TraceParent};
 
 pub use census::{CensusReply, ChannelLoad};
+pub use fanout::mailbox::{MailboxState, SlowClientPolicy};
 pub use interest::{Generation, InterestUpdate, ShardId};
-pub use mailbox::{MailboxState, SlowClientPolicy};
-pub use resume::Start;
+pub use request::{NotOpened, Start, StreamRequest};
 pub use revocation::{MOST_REVOCATIONS, RevocationSet, Revocations};
 pub use session::Session;
-pub use shard::Hub;
+pub use state::Hub;
 pub use stats::{
     CloseReason, LATENCY_BOUNDS_US, Latencies, LatencyTotal, RefuseReason, RejectReason,
     ResumeOutcome, ResumeSource, ShardStats,
 };
-pub use subscription::{AbortWatch, NotOpened, StreamRequest, Subscription};
+pub use subscription::{AbortWatch, Subscription};
 
 /// Batches that may wait for a shard. The bus waits beyond that, and Redis behind it: each batch
 /// costs at most [`HubSettings::max_batch_bytes`], or is one event. The shard takes all of them at

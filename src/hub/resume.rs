@@ -14,12 +14,13 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::HistoryError;
-use super::encoded::EncodedEvent;
-use super::history::Page;
-use super::mailbox::SlowClientPolicy;
-use super::parcel::{KeptSpan, Loss, Origin, Parcel};
+use super::fanout::encoded::EncodedEvent;
+use super::fanout::mailbox::SlowClientPolicy;
+use super::fanout::outgoing::{KeptSpan, Loss, Origin, Parcel};
+use super::reads::Page;
+use super::request::Start;
 use super::session::Session;
-use super::shard::Hub;
+use super::state::Hub;
 use super::stats::{ResumeOutcome, ResumeSource};
 use super::subscriber::{ChannelKey, Subscriber};
 use crate::continuity::{Gap, Part, Replay, Step, View};
@@ -31,19 +32,6 @@ pub(super) const READ_AGAIN: Duration = Duration::from_millis(250);
 /// Between looks at whether this replica has seen what a client has from another: the first, then
 /// twice as long each time, up to [`READ_AGAIN`].
 const CATCH_UP: Duration = Duration::from_millis(20);
-
-/// Where a client wants to begin.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Start {
-    /// With what is published from now on.
-    Live,
-    /// With the newest so many kept events of each channel.
-    Newest(u32),
-    /// After this cursor.
-    After(Cursor),
-    /// After something that is no cursor.
-    Unknown,
-}
 
 /// The beginning of a stream.
 pub(super) struct Opening {

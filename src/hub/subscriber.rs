@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use tokio::time::Instant;
 
-use super::mailbox::Mailbox;
+use super::fanout::mailbox::Mailbox;
 use super::session::Session;
 use crate::protocol::{Audience, ControlForm, Cursor, EventId, Framing};
 

@@ -2,7 +2,6 @@
 
 use std::io::IoSlice;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
 
@@ -10,45 +9,11 @@ use bytes::Bytes;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::mailbox::MailboxState;
-use super::parcel::Parcel;
-use super::resume::Start;
-use super::session::Session;
-use super::shard::Hub;
+use super::fanout::mailbox::MailboxState;
+use super::fanout::outgoing::Parcel;
+use super::state::Hub;
 use super::stats::CloseReason;
 use super::subscriber::{ChannelKey, Subscriber};
-use crate::protocol::{ChannelName, ControlForm, EndReason};
-
-/// What a stream is to be.
-#[derive(Clone, Debug)]
-pub struct StreamRequest {
-    /// Its channels, each once.
-    pub channels: Vec<ChannelName>,
-    /// Where its client wants to begin.
-    pub start: Start,
-    /// How its client gets cursors, gaps and what else the gateway itself says.
-    pub control: ControlForm,
-    /// Its own heartbeat interval, at least two seconds and at most a minute; `None`: that of the
-    /// configuration.
-    pub heartbeat: Option<Duration>,
-    /// Who reads; `None`: anybody, without a token.
-    pub session: Option<Arc<Session>>,
-    /// Its client sees the status of an answer: where nothing can come, it gets one instead of a stream.
-    pub sees_status: bool,
-}
-
-/// Why a stream was not opened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotOpened {
-    /// A channel did not become active in time: the bus is away, or refuses it.
-    NotActive,
-    /// The shard closes its streams.
-    Draining,
-    /// The session was revoked meanwhile.
-    Revoked,
-    /// All channels have ended, and the client has had the last event of each.
-    Over(EndReason),
-}
 
 /// A hold on channels, given back when dropped.
 pub(super) struct Interest {

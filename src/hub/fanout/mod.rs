@@ -1,20 +1,26 @@
 //! One round of fan-out: a batch of events is encoded once and handed to every member.
 
+pub(super) mod batch;
+pub(super) mod encoded;
+pub(super) mod mailbox;
+pub(super) mod outgoing;
+pub(super) mod timing;
+
 use std::cell::OnceCell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use super::channels::{Channel, Channels};
-use super::encoded::{EncodedEvent, Wire};
-use super::lot::{EncodedLot, Lot, Piece, What};
-use super::mailbox::SlowClientPolicy;
-use super::parcel::{Loss, Origin, Parcel};
-use super::shard::Hub;
-use super::subscriber::{ChannelKey, Subscriber};
-use super::timing::Round;
-use super::{BusEvent, EventBatch, FanOutWatch, Item};
+use self::batch::{EncodedLot, Lot, Piece, What};
+use self::encoded::{EncodedEvent, Wire};
+use self::mailbox::SlowClientPolicy;
+use self::outgoing::{Loss, Origin, Parcel};
+use self::timing::Round;
+use crate::hub::channels::{Channel, Channels};
+use crate::hub::state::Hub;
+use crate::hub::subscriber::{ChannelKey, Subscriber};
+use crate::hub::{BusEvent, EventBatch, FanOutWatch, Item};
 use crate::protocol::{ControlForm, EventId, Framing};
 
 /// Pushes of one round: some milliseconds of work, after which connections get to write and the

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 
-use super::parcel::{KeptSpan, Loss, Parcel, skip, slow_gap};
-use super::stats::CloseReason;
+use super::outgoing::{KeptSpan, Loss, Parcel, skip, slow_gap};
+use crate::hub::stats::CloseReason;
 use crate::protocol::{ControlForm, Framing};
 
 /// What happens to a client that reads slower than events arrive.
@@ -45,18 +45,18 @@ pub enum MailboxState {
 
 /// The rules of a push.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct PushRules {
+pub(crate) struct PushRules {
     /// Once so many bytes wait, no more are taken.
-    pub(super) limit: usize,
-    pub(super) policy: SlowClientPolicy,
-    pub(super) framing: Framing,
-    pub(super) control: ControlForm,
+    pub(crate) limit: usize,
+    pub(crate) policy: SlowClientPolicy,
+    pub(crate) framing: Framing,
+    pub(crate) control: ControlForm,
 }
 
 /// A queue of encoded bytes, bounded: once [`limit`](Mailbox::push) bytes wait it takes no more.
 /// So it never holds more than the limit and one parcel, and an empty one takes any one event.
 #[derive(Debug, Default)]
-pub(super) struct Mailbox {
+pub(crate) struct Mailbox {
     parcels: VecDeque<Parcel>,
     /// The cost of all parcels.
     waiting_bytes: usize,
@@ -82,7 +82,7 @@ enum End {
 
 /// What a mailbox did with a parcel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pushed {
+pub(crate) enum Pushed {
     /// It waits.
     Queued,
     /// So many events will never be written: older ones, or all of a client that was too slow.
@@ -94,13 +94,13 @@ pub(super) enum Pushed {
 
 impl Mailbox {
     /// Queues the beginning of a stream, which is never dropped.
-    pub(super) fn open(&mut self, head: Bytes) {
+    pub(crate) fn open(&mut self, head: Bytes) {
         self.queue(Parcel::control(head));
         self.front_stays = true;
     }
 
     /// Queues a parcel and wakes the writer.
-    pub(super) fn push(&mut self, parcel: Parcel, rules: PushRules) -> Pushed {
+    pub(crate) fn push(&mut self, parcel: Parcel, rules: PushRules) -> Pushed {
         if self.end.is_some() {
             return Pushed::Ended;
         }
@@ -125,7 +125,7 @@ impl Mailbox {
     }
 
     /// Queues a parcel past the bound: for the few bytes of the gateway's own that must arrive.
-    pub(super) fn queue(&mut self, mut parcel: Parcel) {
+    pub(crate) fn queue(&mut self, mut parcel: Parcel) {
         if self.blocked {
             parcel.leave_round();
         }
@@ -172,7 +172,7 @@ impl Mailbox {
 
     /// Ready with `true` once less than `most` bytes wait, with `false` once the stream has ended;
     /// until then the task of `context` is woken.
-    pub(super) fn poll_room(&mut self, context: &Context<'_>, most: usize) -> Poll<bool> {
+    pub(crate) fn poll_room(&mut self, context: &Context<'_>, most: usize) -> Poll<bool> {
         if self.end.is_some() {
             return Poll::Ready(false);
         }
@@ -190,7 +190,7 @@ impl Mailbox {
     }
 
     /// Lets go of what waits, but for what is partly on the wire.
-    pub(super) fn discard(&mut self) {
+    pub(crate) fn discard(&mut self) {
         let stays = usize::from(self.front_stays).min(self.parcels.len());
         self.parcels.truncate(stays);
         self.waiting_bytes = self.parcels.iter().map(Parcel::cost_bytes).sum();
@@ -198,7 +198,7 @@ impl Mailbox {
     }
 
     /// Ends the stream after what waits.
-    pub(super) fn end(&mut self, reason: CloseReason) {
+    pub(crate) fn end(&mut self, reason: CloseReason) {
         if self.end.is_none() {
             self.end = Some(End::Orderly(reason));
             self.wake();
@@ -207,7 +207,7 @@ impl Mailbox {
     }
 
     /// Cuts the stream off, lets go of what waits and returns how many events that were.
-    pub(super) fn abort(&mut self, reason: CloseReason) -> u64 {
+    pub(crate) fn abort(&mut self, reason: CloseReason) -> u64 {
         self.end = Some(End::Abort(reason));
         let parcels = std::mem::take(&mut self.parcels);
         self.waiting_bytes = 0;
@@ -217,14 +217,14 @@ impl Mailbox {
     }
 
     /// Why the stream is to end, if it is.
-    pub(super) fn end_reason(&self) -> Option<CloseReason> {
+    pub(crate) fn end_reason(&self) -> Option<CloseReason> {
         match self.end? {
             End::Orderly(reason) | End::Abort(reason) => Some(reason),
         }
     }
 
     /// Whether the socket has taken no more since the mailbox was empty.
-    pub(super) fn is_blocked(&self) -> bool {
+    pub(crate) fn is_blocked(&self) -> bool {
         self.blocked
     }
 
@@ -242,12 +242,12 @@ impl Mailbox {
     }
 
     /// Whether bytes wait to be written.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.parcels.is_empty()
     }
 
     /// What the writer should do; its waker is kept for when that changes.
-    pub(super) fn poll(&mut self, context: &Context<'_>) -> MailboxState {
+    pub(crate) fn poll(&mut self, context: &Context<'_>) -> MailboxState {
         match self.end {
             Some(End::Abort(_)) => return MailboxState::Abort,
             _ if !self.parcels.is_empty() => {}
@@ -263,7 +263,7 @@ impl Mailbox {
     }
 
     /// Whether the stream is to be cut off; the waker is kept for when that changes.
-    pub(super) fn poll_aborted(&mut self, context: &Context<'_>) -> bool {
+    pub(crate) fn poll_aborted(&mut self, context: &Context<'_>) -> bool {
         self.keep_waker(context);
         matches!(self.end, Some(End::Abort(_)))
     }
@@ -276,7 +276,7 @@ impl Mailbox {
     }
 
     /// Points `slices` at what waits, oldest first, and returns how many were filled.
-    pub(super) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+    pub(crate) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
         let mut filled = 0;
         for (slice, parcel) in slices.iter_mut().zip(&self.parcels) {
             *slice = IoSlice::new(&parcel.bytes);
@@ -287,7 +287,7 @@ impl Mailbox {
 
     /// Notes that the socket takes no more at `now`. For the rounds of what waits this was the
     /// last that could be done here.
-    pub(super) fn block(&mut self, now: Duration) {
+    pub(crate) fn block(&mut self, now: Duration) {
         if std::mem::replace(&mut self.blocked, true) {
             // What has come since takes no part in a round.
             return;
@@ -301,7 +301,7 @@ impl Mailbox {
     }
 
     /// Removes what was written and hands `sent` every parcel that was completed with it.
-    pub(super) fn written(&mut self, mut bytes: usize, mut sent: impl FnMut(&Parcel)) {
+    pub(crate) fn written(&mut self, mut bytes: usize, mut sent: impl FnMut(&Parcel)) {
         while let Some(front) = self.parcels.front_mut() {
             if bytes < front.bytes.len() {
                 front.bytes.advance(bytes);
@@ -318,7 +318,7 @@ impl Mailbox {
     }
 
     /// Takes the oldest parcel whole, for a writer that frames it itself.
-    pub(super) fn take(&mut self) -> Option<Parcel> {
+    pub(crate) fn take(&mut self) -> Option<Parcel> {
         let parcel = self.parcels.pop_front()?;
         self.waiting_bytes -= parcel.cost_bytes();
         self.front_stays = false;

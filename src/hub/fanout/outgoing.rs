@@ -11,16 +11,16 @@ use crate::protocol::{ChannelName, ControlForm, EventId, Framing, GapReason};
 
 /// Encoded bytes that wait together, and how many events they hold.
 #[derive(Debug)]
-pub(super) struct Parcel {
-    pub(super) bytes: Bytes,
-    pub(super) events: u32,
+pub(crate) struct Parcel {
+    pub(crate) bytes: Bytes,
+    pub(crate) events: u32,
     /// Shared with the parcels of other clients.
-    pub(super) origin: Option<Rc<Origin>>,
+    pub(crate) origin: Option<Rc<Origin>>,
 }
 
 /// Where a parcel comes from: what there is to do when it is written, and when it is dropped.
 #[derive(Debug)]
-pub(super) struct Origin {
+pub(crate) struct Origin {
     /// `None`: of a replay, or no event.
     timing: Option<Timing>,
     /// What the client must be told if it does not get the parcel.
@@ -30,7 +30,7 @@ pub(super) struct Origin {
 }
 
 impl Origin {
-    pub(super) fn new(timing: Option<Timing>, loss: Option<Loss>) -> Self {
+    pub(crate) fn new(timing: Option<Timing>, loss: Option<Loss>) -> Self {
         Self {
             timing,
             loss,
@@ -39,13 +39,13 @@ impl Origin {
     }
 
     /// The round of fan-out that it takes part in.
-    pub(super) fn round(&self) -> Option<Rc<Round>> {
+    pub(crate) fn round(&self) -> Option<Rc<Round>> {
         self.timing.as_ref()?.round.clone()
     }
 
     /// The same for clients that are not ready to take it, so that the round does not wait for
     /// them.
-    pub(super) fn outside(self: &Rc<Self>) -> Rc<Self> {
+    pub(crate) fn outside(self: &Rc<Self>) -> Rc<Self> {
         let Some(timing) = self.timing.as_ref().filter(|timing| timing.round.is_some()) else {
             return Rc::clone(self);
         };
@@ -56,7 +56,7 @@ impl Origin {
 
 /// What it means that a parcel is dropped.
 #[derive(Clone, Debug)]
-pub(super) enum Loss {
+pub(crate) enum Loss {
     /// Kept events are skipped.
     Kept(KeptSpan),
     /// The parcel tells of channels whose events were skipped before.
@@ -67,17 +67,17 @@ pub(super) enum Loss {
 
 /// A stretch of a channel's kept events.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct KeptSpan {
-    pub(super) channel: ChannelName,
+pub(crate) struct KeptSpan {
+    pub(crate) channel: ChannelName,
     /// The event before it.
-    pub(super) after: Option<EventId>,
+    pub(crate) after: Option<EventId>,
     /// Its last event.
-    pub(super) last: Option<EventId>,
+    pub(crate) last: Option<EventId>,
 }
 
 impl KeptSpan {
     /// The span of one event.
-    pub(super) fn of(event: &EncodedEvent) -> Self {
+    pub(crate) fn of(event: &EncodedEvent) -> Self {
         Self {
             channel: event.channel.clone(),
             after: Some(event.link.prev),
@@ -88,7 +88,7 @@ impl KeptSpan {
 
 impl Parcel {
     /// The gateway's own words, which are no event.
-    pub(super) fn control(bytes: Bytes) -> Self {
+    pub(crate) fn control(bytes: Bytes) -> Self {
         Self {
             bytes,
             events: 0,
@@ -97,28 +97,28 @@ impl Parcel {
     }
 
     /// What it takes: its place in the queue counts, or a flood of small events would be free.
-    pub(super) fn cost_bytes(&self) -> usize {
+    pub(crate) fn cost_bytes(&self) -> usize {
         let origin = self.origin.as_ref().map_or(0, |_| size_of::<Origin>());
         self.bytes.len() + size_of::<Self>() + origin
     }
 
     /// When its events came.
-    pub(super) fn timing(&self) -> Option<&Timing> {
+    pub(crate) fn timing(&self) -> Option<&Timing> {
         self.origin.as_ref()?.timing.as_ref()
     }
 
     /// What its client must be told if it does not get it.
-    pub(super) fn loss(&self) -> Option<&Loss> {
+    pub(crate) fn loss(&self) -> Option<&Loss> {
         self.origin.as_ref()?.loss.as_ref()
     }
 
     /// Whether it is never dropped to make room.
-    pub(super) fn stays(&self) -> bool {
+    pub(crate) fn stays(&self) -> bool {
         matches!(self.loss(), Some(Loss::Never))
     }
 
     /// Lets go of its round of fan-out: its client is not ready to take it.
-    pub(super) fn leave_round(&mut self) {
+    pub(crate) fn leave_round(&mut self) {
         if let Some(origin) = &mut self.origin {
             *origin = origin.outside();
         }
@@ -126,7 +126,7 @@ impl Parcel {
 }
 
 /// Adds a span to those that were skipped, one for each channel.
-pub(super) fn skip(skipped: &mut Vec<KeptSpan>, span: &KeptSpan) {
+pub(crate) fn skip(skipped: &mut Vec<KeptSpan>, span: &KeptSpan) {
     match skipped
         .iter_mut()
         .find(|known| known.channel == span.channel)
@@ -137,7 +137,7 @@ pub(super) fn skip(skipped: &mut Vec<KeptSpan>, span: &KeptSpan) {
 }
 
 /// Tells a client what it skipped, with the id of the last event that it did.
-pub(super) fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing, control: ControlForm) -> Parcel {
+pub(crate) fn slow_gap(skipped: Vec<KeptSpan>, framing: Framing, control: ControlForm) -> Parcel {
     let id = skipped.iter().filter_map(|span| span.last).max();
     let blocks: String = skipped
         .iter()

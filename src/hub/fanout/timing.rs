@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use super::ShardStats;
+use crate::hub::ShardStats;
 
 /// Writes between two readings of the clock. A write takes some microseconds, so what is measured
 /// is off by some tenth of a millisecond at most.
@@ -18,7 +18,7 @@ const USES_OF_A_READING: u32 = 16;
 
 /// The time, read once for several writes.
 #[derive(Debug)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     started: Instant,
     /// The time of day at the start, as it would be by the present time of day.
     unix_at_start: Cell<Duration>,
@@ -28,7 +28,7 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    pub(super) fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let clock = Self {
             started: Instant::now(),
             unix_at_start: Cell::default(),
@@ -40,21 +40,21 @@ impl Clock {
     }
 
     /// Takes note of a time of day that was set: to be called a few times a second.
-    pub(super) fn follow_time_of_day(&self) {
+    pub(crate) fn follow_time_of_day(&self) {
         let unix = SystemTime::now().duration_since(UNIX_EPOCH);
         let at_start = unix.unwrap_or_default().saturating_sub(self.read());
         self.unix_at_start.set(at_start);
     }
 
     /// Reads the time.
-    pub(super) fn read(&self) -> Duration {
+    pub(crate) fn read(&self) -> Duration {
         self.now.set(self.started.elapsed());
         self.uses_left.set(USES_OF_A_READING);
         self.now.get()
     }
 
     /// The time of a write right after another one, or after [`expire`](Self::expire).
-    pub(super) fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         match self.uses_left.get().checked_sub(1) {
             Some(left) => self.uses_left.set(left),
             None => return self.read(),
@@ -63,7 +63,7 @@ impl Clock {
     }
 
     /// Time has passed since the last write: the next one reads the clock.
-    pub(super) fn expire(&self) {
+    pub(crate) fn expire(&self) {
         self.uses_left.set(0);
     }
 
@@ -81,7 +81,7 @@ impl Clock {
 
 /// A round of fan-out: counted once the last of its parcels is gone.
 #[derive(Debug)]
-pub(super) struct Round {
+pub(crate) struct Round {
     arrived: Duration,
     /// Zero: nothing was written.
     last_write: Cell<Duration>,
@@ -91,7 +91,7 @@ pub(super) struct Round {
 
 impl Round {
     /// Events that arrived at this replica at `arrived`, the first of them.
-    pub(super) fn new(clock: &Clock, arrived: Instant, stats: &Arc<ShardStats>) -> Rc<Self> {
+    pub(crate) fn new(clock: &Clock, arrived: Instant, stats: &Arc<ShardStats>) -> Rc<Self> {
         Rc::new(Self {
             arrived: clock.at(arrived),
             last_write: Cell::default(),
@@ -101,12 +101,12 @@ impl Round {
     }
 
     /// Notes a write, or an attempt that found the socket full.
-    pub(super) fn note_write(&self, now: Duration) {
+    pub(crate) fn note_write(&self, now: Duration) {
         self.last_write.set(now);
     }
 
     /// Notes so many events more that somebody is to get.
-    pub(super) fn count_events(&self, events: u32) {
+    pub(crate) fn count_events(&self, events: u32) {
         self.events.set(self.events.get() + u64::from(events));
     }
 }
@@ -123,18 +123,18 @@ impl Drop for Round {
 
 /// When the events of a parcel were published, and in which round they arrived.
 #[derive(Debug)]
-pub(super) struct Timing {
+pub(crate) struct Timing {
     /// Kept events: live ones do not say when they were published.
-    pub(super) kept: u32,
+    pub(crate) kept: u32,
     /// The earliest publication of a kept one, in Unix milliseconds by the clock of Redis.
-    pub(super) published_ms: u64,
+    pub(crate) published_ms: u64,
     /// `None`: its client was not ready to take it, which says nothing of the fan-out.
-    pub(super) round: Option<Rc<Round>>,
+    pub(crate) round: Option<Rc<Round>>,
 }
 
 impl Timing {
     /// The same, outside of its round.
-    pub(super) fn outside(&self) -> Self {
+    pub(crate) fn outside(&self) -> Self {
         Self {
             round: None,
             ..*self
@@ -142,7 +142,7 @@ impl Timing {
     }
 
     /// Counts a write at `now`.
-    pub(super) fn written(&self, clock: &Clock, now: Duration, stats: &ShardStats) {
+    pub(crate) fn written(&self, clock: &Clock, now: Duration, stats: &ShardStats) {
         if let Some(round) = &self.round {
             round.note_write(now);
         }

@@ -1,7 +1,7 @@
 use std::rc::Rc;
 
 use super::*;
-use crate::hub::parcel::Origin;
+use crate::hub::fanout::outgoing::Origin;
 use crate::protocol::{ChannelName, EventId};
 use proptest::prelude::*;
 

@@ -8,17 +8,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Item;
 use super::encoded::Wire;
-use super::parcel::{KeptSpan, Loss, Origin};
-use super::subscriber::{ChannelKey, Subscriber};
+use super::outgoing::{KeptSpan, Loss, Origin};
 use super::timing::{Round, Timing};
 use crate::continuity::{ChannelEnd, GapNotice, Link, Linked};
+use crate::hub::Item;
+use crate::hub::subscriber::{ChannelKey, Subscriber};
 use crate::protocol::{Audience, ChannelName, ControlForm, EventId, Framing, GapReason};
 
 /// Events of one channel in this round, encoded one behind the other. One that is not for
 /// everybody is a lot of its own, so its bytes are in no buffer that others get.
-pub(super) struct Lot {
+pub(crate) struct Lot {
     key: ChannelKey,
     channel: ChannelName,
     /// The sessions it is for; `None`: everybody.
@@ -37,30 +37,30 @@ pub(super) struct Lot {
 
 /// The end of a lot's channel, which is its last event.
 #[derive(Clone, Copy)]
-pub(super) struct LotEnd {
-    pub(super) end: ChannelEnd,
+pub(crate) struct LotEnd {
+    pub(crate) end: ChannelEnd,
     /// It is an event for clients.
     is_event: bool,
     /// Connections that have had later ids of other channels get it without its id.
-    pub(super) is_late: bool,
+    pub(crate) is_late: bool,
 }
 
 /// One event, or gap, within its channel's lot.
-pub(super) struct Piece {
-    pub(super) lot: usize,
+pub(crate) struct Piece {
+    pub(crate) lot: usize,
     /// Where it lies in the lot. `None`: it is not for clients.
-    pub(super) range: Option<PieceRange>,
-    pub(super) what: What,
+    pub(crate) range: Option<PieceRange>,
+    pub(crate) what: What,
 }
 
-pub(super) struct PieceRange {
+pub(crate) struct PieceRange {
     /// The whole chunk, for connections written to directly.
-    pub(super) chunk: Range<usize>,
+    pub(crate) chunk: Range<usize>,
     /// The bare SSE block inside it, for those framed otherwise.
-    pub(super) payload: Range<usize>,
+    pub(crate) payload: Range<usize>,
 }
 
-pub(super) enum What {
+pub(crate) enum What {
     Live {
         /// The channel has ended before, with this id.
         after_end: Option<EventId>,
@@ -82,7 +82,7 @@ pub(super) enum What {
 }
 
 /// A gap's bytes beside those in its lot, which are an event with its id.
-pub(super) struct GapWires {
+pub(crate) struct GapWires {
     comment: Wire,
     /// Without an id, as above.
     late: Option<Wire>,
@@ -91,7 +91,7 @@ pub(super) struct GapWires {
 
 impl What {
     /// The id that decides who has had it already.
-    pub(super) fn id(&self) -> Option<EventId> {
+    pub(crate) fn id(&self) -> Option<EventId> {
         match self {
             Self::Live { .. } => None,
             Self::Kept { link, .. } => Some(link.id),
@@ -101,7 +101,7 @@ impl What {
 
     /// Whether a client that has had everything up to `position` has had this. A gap comes behind
     /// the event whose id it carries.
-    pub(super) fn was_had(&self, position: EventId) -> bool {
+    pub(crate) fn was_had(&self, position: EventId) -> bool {
         match self {
             Self::Live { .. } => false,
             Self::Kept { link, .. } => link.id <= position,
@@ -110,7 +110,7 @@ impl What {
     }
 
     /// When it came, where it is an event.
-    pub(super) fn timing(&self, round: Option<Rc<Round>>) -> Option<Timing> {
+    pub(crate) fn timing(&self, round: Option<Rc<Round>>) -> Option<Timing> {
         let (kept, published_ms) = match self {
             Self::Live { .. } => (0, u64::MAX),
             Self::Kept { published_ms, .. } => (1, *published_ms),
@@ -124,7 +124,7 @@ impl What {
     }
 
     /// Whether connections that have had later ids of other channels get it without its id.
-    pub(super) fn is_late(&self) -> bool {
+    pub(crate) fn is_late(&self) -> bool {
         match self {
             Self::Live { .. } => false,
             Self::Kept { late, .. } => late.is_some(),
@@ -133,7 +133,7 @@ impl What {
     }
 
     /// The bytes for a connection, where they are not those in the lot. `late`: without the id.
-    pub(super) fn wire(&self, control: ControlForm, late: bool) -> Option<&Wire> {
+    pub(crate) fn wire(&self, control: ControlForm, late: bool) -> Option<&Wire> {
         match self {
             Self::Live { .. } => None,
             Self::Kept { late: wire, .. } => wire.as_ref().filter(|_| late),
@@ -148,7 +148,7 @@ impl What {
 
     /// What a client misses that does not get it, where it must be told. `with_id`: it carries
     /// its id.
-    pub(super) fn span(&self, channel: &ChannelName, with_id: bool) -> Option<KeptSpan> {
+    pub(crate) fn span(&self, channel: &ChannelName, with_id: bool) -> Option<KeptSpan> {
         let (after, last) = match self {
             Self::Live { .. } => return None,
             Self::Kept { link, .. } => (Some(link.prev), Some(link.id)),
@@ -164,7 +164,7 @@ impl What {
 }
 
 impl Lot {
-    pub(super) fn new(
+    pub(crate) fn new(
         key: ChannelKey,
         channel: ChannelName,
         audience: Option<Arc<Audience>>,
@@ -190,7 +190,7 @@ impl Lot {
     }
 
     /// With its bytes shared. `tells_of_loss`: what a client misses that does not get it is told.
-    pub(super) fn encoded(self, tells_of_loss: bool) -> EncodedLot {
+    pub(crate) fn encoded(self, tells_of_loss: bool) -> EncodedLot {
         EncodedLot {
             is_mostly_kept: self.kept_bytes >= self.buffer.len() / 2,
             bytes: Bytes::from(self.buffer),
@@ -211,7 +211,7 @@ impl Lot {
     }
 
     /// Encodes an item behind the others. `after_end`: its channel has ended before.
-    pub(super) fn add(
+    pub(crate) fn add(
         &mut self,
         item: &Item,
         after_end: Option<EventId>,
@@ -298,27 +298,27 @@ impl Lot {
 }
 
 /// A [`Lot`] whose bytes are shared.
-pub(super) struct EncodedLot {
-    pub(super) key: ChannelKey,
-    pub(super) channel: ChannelName,
-    pub(super) audience: Option<Arc<Audience>>,
+pub(crate) struct EncodedLot {
+    pub(crate) key: ChannelKey,
+    pub(crate) channel: ChannelName,
+    pub(crate) audience: Option<Arc<Audience>>,
     /// Where it is not for everybody: connections that may have it.
-    pub(super) readers: Cell<usize>,
+    pub(crate) readers: Cell<usize>,
     /// It may come to somebody from a replay.
-    pub(super) is_replayed: Cell<bool>,
-    pub(super) bytes: Bytes,
+    pub(crate) is_replayed: Cell<bool>,
+    pub(crate) bytes: Bytes,
     /// A part of the bytes keeps all of them alive: too much for a few kept events among others.
-    pub(super) is_mostly_kept: bool,
-    pub(super) events: u32,
-    pub(super) first_id: EventId,
-    pub(super) gaps: Vec<GapReason>,
-    pub(super) end: Option<LotEnd>,
-    pub(super) origin: Rc<Origin>,
+    pub(crate) is_mostly_kept: bool,
+    pub(crate) events: u32,
+    pub(crate) first_id: EventId,
+    pub(crate) gaps: Vec<GapReason>,
+    pub(crate) end: Option<LotEnd>,
+    pub(crate) origin: Rc<Origin>,
 }
 
 impl EncodedLot {
     /// Whether a connection may have it. To be asked once for each: those that may are counted.
-    pub(super) fn is_for(&self, member: &Subscriber) -> bool {
+    pub(crate) fn is_for(&self, member: &Subscriber) -> bool {
         let Some(audience) = &self.audience else {
             return true;
         };
@@ -330,7 +330,7 @@ impl EncodedLot {
     }
 
     /// The id that a connection was sent with the end of the channel, if it was.
-    pub(super) fn carries(&self, member: &Subscriber) -> Option<EventId> {
+    pub(crate) fn carries(&self, member: &Subscriber) -> Option<EventId> {
         let end = self.end.filter(|end| end.is_event)?;
         let audience = self.audience.as_ref();
         let is_for = audience.is_none_or(|audience| member.belongs_to(audience));
@@ -338,12 +338,12 @@ impl EncodedLot {
     }
 
     /// Whether somebody gets it, where it is not for everybody.
-    pub(super) fn has_readers(&self) -> bool {
+    pub(crate) fn has_readers(&self) -> bool {
         self.readers.get() > 0 || self.is_replayed.get()
     }
 
     /// Takes note that a connection is sent it, where that cannot be known from its channels.
-    pub(super) fn note_sent(&self, member: &Subscriber, id: Option<EventId>) {
+    pub(crate) fn note_sent(&self, member: &Subscriber, id: Option<EventId>) {
         if self.audience.is_some()
             && let Some(id) = id.filter(|id| *id < EventId::MAX)
         {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::session::Session;
 use crate::continuity::{Entry, KeptEvent, Link, Linked};
+use crate::hub::session::Session;
 use crate::protocol::{Audience, ChannelName, EndReason, Framing};
 
 /// An event's bytes, encoded once for all connections of a shard.
@@ -20,7 +20,7 @@ pub(crate) struct Wire {
 
 impl Wire {
     /// Takes a chunk, and its payload, out of the buffer both lie in.
-    pub(super) fn slice(buffer: &Bytes, chunk: &Range<usize>, payload: &Range<usize>) -> Self {
+    pub(crate) fn slice(buffer: &Bytes, chunk: &Range<usize>, payload: &Range<usize>) -> Self {
         Self {
             chunk: buffer.slice(chunk.clone()),
             payload: payload.start - chunk.start..payload.end - chunk.start,
@@ -28,7 +28,7 @@ impl Wire {
     }
 
     /// What `append` writes as a chunk; it returns where the payload lies.
-    pub(super) fn encoded(append: impl FnOnce(&mut Vec<u8>) -> Range<usize>) -> Self {
+    pub(crate) fn encoded(append: impl FnOnce(&mut Vec<u8>) -> Range<usize>) -> Self {
         let mut chunk = Vec::new();
         let payload = append(&mut chunk);
         Self {
@@ -38,7 +38,7 @@ impl Wire {
     }
 
     /// The same bytes in memory of their own, which keeps nothing else alive.
-    pub(super) fn detached(&self) -> Self {
+    pub(crate) fn detached(&self) -> Self {
         Self {
             chunk: Bytes::copy_from_slice(&self.chunk),
             payload: self.payload.clone(),
@@ -46,7 +46,7 @@ impl Wire {
     }
 
     /// The bytes as a connection takes them.
-    pub(super) fn framed(&self, framing: Framing) -> Bytes {
+    pub(crate) fn framed(&self, framing: Framing) -> Bytes {
         match framing {
             Framing::Chunked => self.chunk.clone(),
             Framing::Plain => self.chunk.slice(self.payload.clone()),
@@ -57,18 +57,18 @@ impl Wire {
 /// A kept event ready to be sent, or one that may not be and only stands in the chain.
 #[derive(Clone, Debug)]
 pub(crate) struct EncodedEvent {
-    pub(super) channel: ChannelName,
-    pub(super) link: Link,
-    pub(super) wire: Option<Wire>,
+    pub(crate) channel: ChannelName,
+    pub(crate) link: Link,
+    pub(crate) wire: Option<Wire>,
     /// The sessions it is for; `None`: everybody.
-    pub(super) audience: Option<Arc<Audience>>,
+    pub(crate) audience: Option<Arc<Audience>>,
     /// How the channel ends with it, if it does.
-    pub(super) end: Option<EndReason>,
+    pub(crate) end: Option<EndReason>,
 }
 
 impl EncodedEvent {
     /// Encodes an event by itself.
-    pub(super) fn new(channel: ChannelName, event: &KeptEvent) -> Self {
+    pub(crate) fn new(channel: ChannelName, event: &KeptEvent) -> Self {
         let wire = event
             .event
             .as_ref()
@@ -85,7 +85,7 @@ impl EncodedEvent {
 
 impl EncodedEvent {
     /// Whether a client with this session may have it.
-    pub(super) fn is_for(&self, session: Option<&Session>) -> bool {
+    pub(crate) fn is_for(&self, session: Option<&Session>) -> bool {
         match &self.audience {
             None => true,
             Some(audience) => session.is_some_and(|session| audience.admits(&session.claims)),
