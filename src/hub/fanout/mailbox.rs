@@ -229,7 +229,7 @@ impl Mailbox {
     }
 
     /// Notes how much of what was written the kernel has not taken.
-    pub(super) fn note_unsent(&mut self, bytes: usize) {
+    pub(crate) fn note_unsent(&mut self, bytes: usize) {
         let was = std::mem::replace(&mut self.unsent_bytes, bytes);
         if bytes < was {
             self.wake_feeder();
