@@ -17,8 +17,8 @@ use crate::hub::subscriber::{ChannelKey, Subscriber};
 use crate::protocol::{Audience, ChannelName, ControlForm, EventId, Framing, GapReason};
 
 /// Events of one channel in this round, encoded one behind the other. One that is not for
-/// everybody is a lot of its own, so its bytes are in no buffer that others get.
-pub(crate) struct Lot {
+/// everybody is a batch of its own, so its bytes are in no buffer that others get.
+pub(crate) struct Batch {
     key: ChannelKey,
     channel: ChannelName,
     /// The sessions it is for; `None`: everybody.
@@ -32,12 +32,12 @@ pub(crate) struct Lot {
     first_id: EventId,
     kept: Option<KeptSpan>,
     gaps: Vec<GapReason>,
-    end: Option<LotEnd>,
+    end: Option<BatchEnd>,
 }
 
-/// The end of a lot's channel, which is its last event.
+/// The end of a batch's channel, which is its last event.
 #[derive(Clone, Copy)]
-pub(crate) struct LotEnd {
+pub(crate) struct BatchEnd {
     pub(crate) end: ChannelEnd,
     /// It is an event for clients.
     is_event: bool,
@@ -45,10 +45,10 @@ pub(crate) struct LotEnd {
     pub(crate) is_late: bool,
 }
 
-/// One event, or gap, within its channel's lot.
+/// One event, or gap, within its channel's batch.
 pub(crate) struct Piece {
-    pub(crate) lot: usize,
-    /// Where it lies in the lot. `None`: it is not for clients.
+    pub(crate) batch: usize,
+    /// Where it lies in the batch. `None`: it is not for clients.
     pub(crate) range: Option<PieceRange>,
     pub(crate) what: What,
 }
@@ -81,7 +81,7 @@ pub(crate) enum What {
     },
 }
 
-/// A gap's bytes beside those in its lot, which are an event with its id.
+/// A gap's bytes beside those in its batch, which are an event with its id.
 pub(crate) struct GapWires {
     comment: Wire,
     /// Without an id, as above.
@@ -132,7 +132,7 @@ impl What {
         }
     }
 
-    /// The bytes for a connection, where they are not those in the lot. `late`: without the id.
+    /// The bytes for a connection, where they are not those in the batch. `late`: without the id.
     pub(crate) fn wire(&self, control: ControlForm, late: bool) -> Option<&Wire> {
         match self {
             Self::Live { .. } => None,
@@ -163,7 +163,7 @@ impl What {
     }
 }
 
-impl Lot {
+impl Batch {
     pub(crate) fn new(
         key: ChannelKey,
         channel: ChannelName,
@@ -190,8 +190,8 @@ impl Lot {
     }
 
     /// With its bytes shared. `tells_of_loss`: what a client misses that does not get it is told.
-    pub(crate) fn encoded(self, tells_of_loss: bool) -> EncodedLot {
-        EncodedLot {
+    pub(crate) fn encoded(self, tells_of_loss: bool) -> EncodedBatch {
+        EncodedBatch {
             is_mostly_kept: self.kept_bytes >= self.buffer.len() / 2,
             bytes: Bytes::from(self.buffer),
             origin: Rc::new(Origin::new(
@@ -236,7 +236,7 @@ impl Lot {
                     late.map(|content| Wire::encoded(|buffer| content.append_chunk(None, buffer)));
                 let link = event.link();
                 let end = event.channel_end();
-                self.end = end.map(|end| LotEnd {
+                self.end = end.map(|end| BatchEnd {
                     end,
                     is_event: payload.is_some(),
                     is_late: late.is_some(),
@@ -297,8 +297,8 @@ impl Lot {
     }
 }
 
-/// A [`Lot`] whose bytes are shared.
-pub(crate) struct EncodedLot {
+/// A [`Batch`] whose bytes are shared.
+pub(crate) struct EncodedBatch {
     pub(crate) key: ChannelKey,
     pub(crate) channel: ChannelName,
     pub(crate) audience: Option<Arc<Audience>>,
@@ -312,11 +312,11 @@ pub(crate) struct EncodedLot {
     pub(crate) events: u32,
     pub(crate) first_id: EventId,
     pub(crate) gaps: Vec<GapReason>,
-    pub(crate) end: Option<LotEnd>,
+    pub(crate) end: Option<BatchEnd>,
     pub(crate) origin: Rc<Origin>,
 }
 
-impl EncodedLot {
+impl EncodedBatch {
     /// Whether a connection may have it. To be asked once for each: those that may are counted.
     pub(crate) fn is_for(&self, member: &Subscriber) -> bool {
         let Some(audience) = &self.audience else {

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use self::batch::{EncodedLot, Lot, Piece, What};
+use self::batch::{Batch, EncodedBatch, Piece, What};
 use self::encoded::{EncodedEvent, Wire};
 use self::mailbox::SlowClientPolicy;
 use self::outgoing::{Loss, Origin, Parcel};
@@ -43,7 +43,7 @@ async fn after_those_woken() {
 
 /// The events of a round, before they are handed out.
 struct Gathered<'a> {
-    lots: Vec<Lot>,
+    batches: Vec<Batch>,
     pieces: Vec<Piece>,
     watched: Vec<Watched<'a>>,
 }
@@ -72,24 +72,24 @@ impl Hub {
     fn round<'a>(&self, events: &mut impl Iterator<Item = &'a BusEvent>, round: &Rc<Round>) {
         let mut channels = self.channels.borrow_mut();
         let Gathered {
-            lots,
+            batches,
             pieces,
             watched,
         } = self.gather(&mut channels, events, round);
         let tells_of_loss = self.tells_of_loss();
-        let encoded: Vec<_> = lots
+        let encoded: Vec<_> = batches
             .into_iter()
-            .map(|lot| lot.encoded(tells_of_loss))
+            .map(|batch| batch.encoded(tells_of_loss))
             .collect();
         for piece in &pieces {
-            if let Some(lot) = encoded.get(piece.lot) {
-                self.note_kept(&mut channels, lot, piece);
+            if let Some(batch) = encoded.get(piece.batch) {
+                self.note_kept(&mut channels, batch, piece);
             }
         }
-        for (number, lot) in encoded.iter().enumerate() {
-            if let Some(channel) = channels.by_key(lot.key) {
-                channel.lot = None;
-                self.push_lot(number, lot, &channel.batch_members, &pieces);
+        for (number, batch) in encoded.iter().enumerate() {
+            if let Some(channel) = channels.by_key(batch.key) {
+                channel.batch = None;
+                self.push_batch(number, batch, &channel.batch_members, &pieces);
             }
         }
         self.push_pieces(&channels, &encoded, &pieces);
@@ -97,12 +97,12 @@ impl Hub {
         self.count_round(&mut channels, &encoded, round);
         for Watched {
             watch,
-            lot,
+            batch,
             clients,
         } in watched
         {
-            let restricted = encoded.get(lot).filter(|lot| lot.audience.is_some());
-            watch.handed_to(restricted.map_or(clients, |lot| lot.readers.get()));
+            let restricted = encoded.get(batch).filter(|batch| batch.audience.is_some());
+            watch.handed_to(restricted.map_or(clients, |batch| batch.readers.get()));
         }
     }
 
@@ -113,7 +113,7 @@ impl Hub {
         events: &mut impl Iterator<Item = &'a BusEvent>,
         round: &Rc<Round>,
     ) -> Gathered<'a> {
-        let mut lots: Vec<Lot> = Vec::new();
+        let mut batches: Vec<Batch> = Vec::new();
         let mut pieces: Vec<Piece> = Vec::new();
         let mut watched: Vec<Watched<'a>> = Vec::new();
         let (mut cost_bytes, mut pushes) = (0, 0);
@@ -136,33 +136,33 @@ impl Hub {
                 continue;
             }
             let audience = event.item.audience();
-            let mut begin_lot = || {
+            let mut begin_batch = || {
                 pushes += channel.batch_members.len();
-                lots.push(Lot::new(
+                batches.push(Batch::new(
                     key,
                     event.channel.clone(),
                     audience.cloned(),
                     round,
                 ));
-                lots.len() - 1
+                batches.len() - 1
             };
             let number = if audience.is_none() {
-                *channel.lot.get_or_insert_with(begin_lot)
+                *channel.batch.get_or_insert_with(begin_batch)
             } else {
                 // What follows it begins another one, and so stays behind it.
-                channel.lot = None;
-                begin_lot()
+                channel.batch = None;
+                begin_batch()
             };
             pushes += channel.event_members.len() + channel.replaying_members.len();
             let clients = channel.members_of(is_live);
             if let Some(watch) = &event.watch {
                 watched.push(Watched {
                     watch,
-                    lot: number,
+                    batch: number,
                     clients,
                 });
             }
-            let Some(lot) = lots.get_mut(number) else {
+            let Some(batch) = batches.get_mut(number) else {
                 continue;
             };
             let ended_now = ended.iter().rev().find(|(of, _)| *of == key);
@@ -170,42 +170,42 @@ impl Hub {
                 Some((_, id)) => Some(*id),
                 None => channel.tail.ended().map(|end| end.id),
             };
-            let (range, what) = lot.add(&event.item, after_end);
+            let (range, what) = batch.add(&event.item, after_end);
             if let What::Kept { end: Some(end), .. } = &what {
                 ended.push((key, end.id));
                 // What is published live all the same stays apart.
-                channel.lot = None;
+                channel.batch = None;
             }
             // Who gets one that is not for everybody is known later.
             if channels.are_counted() && audience.is_none() && !matches!(what, What::Gap { .. }) {
                 channels.count(key, clients);
             }
             pieces.push(Piece {
-                lot: number,
+                batch: number,
                 range,
                 what,
             });
         }
         Gathered {
-            lots,
+            batches,
             pieces,
             watched,
         }
     }
 
     /// Hands the pieces to the connections that take them one by one.
-    fn push_pieces(&self, channels: &Channels, encoded: &[EncodedLot], pieces: &[Piece]) {
+    fn push_pieces(&self, channels: &Channels, encoded: &[EncodedBatch], pieces: &[Piece]) {
         for piece in pieces {
-            let Some((lot, channel)) = encoded
-                .get(piece.lot)
-                .and_then(|lot| Some((lot, channels.get(lot.key)?)))
+            let Some((batch, channel)) = encoded
+                .get(piece.batch)
+                .and_then(|batch| Some((batch, channels.get(batch.key)?)))
             else {
                 continue;
             };
             let origins = PieceOrigins::default();
             let push = |members: &[Rc<Subscriber>]| {
-                for member in members.iter().filter(|member| lot.is_for(member)) {
-                    self.push_piece(member, lot, piece, &origins, true);
+                for member in members.iter().filter(|member| batch.is_for(member)) {
+                    self.push_piece(member, batch, piece, &origins, true);
                 }
             };
             push(&channel.event_members);
@@ -213,22 +213,22 @@ impl Hub {
             if piece.what.id().is_none() {
                 push(&channel.replaying_members);
             } else if !channel.replaying_members.is_empty() {
-                lot.is_replayed.set(true);
+                batch.is_replayed.set(true);
             }
         }
     }
 
     /// Counts what the round has delivered.
-    fn count_round(&self, channels: &mut Channels, encoded: &[EncodedLot], round: &Round) {
-        for lot in encoded {
-            if lot.audience.is_some() && channels.are_counted() {
-                channels.count(lot.key, lot.readers.get());
+    fn count_round(&self, channels: &mut Channels, encoded: &[EncodedBatch], round: &Round) {
+        for batch in encoded {
+            if batch.audience.is_some() && channels.are_counted() {
+                channels.count(batch.key, batch.readers.get());
             }
-            if !channels.get(lot.key).is_some_and(Channel::has_members) {
+            if !channels.get(batch.key).is_some_and(Channel::has_members) {
                 continue;
             }
-            if lot.audience.is_none() || lot.has_readers() {
-                round.count_events(lot.events);
+            if batch.audience.is_none() || batch.has_readers() {
+                round.count_events(batch.events);
             } else {
                 self.stats.events_without_audience.add(1);
             }
@@ -240,85 +240,85 @@ impl Hub {
     }
 
     /// Has a channel remember its kept event.
-    fn note_kept(&self, channels: &mut Channels, lot: &EncodedLot, piece: &Piece) {
+    fn note_kept(&self, channels: &mut Channels, batch: &EncodedBatch, piece: &Piece) {
         match &piece.what {
             What::Live { .. } => {}
             What::Gap { complete_after, .. } => {
                 if let Some(position) = complete_after {
-                    channels.note_gap(lot.key, *position);
+                    channels.note_gap(batch.key, *position);
                 }
             }
             What::Kept { link, end, .. } => {
                 self.positions.borrow_mut().note(link.id);
                 let wire = piece.range.as_ref().map(|range| {
-                    let wire = Wire::slice(&lot.bytes, &range.chunk, &range.payload);
-                    if lot.is_mostly_kept {
+                    let wire = Wire::slice(&batch.bytes, &range.chunk, &range.payload);
+                    if batch.is_mostly_kept {
                         wire
                     } else {
                         wire.detached()
                     }
                 });
                 // Of others each client's own is kept: its cursor names nothing it may not have.
-                if lot.audience.is_none()
-                    && let Some(channel) = channels.by_key(lot.key)
+                if batch.audience.is_none()
+                    && let Some(channel) = channels.by_key(batch.key)
                 {
                     channel.newest = channel.newest.max(link.id);
                 }
                 let event = EncodedEvent {
-                    channel: lot.channel.clone(),
+                    channel: batch.channel.clone(),
                     link: *link,
                     wire,
-                    audience: lot.audience.clone(),
+                    audience: batch.audience.clone(),
                     end: end.map(|end| end.reason),
                 };
-                channels.append_to_tail(lot.key, event);
+                channels.append_to_tail(batch.key, event);
             }
         }
     }
 
-    /// Hands a lot to the connections that take it whole.
-    fn push_lot(
+    /// Hands a batch to the connections that take it whole.
+    fn push_batch(
         &self,
         number: usize,
-        lot: &EncodedLot,
+        batch: &EncodedBatch,
         members: &[Rc<Subscriber>],
         pieces: &[Piece],
     ) {
         let tick = self.tick();
         for member in members {
-            self.push_lot_to(member, number, lot, pieces, tick);
-            self.push_end(member, lot);
+            self.push_batch_to(member, number, batch, pieces, tick);
+            self.push_end(member, batch);
         }
     }
 
-    fn push_lot_to(
+    fn push_batch_to(
         &self,
         member: &Subscriber,
         number: usize,
-        lot: &EncodedLot,
+        batch: &EncodedBatch,
         pieces: &[Piece],
         tick: u64,
     ) {
-        if lot.is_for(member) {
-            let has_had_some = lot.first_id <= member.skip_through.get();
-            let needs_comments = member.control == ControlForm::Comment && !lot.gaps.is_empty();
+        if batch.is_for(member) {
+            let has_had_some = batch.first_id <= member.skip_through.get();
+            let needs_comments = member.control == ControlForm::Comment && !batch.gaps.is_empty();
             if has_had_some || needs_comments {
-                for piece in pieces.iter().filter(|piece| piece.lot == number) {
-                    self.push_piece(member, lot, piece, &PieceOrigins::default(), false);
+                for piece in pieces.iter().filter(|piece| piece.batch == number) {
+                    self.push_piece(member, batch, piece, &PieceOrigins::default(), false);
                 }
                 return;
             }
-            for reason in &lot.gaps {
+            for reason in &batch.gaps {
                 self.stats.count_gaps(*reason, 1);
             }
-            if !lot.bytes.is_empty() {
+            if !batch.bytes.is_empty() {
                 member.last_push.set(tick);
                 let parcel = Parcel {
-                    bytes: lot.bytes.clone(),
-                    events: lot.events,
-                    origin: Some(Rc::clone(&lot.origin)),
+                    bytes: batch.bytes.clone(),
+                    events: batch.events,
+                    origin: Some(Rc::clone(&batch.origin)),
                 };
-                lot.note_sent(member, Some(lot.first_id));
+                batch.note_sent(member, Some(batch.first_id));
                 self.push(member, parcel);
             }
         }
@@ -329,7 +329,7 @@ impl Hub {
     fn push_piece(
         &self,
         member: &Subscriber,
-        lot: &EncodedLot,
+        batch: &EncodedBatch,
         piece: &Piece,
         origins: &PieceOrigins,
         is_one_of_many: bool,
@@ -349,7 +349,7 @@ impl Hub {
         };
         let is_late = is_one_of_many && piece.what.is_late();
         let wire = piece.what.wire(member.control, is_late).cloned();
-        let wire = wire.unwrap_or_else(|| Wire::slice(&lot.bytes, &range.chunk, &range.payload));
+        let wire = wire.unwrap_or_else(|| Wire::slice(&batch.bytes, &range.chunk, &range.payload));
         let events = match piece.what {
             What::Gap { reason, .. } => {
                 self.stats.count_gaps(reason, 1);
@@ -358,13 +358,13 @@ impl Hub {
             _ => 1,
         };
         member.last_push.set(self.tick());
-        lot.note_sent(member, piece.what.id());
+        batch.note_sent(member, piece.what.id());
         let made = if is_late {
             &origins.late
         } else {
             &origins.on_time
         };
-        let origin = made.get_or_init(|| self.origin(lot, piece, !is_late));
+        let origin = made.get_or_init(|| self.origin(batch, piece, !is_late));
         let parcel = Parcel {
             bytes: wire.framed(member.framing),
             events,
@@ -378,11 +378,11 @@ impl Hub {
     }
 
     /// Where an event comes from, for those that get it by itself.
-    fn origin(&self, lot: &EncodedLot, piece: &Piece, with_id: bool) -> Option<Rc<Origin>> {
-        let timing = piece.what.timing(lot.origin.round());
+    fn origin(&self, batch: &EncodedBatch, piece: &Piece, with_id: bool) -> Option<Rc<Origin>> {
+        let timing = piece.what.timing(batch.origin.round());
         let span = self
             .tells_of_loss()
-            .then(|| piece.what.span(&lot.channel, with_id));
+            .then(|| piece.what.span(&batch.channel, with_id));
         let loss = span.flatten().map(Loss::Kept);
         (timing.is_some() || loss.is_some()).then(|| Rc::new(Origin::new(timing, loss)))
     }
@@ -391,7 +391,7 @@ impl Hub {
 /// An event of a round that somebody follows.
 struct Watched<'a> {
     watch: &'a Arc<dyn FanOutWatch>,
-    lot: usize,
+    batch: usize,
     /// All members of its channel that it comes to now.
     clients: usize,
 }
