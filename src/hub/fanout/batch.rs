@@ -46,14 +46,14 @@ pub(crate) struct BatchEnd {
 }
 
 /// One event, or gap, within its channel's batch.
-pub(crate) struct Piece {
+pub(crate) struct BatchItem {
     pub(crate) batch: usize,
     /// Where it lies in the batch. `None`: it is not for clients.
-    pub(crate) range: Option<PieceRange>,
+    pub(crate) range: Option<ItemRange>,
     pub(crate) what: What,
 }
 
-pub(crate) struct PieceRange {
+pub(crate) struct ItemRange {
     /// The whole chunk, for connections written to directly.
     pub(crate) chunk: Range<usize>,
     /// The bare SSE block inside it, for those framed otherwise.
@@ -215,7 +215,7 @@ impl Batch {
         &mut self,
         item: &Item,
         after_end: Option<EventId>,
-    ) -> (Option<PieceRange>, What) {
+    ) -> (Option<ItemRange>, What) {
         let start = self.buffer.len();
         let (payload, what) = match item {
             Item::Live(event) => {
@@ -292,7 +292,7 @@ impl Batch {
         if matches!(what, What::Kept { .. }) {
             self.kept_bytes += chunk.len();
         }
-        let range = payload.map(|payload| PieceRange { chunk, payload });
+        let range = payload.map(|payload| ItemRange { chunk, payload });
         (range, what)
     }
 }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use self::batch::{Batch, EncodedBatch, Piece, What};
+use self::batch::{Batch, BatchItem, EncodedBatch, What};
 use self::encoded::{EncodedEvent, Wire};
 use self::mailbox::SlowClientPolicy;
 use self::outgoing::{Loss, Origin, Parcel};
@@ -44,7 +44,7 @@ async fn after_those_woken() {
 /// The events of a round, before they are handed out.
 struct Gathered<'a> {
     batches: Vec<Batch>,
-    pieces: Vec<Piece>,
+    items: Vec<BatchItem>,
     watched: Vec<Watched<'a>>,
 }
 
@@ -73,7 +73,7 @@ impl Hub {
         let mut channels = self.channels.borrow_mut();
         let Gathered {
             batches,
-            pieces,
+            items,
             watched,
         } = self.gather(&mut channels, events, round);
         let tells_of_loss = self.tells_of_loss();
@@ -81,18 +81,18 @@ impl Hub {
             .into_iter()
             .map(|batch| batch.encoded(tells_of_loss))
             .collect();
-        for piece in &pieces {
-            if let Some(batch) = encoded.get(piece.batch) {
-                self.note_kept(&mut channels, batch, piece);
+        for item in &items {
+            if let Some(batch) = encoded.get(item.batch) {
+                self.note_kept(&mut channels, batch, item);
             }
         }
         for (number, batch) in encoded.iter().enumerate() {
             if let Some(channel) = channels.by_key(batch.key) {
                 channel.batch = None;
-                self.push_batch(number, batch, &channel.batch_members, &pieces);
+                self.push_batch(number, batch, &channel.batch_members, &items);
             }
         }
-        self.push_pieces(&channels, &encoded, &pieces);
+        self.push_items(&channels, &encoded, &items);
         self.push_ends(&channels, &encoded);
         self.count_round(&mut channels, &encoded, round);
         for Watched {
@@ -114,7 +114,7 @@ impl Hub {
         round: &Rc<Round>,
     ) -> Gathered<'a> {
         let mut batches: Vec<Batch> = Vec::new();
-        let mut pieces: Vec<Piece> = Vec::new();
+        let mut items: Vec<BatchItem> = Vec::new();
         let mut watched: Vec<Watched<'a>> = Vec::new();
         let (mut cost_bytes, mut pushes) = (0, 0);
         // The channels that end in this round.
@@ -180,7 +180,7 @@ impl Hub {
             if channels.are_counted() && audience.is_none() && !matches!(what, What::Gap { .. }) {
                 channels.count(key, clients);
             }
-            pieces.push(Piece {
+            items.push(BatchItem {
                 batch: number,
                 range,
                 what,
@@ -188,29 +188,29 @@ impl Hub {
         }
         Gathered {
             batches,
-            pieces,
+            items,
             watched,
         }
     }
 
-    /// Hands the pieces to the connections that take them one by one.
-    fn push_pieces(&self, channels: &Channels, encoded: &[EncodedBatch], pieces: &[Piece]) {
-        for piece in pieces {
+    /// Hands the items to the connections that take them one by one.
+    fn push_items(&self, channels: &Channels, encoded: &[EncodedBatch], items: &[BatchItem]) {
+        for item in items {
             let Some((batch, channel)) = encoded
-                .get(piece.batch)
+                .get(item.batch)
                 .and_then(|batch| Some((batch, channels.get(batch.key)?)))
             else {
                 continue;
             };
-            let origins = PieceOrigins::default();
+            let origins = ItemOrigins::default();
             let push = |members: &[Rc<Subscriber>]| {
                 for member in members.iter().filter(|member| batch.is_for(member)) {
-                    self.push_piece(member, batch, piece, &origins, true);
+                    self.push_item(member, batch, item, &origins, true);
                 }
             };
             push(&channel.event_members);
             // Kept events come to these from their replay.
-            if piece.what.id().is_none() {
+            if item.what.id().is_none() {
                 push(&channel.replaying_members);
             } else if !channel.replaying_members.is_empty() {
                 batch.is_replayed.set(true);
@@ -240,8 +240,8 @@ impl Hub {
     }
 
     /// Has a channel remember its kept event.
-    fn note_kept(&self, channels: &mut Channels, batch: &EncodedBatch, piece: &Piece) {
-        match &piece.what {
+    fn note_kept(&self, channels: &mut Channels, batch: &EncodedBatch, item: &BatchItem) {
+        match &item.what {
             What::Live { .. } => {}
             What::Gap { complete_after, .. } => {
                 if let Some(position) = complete_after {
@@ -250,7 +250,7 @@ impl Hub {
             }
             What::Kept { link, end, .. } => {
                 self.positions.borrow_mut().note(link.id);
-                let wire = piece.range.as_ref().map(|range| {
+                let wire = item.range.as_ref().map(|range| {
                     let wire = Wire::slice(&batch.bytes, &range.chunk, &range.payload);
                     if batch.is_mostly_kept {
                         wire
@@ -282,11 +282,11 @@ impl Hub {
         number: usize,
         batch: &EncodedBatch,
         members: &[Rc<Subscriber>],
-        pieces: &[Piece],
+        items: &[BatchItem],
     ) {
         let tick = self.tick();
         for member in members {
-            self.push_batch_to(member, number, batch, pieces, tick);
+            self.push_batch_to(member, number, batch, items, tick);
             self.push_end(member, batch);
         }
     }
@@ -296,15 +296,15 @@ impl Hub {
         member: &Subscriber,
         number: usize,
         batch: &EncodedBatch,
-        pieces: &[Piece],
+        items: &[BatchItem],
         tick: u64,
     ) {
         if batch.is_for(member) {
             let has_had_some = batch.first_id <= member.skip_through.get();
             let needs_comments = member.control == ControlForm::Comment && !batch.gaps.is_empty();
             if has_had_some || needs_comments {
-                for piece in pieces.iter().filter(|piece| piece.batch == number) {
-                    self.push_piece(member, batch, piece, &PieceOrigins::default(), false);
+                for item in items.iter().filter(|item| item.batch == number) {
+                    self.push_item(member, batch, item, &ItemOrigins::default(), false);
                 }
                 return;
             }
@@ -326,31 +326,31 @@ impl Hub {
 
     /// Hands one event to a connection it is for that has not had it. `is_one_of_many`: it may have had
     /// later events of other channels.
-    fn push_piece(
+    fn push_item(
         &self,
         member: &Subscriber,
         batch: &EncodedBatch,
-        piece: &Piece,
-        origins: &PieceOrigins,
+        item: &BatchItem,
+        origins: &ItemOrigins,
         is_one_of_many: bool,
     ) {
-        if piece.what.was_had(member.skip_through.get()) {
+        if item.what.was_had(member.skip_through.get()) {
             return;
         }
         if let What::Live {
             after_end: Some(end),
-        } = piece.what
+        } = item.what
             && member.minds_end(end)
         {
             return;
         }
-        let Some(range) = &piece.range else {
+        let Some(range) = &item.range else {
             return;
         };
-        let is_late = is_one_of_many && piece.what.is_late();
-        let wire = piece.what.wire(member.control, is_late).cloned();
+        let is_late = is_one_of_many && item.what.is_late();
+        let wire = item.what.wire(member.control, is_late).cloned();
         let wire = wire.unwrap_or_else(|| Wire::slice(&batch.bytes, &range.chunk, &range.payload));
-        let events = match piece.what {
+        let events = match item.what {
             What::Gap { reason, .. } => {
                 self.stats.count_gaps(reason, 1);
                 0
@@ -358,13 +358,13 @@ impl Hub {
             _ => 1,
         };
         member.last_push.set(self.tick());
-        batch.note_sent(member, piece.what.id());
+        batch.note_sent(member, item.what.id());
         let made = if is_late {
             &origins.late
         } else {
             &origins.on_time
         };
-        let origin = made.get_or_init(|| self.origin(batch, piece, !is_late));
+        let origin = made.get_or_init(|| self.origin(batch, item, !is_late));
         let parcel = Parcel {
             bytes: wire.framed(member.framing),
             events,
@@ -378,11 +378,11 @@ impl Hub {
     }
 
     /// Where an event comes from, for those that get it by itself.
-    fn origin(&self, batch: &EncodedBatch, piece: &Piece, with_id: bool) -> Option<Rc<Origin>> {
-        let timing = piece.what.timing(batch.origin.round());
+    fn origin(&self, batch: &EncodedBatch, item: &BatchItem, with_id: bool) -> Option<Rc<Origin>> {
+        let timing = item.what.timing(batch.origin.round());
         let span = self
             .tells_of_loss()
-            .then(|| piece.what.span(&batch.channel, with_id));
+            .then(|| item.what.span(&batch.channel, with_id));
         let loss = span.flatten().map(Loss::Kept);
         (timing.is_some() || loss.is_some()).then(|| Rc::new(Origin::new(timing, loss)))
     }
@@ -396,9 +396,9 @@ struct Watched<'a> {
     clients: usize,
 }
 
-/// The origins of a piece, each made when somebody needs it.
+/// The origins of an item, each made when it is needed.
 #[derive(Default)]
-struct PieceOrigins {
+struct ItemOrigins {
     on_time: OnceCell<Option<Rc<Origin>>>,
     /// For those that get it without its id.
     late: OnceCell<Option<Rc<Origin>>>,
