@@ -50,7 +50,7 @@ pub(crate) struct BatchItem {
     pub(crate) batch: usize,
     /// Where it lies in the batch. `None`: it is not for clients.
     pub(crate) range: Option<ItemRange>,
-    pub(crate) what: What,
+    pub(crate) what: ItemKind,
 }
 
 pub(crate) struct ItemRange {
@@ -60,7 +60,7 @@ pub(crate) struct ItemRange {
     pub(crate) payload: Range<usize>,
 }
 
-pub(crate) enum What {
+pub(crate) enum ItemKind {
     Live {
         /// The channel has ended before, with this id.
         after_end: Option<EventId>,
@@ -89,7 +89,7 @@ pub(crate) struct GapWires {
     late_comment: Option<Wire>,
 }
 
-impl What {
+impl ItemKind {
     /// The id that decides who has had it already.
     pub(crate) fn id(&self) -> Option<EventId> {
         match self {
@@ -217,11 +217,11 @@ impl Batch {
         after_end: Option<EventId>,
     ) -> (Option<ItemRange>, What) {
         let start = self.buffer.len();
-        let (payload, what) = match item {
+        let (payload, kind) = match item {
             Item::Live(event) => {
                 self.events += 1;
                 let payload = event.append_chunk(None, &mut self.buffer);
-                (Some(payload), What::Live { after_end })
+                (Some(payload), ItemKind::Live { after_end })
             }
             Item::Kept { event, late } => {
                 let published_ms = event.published_ms;
@@ -241,13 +241,13 @@ impl Batch {
                     is_event: payload.is_some(),
                     is_late: late.is_some(),
                 });
-                let what = What::Kept {
+                let kind = ItemKind::Kept {
                     link,
                     published_ms,
                     end,
                     late,
                 };
-                (payload, what)
+                (payload, kind)
             }
             Item::Gap { notice, late } => {
                 let GapNotice {
@@ -269,31 +269,31 @@ impl Batch {
                 };
                 let payload = append(ControlForm::Event, id, &mut self.buffer);
                 self.gaps.push(reason);
-                let what = What::Gap {
+                let kind = ItemKind::Gap {
                     reason,
                     id,
                     after,
                     complete_after,
                     wires,
                 };
-                (Some(payload), what)
+                (Some(payload), kind)
             }
         };
-        if let Some(id) = what.id() {
+        if let Some(id) = kind.id() {
             self.first_id = self.first_id.min(id);
         }
-        if let Some(span) = what.span(&self.channel, true) {
+        if let Some(span) = kind.span(&self.channel, true) {
             match &mut self.kept {
                 Some(kept) => kept.last = kept.last.max(span.last),
                 None => self.kept = Some(span),
             }
         }
         let chunk = start..self.buffer.len();
-        if matches!(what, What::Kept { .. }) {
+        if matches!(kind, ItemKind::Kept { .. }) {
             self.kept_bytes += chunk.len();
         }
         let range = payload.map(|payload| ItemRange { chunk, payload });
-        (range, what)
+        (range, kind)
     }
 }
 

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
 
-use self::batch::{Batch, BatchItem, EncodedBatch, What};
+use self::batch::{Batch, BatchItem, EncodedBatch, ItemKind};
 use self::encoded::{EncodedEvent, Wire};
 use self::mailbox::SlowClientPolicy;
 use self::outgoing::{Loss, Origin, Parcel};
@@ -170,14 +170,15 @@ impl Hub {
                 Some((_, id)) => Some(*id),
                 None => channel.tail.ended().map(|end| end.id),
             };
-            let (range, what) = batch.add(&event.item, after_end);
-            if let What::Kept { end: Some(end), .. } = &what {
+            let (range, kind) = batch.add(&event.item, after_end);
+            if let ItemKind::Kept { end: Some(end), .. } = &kind {
                 ended.push((key, end.id));
                 // What is published live all the same stays apart.
                 channel.batch = None;
             }
             // Who gets one that is not for everybody is known later.
-            if channels.are_counted() && audience.is_none() && !matches!(what, What::Gap { .. }) {
+            if channels.are_counted() && audience.is_none() && !matches!(kind, ItemKind::Gap { .. })
+            {
                 channels.count(key, clients);
             }
             items.push(BatchItem {
@@ -210,7 +211,7 @@ impl Hub {
             };
             push(&channel.event_members);
             // Kept events come to these from their replay.
-            if item.what.id().is_none() {
+            if item.kind.id().is_none() {
                 push(&channel.replaying_members);
             } else if !channel.replaying_members.is_empty() {
                 batch.is_replayed.set(true);
@@ -241,14 +242,14 @@ impl Hub {
 
     /// Has a channel remember its kept event.
     fn note_kept(&self, channels: &mut Channels, batch: &EncodedBatch, item: &BatchItem) {
-        match &item.what {
-            What::Live { .. } => {}
-            What::Gap { complete_after, .. } => {
+        match &item.kind {
+            ItemKind::Live { .. } => {}
+            ItemKind::Gap { complete_after, .. } => {
                 if let Some(position) = complete_after {
                     channels.note_gap(batch.key, *position);
                 }
             }
-            What::Kept { link, end, .. } => {
+            ItemKind::Kept { link, end, .. } => {
                 self.positions.borrow_mut().note(link.id);
                 let wire = item.range.as_ref().map(|range| {
                     let wire = Wire::slice(&batch.bytes, &range.chunk, &range.payload);
@@ -334,12 +335,12 @@ impl Hub {
         origins: &ItemOrigins,
         is_one_of_many: bool,
     ) {
-        if item.what.was_had(member.skip_through.get()) {
+        if item.kind.was_had(member.skip_through.get()) {
             return;
         }
-        if let What::Live {
+        if let ItemKind::Live {
             after_end: Some(end),
-        } = item.what
+        } = item.kind
             && member.minds_end(end)
         {
             return;
@@ -347,18 +348,18 @@ impl Hub {
         let Some(range) = &item.range else {
             return;
         };
-        let is_late = is_one_of_many && item.what.is_late();
-        let wire = item.what.wire(member.control, is_late).cloned();
+        let is_late = is_one_of_many && item.kind.is_late();
+        let wire = item.kind.wire(member.control, is_late).cloned();
         let wire = wire.unwrap_or_else(|| Wire::slice(&batch.bytes, &range.chunk, &range.payload));
-        let events = match item.what {
-            What::Gap { reason, .. } => {
+        let events = match item.kind {
+            ItemKind::Gap { reason, .. } => {
                 self.stats.count_gaps(reason, 1);
                 0
             }
             _ => 1,
         };
         member.last_push.set(self.tick());
-        batch.note_sent(member, item.what.id());
+        batch.note_sent(member, item.kind.id());
         let made = if is_late {
             &origins.late
         } else {
@@ -379,10 +380,10 @@ impl Hub {
 
     /// Where an event comes from, for those that get it by itself.
     fn origin(&self, batch: &EncodedBatch, item: &BatchItem, with_id: bool) -> Option<Rc<Origin>> {
-        let timing = item.what.timing(batch.origin.round());
+        let timing = item.kind.timing(batch.origin.round());
         let span = self
             .tells_of_loss()
-            .then(|| item.what.span(&batch.channel, with_id));
+            .then(|| item.kind.span(&batch.channel, with_id));
         let loss = span.flatten().map(Loss::Kept);
         (timing.is_some() || loss.is_some()).then(|| Rc::new(Origin::new(timing, loss)))
     }
