@@ -53,7 +53,7 @@ pub(super) struct Channel {
     gap: EventId,
     /// Reads of its history that are waited for.
     pub(super) reads: Option<Box<Reads>>,
-    /// The channel's place in the round of fan-out under way.
+    /// The channel's place in the fan-out pass under way.
     pub(super) batch: Option<usize>,
     /// What it has carried since the last census, while there are any.
     pub(super) load: Load,

@@ -36,7 +36,7 @@ impl Hub {
         }
     }
 
-    /// Tells the clients on several channels, or framed otherwise, of the ends in a round, behind its
+    /// Tells the clients on several channels, or framed otherwise, of the ends in a pass, behind its
     /// events.
     pub(super) fn push_ends(&self, channels: &Channels, encoded: &[EncodedBatch]) {
         for (number, batch) in encoded.iter().enumerate() {

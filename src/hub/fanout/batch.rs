@@ -1,4 +1,4 @@
-//! What a round of fan-out encodes: the events of one channel, one behind the other, and where each
+//! What a fan-out pass encodes: the events of one channel, one behind the other, and where each
 //! of them lies.
 
 use std::cell::Cell;
@@ -10,13 +10,13 @@ use bytes::Bytes;
 
 use super::encoded::Wire;
 use super::outgoing::{KeptSpan, Loss, Origin};
-use super::timing::{Round, Timing};
+use super::timing::{FanoutPass, Timing};
 use crate::continuity::{ChannelEnd, GapNotice, Link, Linked};
 use crate::hub::Item;
 use crate::hub::subscriber::{ChannelKey, Subscriber};
 use crate::protocol::{Audience, ChannelName, ControlForm, EventId, Framing, GapReason};
 
-/// Events of one channel in this round, encoded one behind the other. One that is not for
+/// Events of one channel in this pass, encoded one behind the other. One that is not for
 /// everybody is a batch of its own, so its bytes are in no buffer that others get.
 pub(crate) struct Batch {
     key: ChannelKey,
@@ -110,7 +110,7 @@ impl ItemKind {
     }
 
     /// When it came, where it is an event.
-    pub(crate) fn timing(&self, round: Option<Rc<Round>>) -> Option<Timing> {
+    pub(crate) fn timing(&self, pass: Option<Rc<FanoutPass>>) -> Option<Timing> {
         let (kept, published_ms) = match self {
             Self::Live { .. } => (0, u64::MAX),
             Self::Kept { published_ms, .. } => (1, *published_ms),
@@ -119,7 +119,7 @@ impl ItemKind {
         Some(Timing {
             kept,
             published_ms,
-            round,
+            pass,
         })
     }
 
@@ -168,7 +168,7 @@ impl Batch {
         key: ChannelKey,
         channel: ChannelName,
         audience: Option<Arc<Audience>>,
-        round: &Rc<Round>,
+        pass: &Rc<FanoutPass>,
     ) -> Self {
         Self {
             key,
@@ -180,7 +180,7 @@ impl Batch {
             timing: Timing {
                 kept: 0,
                 published_ms: u64::MAX,
-                round: Some(Rc::clone(round)),
+                pass: Some(Rc::clone(pass)),
             },
             first_id: EventId::MAX,
             kept: None,

@@ -1,4 +1,4 @@
-//! One round of fan-out: a batch of events is encoded once and handed to every member.
+//! One fan-out pass: a batch of events is encoded once and handed to every member.
 
 pub(super) mod batch;
 pub(super) mod encoded;
@@ -16,19 +16,19 @@ use self::batch::{Batch, BatchItem, EncodedBatch, ItemKind};
 use self::encoded::{EncodedEvent, Wire};
 use self::mailbox::SlowClientPolicy;
 use self::outgoing::{Loss, Origin, Parcel};
-use self::timing::Round;
+use self::timing::FanoutPass;
 use crate::hub::channels::{Channel, Channels};
 use crate::hub::state::Hub;
 use crate::hub::subscriber::{ChannelKey, Subscriber};
 use crate::hub::{BusEvent, EventBatch, FanOutWatch, Item};
 use crate::protocol::{ControlForm, EventId, Framing};
 
-/// Pushes of one round: some milliseconds of work, after which connections get to write and the
+/// Pushes of one pass: some milliseconds of work, after which connections get to write and the
 /// shard to accept, however many events there are for however many clients.
 const MOST_PUSHES: usize = 64 * 1024;
 
 /// Lets every task run that has been woken so far. Unlike `yield_now` it does not have the runtime
-/// look for I/O as well, which would cost a system call a round.
+/// look for I/O as well, which would cost a system call per pass.
 async fn after_those_woken() {
     let mut woken = false;
     poll_fn(|context| {
@@ -41,7 +41,7 @@ async fn after_those_woken() {
     .await;
 }
 
-/// The events of a round, before they are handed out.
+/// The events of a pass, before they are handed out.
 struct Gathered<'a> {
     batches: Vec<Batch>,
     items: Vec<BatchItem>,
@@ -49,16 +49,16 @@ struct Gathered<'a> {
 }
 
 impl Hub {
-    /// Delivers `batch` in rounds. After each every connection gets its turn to write.
+    /// Delivers `batch` in passes. After each every connection gets its turn to write.
     pub(super) async fn deliver(&self, batches: &mut Vec<EventBatch>) {
         {
             let arriving = |batch: &EventBatch| batch.arrived;
             let events = |batch| std::iter::repeat(arriving(batch)).zip(batch.events.iter());
             let mut events = batches.iter().flat_map(events).peekable();
             while let Some((arrived, _)) = events.peek() {
-                let round = Round::new(&self.clock, *arrived, &self.stats);
-                self.round(&mut events.by_ref().map(|(_, event)| event), &round);
-                drop(round);
+                let pass = FanoutPass::new(&self.clock, *arrived, &self.stats);
+                self.fan_out(&mut events.by_ref().map(|(_, event)| event), &pass);
+                drop(pass);
                 // Encoding and handing out took their time.
                 self.clock.expire();
                 after_those_woken().await;
@@ -67,15 +67,15 @@ impl Hub {
         batches.clear();
     }
 
-    /// Delivers as many of `events` as one round holds, at least one. Connections on one channel
+    /// Delivers as many of `events` as one pass holds, at least one. Connections on one channel
     /// get that channel's events as one buffer; the others get theirs one by one, in order.
-    fn round<'a>(&self, events: &mut impl Iterator<Item = &'a BusEvent>, round: &Rc<Round>) {
+    fn fan_out<'a>(&self, events: &mut impl Iterator<Item = &'a BusEvent>, pass: &Rc<FanoutPass>) {
         let mut channels = self.channels.borrow_mut();
         let Gathered {
             batches,
             items,
             watched,
-        } = self.gather(&mut channels, events, round);
+        } = self.gather(&mut channels, events, pass);
         let tells_of_loss = self.tells_of_loss();
         let encoded: Vec<_> = batches
             .into_iter()
@@ -94,7 +94,7 @@ impl Hub {
         }
         self.push_items(&channels, &encoded, &items);
         self.push_ends(&channels, &encoded);
-        self.count_round(&mut channels, &encoded, round);
+        self.count_pass(&mut channels, &encoded, pass);
         for Watched {
             watch,
             batch,
@@ -106,18 +106,18 @@ impl Hub {
         }
     }
 
-    /// Encodes the events of a round, as many as it holds.
+    /// Encodes the events of a pass, as many as it holds.
     fn gather<'a>(
         &self,
         channels: &mut Channels,
         events: &mut impl Iterator<Item = &'a BusEvent>,
-        round: &Rc<Round>,
+        pass: &Rc<FanoutPass>,
     ) -> Gathered<'a> {
         let mut batches: Vec<Batch> = Vec::new();
         let mut items: Vec<BatchItem> = Vec::new();
         let mut watched: Vec<Watched<'a>> = Vec::new();
         let (mut cost_bytes, mut pushes) = (0, 0);
-        // The channels that end in this round.
+        // The channels that end in this pass.
         let mut ended: Vec<(ChannelKey, EventId)> = Vec::new();
         while cost_bytes < self.settings.max_batch_bytes() && pushes < MOST_PUSHES {
             let Some(event) = events.next() else {
@@ -142,7 +142,7 @@ impl Hub {
                     key,
                     event.channel.clone(),
                     audience.cloned(),
-                    round,
+                    pass,
                 ));
                 batches.len() - 1
             };
@@ -219,8 +219,8 @@ impl Hub {
         }
     }
 
-    /// Counts what the round has delivered.
-    fn count_round(&self, channels: &mut Channels, encoded: &[EncodedBatch], round: &Round) {
+    /// Counts what the pass has delivered.
+    fn count_pass(&self, channels: &mut Channels, encoded: &[EncodedBatch], pass: &FanoutPass) {
         for batch in encoded {
             if batch.audience.is_some() && channels.are_counted() {
                 channels.count(batch.key, batch.readers.get());
@@ -229,7 +229,7 @@ impl Hub {
                 continue;
             }
             if batch.audience.is_none() || batch.has_readers() {
-                round.count_events(batch.events);
+                pass.count_events(batch.events);
             } else {
                 self.stats.events_without_audience.add(1);
             }
@@ -380,7 +380,7 @@ impl Hub {
 
     /// Where an event comes from, for those that get it by itself.
     fn origin(&self, batch: &EncodedBatch, item: &BatchItem, with_id: bool) -> Option<Rc<Origin>> {
-        let timing = item.kind.timing(batch.origin.round());
+        let timing = item.kind.timing(batch.origin.pass());
         let span = self
             .tells_of_loss()
             .then(|| item.kind.span(&batch.channel, with_id));
@@ -389,7 +389,7 @@ impl Hub {
     }
 }
 
-/// An event of a round that somebody follows.
+/// An event of a pass that somebody follows.
 struct Watched<'a> {
     watch: &'a Arc<dyn FanOutWatch>,
     batch: usize,

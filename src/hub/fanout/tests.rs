@@ -76,8 +76,8 @@ fn connected(hub: &Hub, names: &[&str], subscriber: Subscriber) -> Rc<Subscriber
 fn deliver(hub: &Hub, events: &[BusEvent]) {
     let mut events = events.iter().peekable();
     while events.peek().is_some() {
-        let round = Round::new(&hub.clock, Instant::now(), &hub.stats);
-        hub.round(&mut events, &round);
+        let pass = FanoutPass::new(&hub.clock, Instant::now(), &hub.stats);
+        hub.fan_out(&mut events, &pass);
     }
 }
 
@@ -130,7 +130,7 @@ fn a_late_gap_does_not_take_a_client_back() {
     assert!(!told.contains("120-0"), "{told}");
 }
 
-/// Of the same round each client gets a gap in the form it asked for, and events are shared.
+/// Of the same pass each client gets a gap in the form it asked for, and events are shared.
 #[test]
 fn a_gap_comes_as_a_comment_where_that_is_asked_for() {
     let hub = hub();
@@ -215,7 +215,7 @@ fn an_event_for_some_is_in_no_bytes_of_others() {
     }
 }
 
-/// Told at the end of each round to how many clients an event was handed.
+/// Told at the end of each pass to how many clients an event was handed.
 #[derive(Debug, Default)]
 struct HandedTo(Mutex<Vec<usize>>);
 
@@ -307,7 +307,7 @@ fn deliveries_and_rounds_are_timed_by_what_is_written() {
     ];
     deliver(&hub, &events);
     write_all(&hub, &one);
-    // A round is over with its last write.
+    // A pass is over with its last write.
     assert_eq!(timed(&hub), [1, 0]);
     write_all(&hub, &both);
     assert_eq!(timed(&hub), [3, 3]);
@@ -358,7 +358,7 @@ fn those_that_are_not_ready_share_what_they_get() {
             parcel.and_then(|parcel| parcel.origin).unwrap()
         });
         assert!(Rc::ptr_eq(&one, &two));
-        assert!(one.round().is_none());
+        assert!(one.pass().is_none());
     }
 }
 
