@@ -50,7 +50,7 @@ pub(crate) struct BatchItem {
     pub(crate) batch: usize,
     /// Where it lies in the batch. `None`: it is not for clients.
     pub(crate) range: Option<ItemRange>,
-    pub(crate) what: ItemKind,
+    pub(crate) kind: ItemKind,
 }
 
 pub(crate) struct ItemRange {
@@ -215,7 +215,7 @@ impl Batch {
         &mut self,
         item: &Item,
         after_end: Option<EventId>,
-    ) -> (Option<ItemRange>, What) {
+    ) -> (Option<ItemRange>, ItemKind) {
         let start = self.buffer.len();
         let (payload, kind) = match item {
             Item::Live(event) => {

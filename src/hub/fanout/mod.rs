@@ -184,7 +184,7 @@ impl Hub {
             items.push(BatchItem {
                 batch: number,
                 range,
-                what,
+                kind,
             });
         }
         Gathered {

@@ -39,7 +39,7 @@ impl Origin {
     }
 
     /// The fan-out pass that it takes part in.
-    pub(crate) fn fan_out(&self) -> Option<Rc<FanoutPass>> {
+    pub(crate) fn pass(&self) -> Option<Rc<FanoutPass>> {
         self.timing.as_ref()?.pass.clone()
     }
 
