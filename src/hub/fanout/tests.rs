@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::continuity::{GapNotice, KeptEvent};
-use crate::hub::{CloseReason, HubSettings, LatencyTotal, News, Session};
+use crate::hub::{BusUpdate, CloseReason, HubSettings, LatencyTotal, Session};
 use crate::protocol::{ChannelName, ControlForm, Cursor, Event, EventId, GapReason, RetryRange};
 
 fn id(ms: u64) -> EventId {
@@ -209,7 +209,7 @@ fn an_event_for_some_is_in_no_bytes_of_others() {
         assert_eq!(hub.stats.events_without_audience.get(), nobody + 1);
         assert!(taken(&admin).is_empty() && taken(&other).is_empty());
         // Ids go on for the next ones.
-        hub.handle(News::Rewound(id(1)));
+        hub.handle(BusUpdate::Rewound(id(1)));
         hub.channels.borrow_mut().detach(&admin);
         hub.channels.borrow_mut().detach(&other);
     }
@@ -239,7 +239,7 @@ fn who_may_not_have_an_event_is_not_counted_with_those_who_get_it() {
     ];
     let census = || {
         let (reply, mut loads) = mpsc::channel(1);
-        hub.handle(News::Census(reply));
+        hub.handle(BusUpdate::Census(reply));
         loads.try_recv().unwrap()
     };
     assert!(census().is_empty());
@@ -400,7 +400,7 @@ fn a_client_gets_the_lower_ids_of_a_new_sequence() {
     client.reach(Cursor::fresh(id(900)));
     deliver(&hub, &[kept("a", 100, Some(event(1)))]);
     assert_eq!(text(&client), "");
-    hub.handle(News::Rewound(id(90)));
+    hub.handle(BusUpdate::Rewound(id(90)));
     let notice = GapNotice {
         reason: GapReason::Rewound,
         after: Some(id(900)),
