@@ -8,7 +8,7 @@ use tokio::time::{Instant, interval, interval_at, sleep, timeout_at};
 
 use crate::admin::AdminState;
 use crate::config::Config;
-use crate::hub::{News, ShardMessage};
+use crate::hub::{BusUpdate, ShardMessage};
 use crate::supervision;
 use crate::telemetry::LAST_SPANS;
 
@@ -40,7 +40,7 @@ pub(super) async fn drain(
         "closing streams"
     );
     let deadline = Instant::now() + config.drain_period + DRAIN_GRACE;
-    let drain = || ShardMessage::News(News::Drain(config.drain_period));
+    let drain = || ShardMessage::BusUpdate(BusUpdate::Drain(config.drain_period));
     let told = join_all(inboxes.iter().map(|inbox| inbox.send(drain())));
     // A shard whose queue is full until the deadline is cut off with its streams.
     let _ = timeout_at(deadline, told).await;

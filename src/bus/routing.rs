@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 
 use crate::continuity::{Action, KeptEvent};
 use crate::hub::{
-    BusEvent, EventBatch, Generation, InterestUpdate, News, RevocationSet, ShardId, ShardMessage,
+    BusEvent, BusUpdate, EventBatch, Generation, InterestUpdate, RevocationSet, ShardId,
+    ShardMessage,
 };
 use crate::protocol::{ChannelName, EventId};
 use crate::telemetry::Traces;
@@ -134,11 +135,11 @@ impl Routing {
         }
         for (shard, active) in self.shards.iter().zip(by_shard) {
             if !active.is_empty() {
-                let news = News::Active {
+                let update = BusUpdate::Active {
                     channels: active,
                     position,
                 };
-                shard.tell(news).await;
+                shard.tell(update).await;
             }
         }
     }
@@ -151,35 +152,35 @@ impl Routing {
         to: ShardId,
     ) {
         if let Some(shard) = self.shards.get(to) {
-            shard.tell(News::Active { channels, position }).await;
+            shard.tell(BusUpdate::Active { channels, position }).await;
         }
     }
 
     /// Tells every shard up to which id everything was seen.
     pub(super) async fn tell_position(&self, position: EventId) {
         for shard in &self.shards {
-            shard.tell(News::Position(position)).await;
+            shard.tell(BusUpdate::Position(position)).await;
         }
     }
 
     /// Tells every shard that ids went back to this one.
     async fn tell_rewound(&self, position: EventId) {
         for shard in &self.shards {
-            shard.tell(News::Rewound(position)).await;
+            shard.tell(BusUpdate::Rewound(position)).await;
         }
     }
 
     /// Has every shard end the streams of these sessions.
     pub(super) async fn tell_revoked(&self, revoked: Arc<RevocationSet>) {
         for shard in &self.shards {
-            shard.tell(News::Revoked(Arc::clone(&revoked))).await;
+            shard.tell(BusUpdate::Revoked(Arc::clone(&revoked))).await;
         }
     }
 
     /// Tells every shard that the bus is lost.
     pub(super) async fn tell_lost(&self) {
         for shard in &self.shards {
-            shard.tell(News::Lost).await;
+            shard.tell(BusUpdate::Lost).await;
         }
     }
 
@@ -259,9 +260,9 @@ impl Routing {
 }
 
 impl Shard {
-    async fn tell(&self, news: News) {
+    async fn tell(&self, update: BusUpdate) {
         // A shard that is gone takes no news: the process is stopping.
-        let _ = self.inbox.send(ShardMessage::News(news)).await;
+        let _ = self.inbox.send(ShardMessage::BusUpdate(update)).await;
     }
 
     async fn flush(&mut self, arrived: Instant) {

@@ -53,8 +53,8 @@ pub(super) struct Channel {
     gap: EventId,
     /// Reads of its history that are waited for.
     pub(super) reads: Option<Box<Reads>>,
-    /// The channel's place in the round of fan-out under way.
-    pub(super) lot: Option<usize>,
+    /// The channel's place in the fan-out pass under way.
+    pub(super) batch: Option<usize>,
     /// What it has carried since the last census, while there are any.
     pub(super) load: Load,
 }
@@ -147,7 +147,7 @@ impl Channels {
             newest: EventId::ZERO,
             gap: EventId::ZERO,
             reads: None,
-            lot: None,
+            batch: None,
             load: Load::default(),
         });
         self.keys.insert(name.clone(), key);

@@ -6,7 +6,7 @@
 use std::rc::Rc;
 
 use super::channels::Channels;
-use super::fanout::batch::EncodedLot;
+use super::fanout::batch::EncodedBatch;
 use super::fanout::encoded::EncodedEvent;
 use super::fanout::outgoing::{Loss, Origin, Parcel};
 use super::state::Hub;
@@ -36,11 +36,11 @@ impl Hub {
         }
     }
 
-    /// Tells the clients on several channels, or framed otherwise, of the ends in a round, behind its
+    /// Tells the clients on several channels, or framed otherwise, of the ends in a pass, behind its
     /// events.
-    pub(super) fn push_ends(&self, channels: &Channels, encoded: &[EncodedLot]) {
-        for (number, lot) in encoded.iter().enumerate() {
-            let (Some(end), Some(channel)) = (lot.end, channels.get(lot.key)) else {
+    pub(super) fn push_ends(&self, channels: &Channels, encoded: &[EncodedBatch]) {
+        for (number, batch) in encoded.iter().enumerate() {
+            let (Some(end), Some(channel)) = (batch.end, channels.get(batch.key)) else {
                 continue;
             };
             let later = encoded.get(number + 1..).unwrap_or_default();
@@ -48,27 +48,27 @@ impl Hub {
                 if end.end.id > member.ends_through.get() {
                     let is_last = !later
                         .iter()
-                        .any(|lot| lot.end.is_some() && member.is_on(lot.key));
+                        .any(|batch| batch.end.is_some() && member.is_on(batch.key));
                     let closes = last_end_of(channels, member).filter(|_| is_last);
-                    let carried = lot.carries(member).filter(|_| !end.is_late);
-                    self.tell_end(member, &lot.channel, end.end.reason, closes, carried);
+                    let carried = batch.carries(member).filter(|_| !end.is_late);
+                    self.tell_end(member, &batch.channel, end.end.reason, closes, carried);
                 }
             }
         }
     }
 
     /// Tells a client on this channel alone that it has ended.
-    pub(super) fn push_end(&self, member: &Subscriber, lot: &EncodedLot) {
-        if let Some(end) = lot.end
+    pub(super) fn push_end(&self, member: &Subscriber, batch: &EncodedBatch) {
+        if let Some(end) = batch.end
             && end.end.id > member.ends_through.get()
         {
             let closes = Some(end.end.id);
             self.tell_end(
                 member,
-                &lot.channel,
+                &batch.channel,
                 end.end.reason,
                 closes,
-                lot.carries(member),
+                batch.carries(member),
             );
         }
     }

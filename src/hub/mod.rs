@@ -61,7 +61,7 @@ pub enum ShardMessage {
     /// Events of channels the shard has interest in.
     Events(EventBatch),
     /// What has become of the bus, or is to become of the shard.
-    News(News),
+    BusUpdate(BusUpdate),
 }
 
 /// Events in the order of publication, and when the first of them arrived at this replica.
@@ -73,9 +73,9 @@ pub struct EventBatch {
     pub arrived: Instant,
 }
 
-/// News for a shard.
+/// A change of the bus, or an order to the shard.
 #[derive(Clone, Debug)]
-pub enum News {
+pub enum BusUpdate {
     /// Every event of these channels after `position` arrives, if the generation still holds.
     Active {
         /// The channels, and which interest in them is meant.

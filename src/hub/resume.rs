@@ -397,7 +397,7 @@ mod tests {
     use super::*;
     use crate::continuity::{HistoryPage, Issued, Retention};
     use crate::hub::{
-        HistoryRead, HistoryRequest, HubSettings, InterestUpdate, News, StreamRequest,
+        BusUpdate, HistoryRead, HistoryRequest, HubSettings, InterestUpdate, StreamRequest,
     };
     use crate::protocol::{ControlForm, Framing, RetryRange};
 
@@ -452,14 +452,14 @@ mod tests {
         let bus = async {
             let generation = told.recv().await.unwrap().changes.remove(0).1.unwrap();
             let activate = || {
-                hub.handle(News::Active {
+                hub.handle(BusUpdate::Active {
                     channels: vec![("a".parse().unwrap(), generation)],
                     position: Some(EventId::new(100, 0)),
                 });
             };
             activate();
             let first = asked.recv().await.unwrap();
-            hub.handle(News::Lost);
+            hub.handle(BusUpdate::Lost);
             answer(first);
             tokio::task::yield_now().await;
             activate();

@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::state::Hub;
-use super::{EventBatch, INBOX_BATCHES, Inbox, InterestUpdate, News, ShardId, ShardMessage};
+use super::{BusUpdate, EventBatch, INBOX_BATCHES, Inbox, InterestUpdate, ShardId, ShardMessage};
 use crate::continuity::Positions;
 use crate::protocol::{Cursor, EventId};
 
@@ -24,9 +24,9 @@ impl Hub {
             for message in messages.drain(..) {
                 match message {
                     ShardMessage::Events(events) => batch.push(events),
-                    ShardMessage::News(news) => {
+                    ShardMessage::BusUpdate(update) => {
                         self.deliver(&mut batch).await;
-                        self.handle(news);
+                        self.handle(update);
                     }
                 }
             }
@@ -34,9 +34,9 @@ impl Hub {
         }
     }
 
-    pub(super) fn handle(self: &Rc<Self>, news: News) {
-        match news {
-            News::Position(position) => {
+    pub(super) fn handle(self: &Rc<Self>, update: BusUpdate) {
+        match update {
+            BusUpdate::Position(position) => {
                 let mut positions = self.positions.borrow_mut();
                 if positions.newest().is_none() {
                     // Ids came into being while channels were active.
@@ -44,7 +44,7 @@ impl Hub {
                 }
                 positions.note(position);
             }
-            News::Active {
+            BusUpdate::Active {
                 channels: active,
                 position,
             } => {
@@ -57,7 +57,7 @@ impl Hub {
                 }
                 self.activated.notify_waiters();
             }
-            News::Rewound(position) => {
+            BusUpdate::Rewound(position) => {
                 let mut positions = Positions::new(self.settings.lag_bound);
                 positions.note(position);
                 self.positions.replace(positions);
@@ -69,17 +69,17 @@ impl Hub {
                     subscriber.asks_for_ends.set(true);
                 }
             }
-            News::Lost => {
+            BusUpdate::Lost => {
                 self.losses.set(self.losses.get().wrapping_add(1));
                 self.channels.borrow_mut().deactivate_all();
             }
-            News::Revoked(revoked) => self.cut_off(&revoked),
-            News::Census(reply) => {
+            BusUpdate::Revoked(revoked) => self.cut_off(&revoked),
+            BusUpdate::Census(reply) => {
                 let loads = self.channels.borrow_mut().take_census(Instant::now());
                 // Whoever asked may have given up.
                 let _ = reply.try_send(loads);
             }
-            News::Drain(period) => {
+            BusUpdate::Drain(period) => {
                 if !self.draining.replace(true) {
                     self.drain_begun.notify_waiters();
                     tokio::task::spawn_local(Rc::clone(self).drain(period));

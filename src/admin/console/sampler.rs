@@ -11,7 +11,7 @@ use super::report::{Channel, Report};
 use crate::admin::AdminState;
 use crate::bus::BusHealth;
 use crate::hub::{
-    ChannelLoad, CloseReason, LATENCY_BOUNDS_US, LatencyTotal, News, ShardMessage, ShardStats,
+    BusUpdate, ChannelLoad, CloseReason, LATENCY_BOUNDS_US, LatencyTotal, ShardMessage, ShardStats,
 };
 use crate::labels::Labels as _;
 use crate::protocol::GapReason;
@@ -130,7 +130,7 @@ impl Sampler {
         let (reply, mut loads) = mpsc::channel(self.inboxes.len().max(1));
         for inbox in &self.inboxes {
             // A shard that is behind has better things to do.
-            let _ = inbox.try_send(ShardMessage::News(News::Census(reply.clone())));
+            let _ = inbox.try_send(ShardMessage::BusUpdate(BusUpdate::Census(reply.clone())));
         }
         drop(reply);
         let mut channels: HashMap<String, Channel> = HashMap::new();

@@ -1,4 +1,4 @@
-//! What a round of fan-out encodes: the events of one channel, one behind the other, and where each
+//! What a fan-out pass encodes: the events of one channel, one behind the other, and where each
 //! of them lies.
 
 use std::cell::Cell;
@@ -10,15 +10,15 @@ use bytes::Bytes;
 
 use super::encoded::Wire;
 use super::outgoing::{KeptSpan, Loss, Origin};
-use super::timing::{Round, Timing};
+use super::timing::{FanoutPass, Timing};
 use crate::continuity::{ChannelEnd, GapNotice, Link, Linked};
 use crate::hub::Item;
 use crate::hub::subscriber::{ChannelKey, Subscriber};
 use crate::protocol::{Audience, ChannelName, ControlForm, EventId, Framing, GapReason};
 
-/// Events of one channel in this round, encoded one behind the other. One that is not for
-/// everybody is a lot of its own, so its bytes are in no buffer that others get.
-pub(crate) struct Lot {
+/// Events of one channel in this pass, encoded one behind the other. One that is not for
+/// everybody is a batch of its own, so its bytes are in no buffer that others get.
+pub(crate) struct Batch {
     key: ChannelKey,
     channel: ChannelName,
     /// The sessions it is for; `None`: everybody.
@@ -32,12 +32,12 @@ pub(crate) struct Lot {
     first_id: EventId,
     kept: Option<KeptSpan>,
     gaps: Vec<GapReason>,
-    end: Option<LotEnd>,
+    end: Option<BatchEnd>,
 }
 
-/// The end of a lot's channel, which is its last event.
+/// The end of a batch's channel, which is its last event.
 #[derive(Clone, Copy)]
-pub(crate) struct LotEnd {
+pub(crate) struct BatchEnd {
     pub(crate) end: ChannelEnd,
     /// It is an event for clients.
     is_event: bool,
@@ -45,22 +45,22 @@ pub(crate) struct LotEnd {
     pub(crate) is_late: bool,
 }
 
-/// One event, or gap, within its channel's lot.
-pub(crate) struct Piece {
-    pub(crate) lot: usize,
-    /// Where it lies in the lot. `None`: it is not for clients.
-    pub(crate) range: Option<PieceRange>,
-    pub(crate) what: What,
+/// One event, or gap, within its channel's batch.
+pub(crate) struct BatchItem {
+    pub(crate) batch: usize,
+    /// Where it lies in the batch. `None`: it is not for clients.
+    pub(crate) range: Option<ItemRange>,
+    pub(crate) kind: ItemKind,
 }
 
-pub(crate) struct PieceRange {
+pub(crate) struct ItemRange {
     /// The whole chunk, for connections written to directly.
     pub(crate) chunk: Range<usize>,
     /// The bare SSE block inside it, for those framed otherwise.
     pub(crate) payload: Range<usize>,
 }
 
-pub(crate) enum What {
+pub(crate) enum ItemKind {
     Live {
         /// The channel has ended before, with this id.
         after_end: Option<EventId>,
@@ -81,7 +81,7 @@ pub(crate) enum What {
     },
 }
 
-/// A gap's bytes beside those in its lot, which are an event with its id.
+/// A gap's bytes beside those in its batch, which are an event with its id.
 pub(crate) struct GapWires {
     comment: Wire,
     /// Without an id, as above.
@@ -89,7 +89,7 @@ pub(crate) struct GapWires {
     late_comment: Option<Wire>,
 }
 
-impl What {
+impl ItemKind {
     /// The id that decides who has had it already.
     pub(crate) fn id(&self) -> Option<EventId> {
         match self {
@@ -110,7 +110,7 @@ impl What {
     }
 
     /// When it came, where it is an event.
-    pub(crate) fn timing(&self, round: Option<Rc<Round>>) -> Option<Timing> {
+    pub(crate) fn timing(&self, pass: Option<Rc<FanoutPass>>) -> Option<Timing> {
         let (kept, published_ms) = match self {
             Self::Live { .. } => (0, u64::MAX),
             Self::Kept { published_ms, .. } => (1, *published_ms),
@@ -119,7 +119,7 @@ impl What {
         Some(Timing {
             kept,
             published_ms,
-            round,
+            pass,
         })
     }
 
@@ -132,7 +132,7 @@ impl What {
         }
     }
 
-    /// The bytes for a connection, where they are not those in the lot. `late`: without the id.
+    /// The bytes for a connection, where they are not those in the batch. `late`: without the id.
     pub(crate) fn wire(&self, control: ControlForm, late: bool) -> Option<&Wire> {
         match self {
             Self::Live { .. } => None,
@@ -163,12 +163,12 @@ impl What {
     }
 }
 
-impl Lot {
+impl Batch {
     pub(crate) fn new(
         key: ChannelKey,
         channel: ChannelName,
         audience: Option<Arc<Audience>>,
-        round: &Rc<Round>,
+        pass: &Rc<FanoutPass>,
     ) -> Self {
         Self {
             key,
@@ -180,7 +180,7 @@ impl Lot {
             timing: Timing {
                 kept: 0,
                 published_ms: u64::MAX,
-                round: Some(Rc::clone(round)),
+                pass: Some(Rc::clone(pass)),
             },
             first_id: EventId::MAX,
             kept: None,
@@ -190,8 +190,8 @@ impl Lot {
     }
 
     /// With its bytes shared. `tells_of_loss`: what a client misses that does not get it is told.
-    pub(crate) fn encoded(self, tells_of_loss: bool) -> EncodedLot {
-        EncodedLot {
+    pub(crate) fn encoded(self, tells_of_loss: bool) -> EncodedBatch {
+        EncodedBatch {
             is_mostly_kept: self.kept_bytes >= self.buffer.len() / 2,
             bytes: Bytes::from(self.buffer),
             origin: Rc::new(Origin::new(
@@ -215,13 +215,13 @@ impl Lot {
         &mut self,
         item: &Item,
         after_end: Option<EventId>,
-    ) -> (Option<PieceRange>, What) {
+    ) -> (Option<ItemRange>, ItemKind) {
         let start = self.buffer.len();
-        let (payload, what) = match item {
+        let (payload, kind) = match item {
             Item::Live(event) => {
                 self.events += 1;
                 let payload = event.append_chunk(None, &mut self.buffer);
-                (Some(payload), What::Live { after_end })
+                (Some(payload), ItemKind::Live { after_end })
             }
             Item::Kept { event, late } => {
                 let published_ms = event.published_ms;
@@ -236,18 +236,18 @@ impl Lot {
                     late.map(|content| Wire::encoded(|buffer| content.append_chunk(None, buffer)));
                 let link = event.link();
                 let end = event.channel_end();
-                self.end = end.map(|end| LotEnd {
+                self.end = end.map(|end| BatchEnd {
                     end,
                     is_event: payload.is_some(),
                     is_late: late.is_some(),
                 });
-                let what = What::Kept {
+                let kind = ItemKind::Kept {
                     link,
                     published_ms,
                     end,
                     late,
                 };
-                (payload, what)
+                (payload, kind)
             }
             Item::Gap { notice, late } => {
                 let GapNotice {
@@ -269,36 +269,36 @@ impl Lot {
                 };
                 let payload = append(ControlForm::Event, id, &mut self.buffer);
                 self.gaps.push(reason);
-                let what = What::Gap {
+                let kind = ItemKind::Gap {
                     reason,
                     id,
                     after,
                     complete_after,
                     wires,
                 };
-                (Some(payload), what)
+                (Some(payload), kind)
             }
         };
-        if let Some(id) = what.id() {
+        if let Some(id) = kind.id() {
             self.first_id = self.first_id.min(id);
         }
-        if let Some(span) = what.span(&self.channel, true) {
+        if let Some(span) = kind.span(&self.channel, true) {
             match &mut self.kept {
                 Some(kept) => kept.last = kept.last.max(span.last),
                 None => self.kept = Some(span),
             }
         }
         let chunk = start..self.buffer.len();
-        if matches!(what, What::Kept { .. }) {
+        if matches!(kind, ItemKind::Kept { .. }) {
             self.kept_bytes += chunk.len();
         }
-        let range = payload.map(|payload| PieceRange { chunk, payload });
-        (range, what)
+        let range = payload.map(|payload| ItemRange { chunk, payload });
+        (range, kind)
     }
 }
 
-/// A [`Lot`] whose bytes are shared.
-pub(crate) struct EncodedLot {
+/// A [`Batch`] whose bytes are shared.
+pub(crate) struct EncodedBatch {
     pub(crate) key: ChannelKey,
     pub(crate) channel: ChannelName,
     pub(crate) audience: Option<Arc<Audience>>,
@@ -312,11 +312,11 @@ pub(crate) struct EncodedLot {
     pub(crate) events: u32,
     pub(crate) first_id: EventId,
     pub(crate) gaps: Vec<GapReason>,
-    pub(crate) end: Option<LotEnd>,
+    pub(crate) end: Option<BatchEnd>,
     pub(crate) origin: Rc<Origin>,
 }
 
-impl EncodedLot {
+impl EncodedBatch {
     /// Whether a connection may have it. To be asked once for each: those that may are counted.
     pub(crate) fn is_for(&self, member: &Subscriber) -> bool {
         let Some(audience) = &self.audience else {

@@ -127,7 +127,7 @@ impl Mailbox {
     /// Queues a parcel past the bound: for the few bytes of the gateway's own that must arrive.
     pub(crate) fn queue(&mut self, mut parcel: Parcel) {
         if self.blocked {
-            parcel.leave_round();
+            parcel.leave_pass();
         }
         self.waiting_bytes += parcel.cost_bytes();
         self.parcels.push_back(parcel);
@@ -285,18 +285,18 @@ impl Mailbox {
         filled
     }
 
-    /// Notes that the socket takes no more at `now`. For the rounds of what waits this was the
+    /// Notes that the socket takes no more at `now`. For the passes of what waits this was the
     /// last that could be done here.
     pub(crate) fn block(&mut self, now: Duration) {
         if std::mem::replace(&mut self.blocked, true) {
-            // What has come since takes no part in a round.
+            // What has come since takes no part in a pass.
             return;
         }
         for parcel in &mut self.parcels {
-            if let Some(round) = parcel.timing().and_then(|timing| timing.round.as_ref()) {
-                round.note_write(now);
+            if let Some(pass) = parcel.timing().and_then(|timing| timing.pass.as_ref()) {
+                pass.note_write(now);
             }
-            parcel.leave_round();
+            parcel.leave_pass();
         }
     }
 

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use super::encoded::EncodedEvent;
-use super::timing::{Round, Timing};
+use super::timing::{FanoutPass, Timing};
 use crate::protocol::{ChannelName, ControlForm, EventId, Framing, GapReason};
 
 /// Encoded bytes that wait together, and how many events they hold.
@@ -25,7 +25,7 @@ pub(crate) struct Origin {
     timing: Option<Timing>,
     /// What the client must be told if it does not get the parcel.
     loss: Option<Loss>,
-    /// The same outside of its round of fan-out, made for the first client that is not ready.
+    /// The same outside of its fan-out pass, made for the first client that is not ready.
     outside: OnceCell<Rc<Self>>,
 }
 
@@ -38,15 +38,15 @@ impl Origin {
         }
     }
 
-    /// The round of fan-out that it takes part in.
-    pub(crate) fn round(&self) -> Option<Rc<Round>> {
-        self.timing.as_ref()?.round.clone()
+    /// The fan-out pass that it takes part in.
+    pub(crate) fn pass(&self) -> Option<Rc<FanoutPass>> {
+        self.timing.as_ref()?.pass.clone()
     }
 
-    /// The same for clients that are not ready to take it, so that the round does not wait for
+    /// The same for clients that are not ready to take it, so that the pass does not wait for
     /// them.
     pub(crate) fn outside(self: &Rc<Self>) -> Rc<Self> {
-        let Some(timing) = self.timing.as_ref().filter(|timing| timing.round.is_some()) else {
+        let Some(timing) = self.timing.as_ref().filter(|timing| timing.pass.is_some()) else {
             return Rc::clone(self);
         };
         let make = || Rc::new(Self::new(Some(timing.outside()), self.loss.clone()));
@@ -117,8 +117,8 @@ impl Parcel {
         matches!(self.loss(), Some(Loss::Never))
     }
 
-    /// Lets go of its round of fan-out: its client is not ready to take it.
-    pub(crate) fn leave_round(&mut self) {
+    /// Lets go of its fan-out pass: its client is not ready to take it.
+    pub(crate) fn leave_pass(&mut self) {
         if let Some(origin) = &mut self.origin {
             *origin = origin.outside();
         }

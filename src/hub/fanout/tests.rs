@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::continuity::{GapNotice, KeptEvent};
-use crate::hub::{CloseReason, HubSettings, LatencyTotal, News, Session};
+use crate::hub::{BusUpdate, CloseReason, HubSettings, LatencyTotal, Session};
 use crate::protocol::{ChannelName, ControlForm, Cursor, Event, EventId, GapReason, RetryRange};
 
 fn id(ms: u64) -> EventId {
@@ -76,8 +76,8 @@ fn connected(hub: &Hub, names: &[&str], subscriber: Subscriber) -> Rc<Subscriber
 fn deliver(hub: &Hub, events: &[BusEvent]) {
     let mut events = events.iter().peekable();
     while events.peek().is_some() {
-        let round = Round::new(&hub.clock, Instant::now(), &hub.stats);
-        hub.round(&mut events, &round);
+        let pass = FanoutPass::new(&hub.clock, Instant::now(), &hub.stats);
+        hub.fan_out(&mut events, &pass);
     }
 }
 
@@ -130,7 +130,7 @@ fn a_late_gap_does_not_take_a_client_back() {
     assert!(!told.contains("120-0"), "{told}");
 }
 
-/// Of the same round each client gets a gap in the form it asked for, and events are shared.
+/// Of the same pass each client gets a gap in the form it asked for, and events are shared.
 #[test]
 fn a_gap_comes_as_a_comment_where_that_is_asked_for() {
     let hub = hub();
@@ -209,13 +209,13 @@ fn an_event_for_some_is_in_no_bytes_of_others() {
         assert_eq!(hub.stats.events_without_audience.get(), nobody + 1);
         assert!(taken(&admin).is_empty() && taken(&other).is_empty());
         // Ids go on for the next ones.
-        hub.handle(News::Rewound(id(1)));
+        hub.handle(BusUpdate::Rewound(id(1)));
         hub.channels.borrow_mut().detach(&admin);
         hub.channels.borrow_mut().detach(&other);
     }
 }
 
-/// Told at the end of each round to how many clients an event was handed.
+/// Told at the end of each pass to how many clients an event was handed.
 #[derive(Debug, Default)]
 struct HandedTo(Mutex<Vec<usize>>);
 
@@ -239,7 +239,7 @@ fn who_may_not_have_an_event_is_not_counted_with_those_who_get_it() {
     ];
     let census = || {
         let (reply, mut loads) = mpsc::channel(1);
-        hub.handle(News::Census(reply));
+        hub.handle(BusUpdate::Census(reply));
         loads.try_recv().unwrap()
     };
     assert!(census().is_empty());
@@ -307,7 +307,7 @@ fn deliveries_and_rounds_are_timed_by_what_is_written() {
     ];
     deliver(&hub, &events);
     write_all(&hub, &one);
-    // A round is over with its last write.
+    // A pass is over with its last write.
     assert_eq!(timed(&hub), [1, 0]);
     write_all(&hub, &both);
     assert_eq!(timed(&hub), [3, 3]);
@@ -358,7 +358,7 @@ fn those_that_are_not_ready_share_what_they_get() {
             parcel.and_then(|parcel| parcel.origin).unwrap()
         });
         assert!(Rc::ptr_eq(&one, &two));
-        assert!(one.round().is_none());
+        assert!(one.pass().is_none());
     }
 }
 
@@ -400,7 +400,7 @@ fn a_client_gets_the_lower_ids_of_a_new_sequence() {
     client.reach(Cursor::fresh(id(900)));
     deliver(&hub, &[kept("a", 100, Some(event(1)))]);
     assert_eq!(text(&client), "");
-    hub.handle(News::Rewound(id(90)));
+    hub.handle(BusUpdate::Rewound(id(90)));
     let notice = GapNotice {
         reason: GapReason::Rewound,
         after: Some(id(900)),

@@ -1,9 +1,9 @@
 //! How long events take, from their publication and their arrival to the sockets.
 //!
-//! A round of fan-out notes when its events arrived, and each parcel of it carries a reference to
+//! A fan-out pass notes when its events arrived, and each parcel of it carries a reference to
 //! that and to the time of publication. When a parcel is written, one look at a clock that is read
 //! now and then, and one count, are all there is to do. What waits for a client that is not ready
-//! leaves its round.
+//! leaves its pass.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -79,9 +79,9 @@ impl Clock {
     }
 }
 
-/// A round of fan-out: counted once the last of its parcels is gone.
+/// A fan-out pass: counted once the last of its parcels is gone.
 #[derive(Debug)]
-pub(crate) struct Round {
+pub(crate) struct FanoutPass {
     arrived: Duration,
     /// Zero: nothing was written.
     last_write: Cell<Duration>,
@@ -89,7 +89,7 @@ pub(crate) struct Round {
     stats: Arc<ShardStats>,
 }
 
-impl Round {
+impl FanoutPass {
     /// Events that arrived at this replica at `arrived`, the first of them.
     pub(crate) fn new(clock: &Clock, arrived: Instant, stats: &Arc<ShardStats>) -> Rc<Self> {
         Rc::new(Self {
@@ -111,7 +111,7 @@ impl Round {
     }
 }
 
-impl Drop for Round {
+impl Drop for FanoutPass {
     fn drop(&mut self) {
         let written = self.last_write.get();
         if written > Duration::ZERO {
@@ -121,7 +121,7 @@ impl Drop for Round {
     }
 }
 
-/// When the events of a parcel were published, and in which round they arrived.
+/// When the events of a parcel were published, and in which pass they arrived.
 #[derive(Debug)]
 pub(crate) struct Timing {
     /// Kept events: live ones do not say when they were published.
@@ -129,22 +129,22 @@ pub(crate) struct Timing {
     /// The earliest publication of a kept one, in Unix milliseconds by the clock of Redis.
     pub(crate) published_ms: u64,
     /// `None`: its client was not ready to take it, which says nothing of the fan-out.
-    pub(crate) round: Option<Rc<Round>>,
+    pub(crate) pass: Option<Rc<FanoutPass>>,
 }
 
 impl Timing {
-    /// The same, outside of its round.
+    /// The same, outside of its pass.
     pub(crate) fn outside(&self) -> Self {
         Self {
-            round: None,
+            pass: None,
             ..*self
         }
     }
 
     /// Counts a write at `now`.
     pub(crate) fn written(&self, clock: &Clock, now: Duration, stats: &ShardStats) {
-        if let Some(round) = &self.round {
-            round.note_write(now);
+        if let Some(pass) = &self.pass {
+            pass.note_write(now);
         }
         if self.kept > 0 {
             let took = clock.since_published(self.published_ms, now);
