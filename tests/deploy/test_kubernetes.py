@@ -261,9 +261,11 @@ class Every:
             self.assertGreaterEqual(spec["minReadySeconds"], leaves)
             self.assertGreater(spec.get("progressDeadlineSeconds", 600), 2 * spec["minReadySeconds"])
 
-    def test_who_is_not_ready_gets_no_streams(self):
+    def test_who_is_not_ready_gets_no_streams_but_where_a_controller_would_answer_503(self):
+        by_controller = of(self.resources, "Ingress") + of(self.resources, "HTTPRoute")
         for service in of(self.resources, "Service"):
-            self.assertFalse(service["spec"].get("publishNotReadyAddresses", False))
+            expected = bool(by_controller) and service["metadata"]["name"] == "fanfare"
+            self.assertEqual(service["spec"].get("publishNotReadyAddresses", False), expected)
 
     def test_the_gateway_starts_with_what_it_is_given(self):
         resources = self.resources
