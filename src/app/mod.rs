@@ -113,6 +113,14 @@ impl Listeners {
 }
 
 impl Addresses {
+    /// Whether only this machine can connect to the data listeners.
+    fn are_loopback(&self) -> bool {
+        let all = [Some(self.data), self.proxied, self.tls];
+        all.iter()
+            .flatten()
+            .all(|address| address.ip().is_loopback())
+    }
+
     /// What operators call this replica: the machine and the port that clients connect to.
     fn replica_name(&self) -> String {
         // Not from /proc/sys, which a service manager may hide.
@@ -337,7 +345,7 @@ fn announce(config: &Config, addresses: &Addresses) {
         Access::Rules(_) => {}
     }
     tracing::info!("the admin listener has no authentication: keep it inside your network");
-    if data.ip().is_loopback() {
+    if addresses.are_loopback() {
         tracing::info!("demo page: http://{data}/");
     }
 }

@@ -102,7 +102,8 @@ impl Parts {
             metrics: metrics.bus.clone(),
             max_channels_per_connection: config.max_channels_per_connection,
             max_event_bytes: config.max_event_bytes,
-            demo: addresses.data.ip().is_loopback(),
+            history_length: config.history_length,
+            demo: addresses.are_loopback(),
             traces,
         });
         let edge = EdgeParts {

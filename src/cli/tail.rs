@@ -36,6 +36,9 @@ pub(super) struct Tail {
     /// Start with the newest N kept events of each channel
     #[arg(long, value_name = "N", conflicts_with = "after")]
     history: Option<u32>,
+    /// Start with the first kept event of each channel: start
+    #[arg(long, value_name = "start", value_parser = ["start"], conflicts_with = "history")]
+    from: Option<String>,
     /// Exit after this many events
     #[arg(long, value_name = "N")]
     count: Option<u64>,
@@ -58,6 +61,9 @@ impl Tail {
         if let Some(count) = self.history {
             let count = count.to_string();
             url.query_pairs_mut().append_pair("history", &count);
+        }
+        if let Some(from) = &self.from {
+            url.query_pairs_mut().append_pair("from", from);
         }
         let client = client(url.as_str())
             .connect_timeout(Duration::from_secs(10))

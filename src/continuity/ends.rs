@@ -7,10 +7,14 @@ use super::tail::{Ending, Entry};
 use crate::protocol::EventId;
 
 /// The channels of a stream that ended by `through`, which has arrived, and those of which that must be
-/// read.
-pub(super) fn ends_of<E: Entry>(views: &[View<'_, E>], through: EventId) -> (Vec<End>, Vec<usize>) {
+/// read; none where the stream does not ask for them.
+pub(super) fn ends_of<E: Entry>(
+    views: &[View<'_, E>],
+    through: EventId,
+    asks: bool,
+) -> (Vec<End>, Vec<usize>) {
     let (mut ends, mut unknown) = (Vec::new(), Vec::new());
-    for (channel, view) in views.iter().enumerate() {
+    for (channel, view) in views.iter().enumerate().filter(|_| asks) {
         let ending = match (view.tail.ending(), view.page.filter(|_| view.fresh)) {
             // Nothing has arrived since it was read. If it knows of fewer ids, Redis has lost some.
             (Ending::Unknown, Some(page)) if page.complete => page.ended_through(through).into(),
@@ -26,8 +30,8 @@ pub(super) fn ends_of<E: Entry>(views: &[View<'_, E>], through: EventId) -> (Vec
     (ends, unknown)
 }
 
-/// The last end of a stream's channels, where all of them have ended with an end that it `minds`. Its id is the cursor that the stream ends with: to come back with it, the end has to
-/// be found again.
+/// The last end of a stream's channels, where all of them have ended with an end that it `minds`. Its id
+/// is the cursor that the stream ends with: to come back with it, the end has to be found again.
 pub(crate) fn last_end(
     channels: impl Iterator<Item = Option<ChannelEnd>>,
     minds: impl Fn(EventId) -> bool,

@@ -245,6 +245,14 @@ impl<E: Linked> HistoryPage<E> {
         }
     }
 
+    /// Why the page does not prove that the history begins with its channel's first event. Without a
+    /// history there is nothing to miss.
+    pub(super) fn incomplete_from_start(&self) -> Option<GapReason> {
+        let is_first = |oldest: Link| oldest.prev == EventId::ZERO || Rule::StartIsFirst.is_off();
+        let is_cut = self.oldest.is_some_and(|oldest| !is_first(oldest));
+        is_cut.then_some(GapReason::Expired)
+    }
+
     fn first_after(&self, position: EventId) -> Option<Link> {
         let at = self
             .events
@@ -353,6 +361,13 @@ pub(crate) fn judge<E: Linked>(
             None => Some(GapReason::Rewound),
         })
         .collect()
+}
+
+/// Whether the histories that were read know of no id as late as `position`.
+pub(super) fn is_past_all<E>(pages: &[Option<&HistoryPage<E>>], position: EventId) -> bool {
+    let mut pages = pages.iter().flatten().peekable();
+    pages.peek().is_some()
+        && pages.all(|page| page.issued.is_none_or(|issued| issued.last < position))
 }
 
 /// By how much a position must be later than the event that it confirms.

@@ -11,9 +11,9 @@
 use std::time::Duration;
 
 use super::ends::{ends_of, is_over};
-use super::judge::{ChannelEnd, Evidence, HistoryPage, Linked, judge};
+use super::judge::{ChannelEnd, Evidence, HistoryPage, Linked, is_past_all, judge};
 use super::rules::Rule;
-use super::tail::{Entry, Tail};
+use super::tail::{Entry, Tail, cut};
 use crate::protocol::{Cursor, EventId, GapReason};
 
 /// A client on its way to the live events.
@@ -28,8 +28,12 @@ pub(crate) struct Replay {
     /// The cursor is our own, of a client that has had nothing: of a history only what follows
     /// the floor is to be judged.
     trusted: bool,
+    /// It wants each channel from its first event, and has had nothing yet.
+    from_start: bool,
     /// It goes on when it is known which channels have ended.
     asks_for_ends: bool,
+    /// So many channels, the first, have to have ended for the stream to end.
+    counted: usize,
     lag_bound: Duration,
 }
 
@@ -139,8 +143,25 @@ impl Replay {
             told: cursor,
             floors: vec![EventId::ZERO; channels],
             trusted: false,
+            from_start: false,
             asks_for_ends: true,
+            counted: channels,
             lag_bound,
+        }
+    }
+
+    /// The stream ends when its first so many channels have ended.
+    pub(crate) fn counting(mut self, channels: usize) -> Self {
+        self.counted = channels;
+        self
+    }
+
+    /// A new client that wants each channel from its first event.
+    pub(crate) fn from_start(channels: usize, lag_bound: Duration) -> Self {
+        Self {
+            trusted: true,
+            from_start: true,
+            ..Self::resume(Cursor::default(), channels, lag_bound)
         }
     }
 
@@ -160,8 +181,10 @@ impl Replay {
         Self {
             cursor,
             told: cursor,
+            counted: floors.len(),
             floors,
             trusted: true,
+            from_start: false,
             asks_for_ends: true,
             lag_bound,
         }
@@ -223,24 +246,24 @@ impl Replay {
         let had = last.or(keeps_event.then_some(self.cursor.event()));
         let live = is_whole && meets_tails && had <= Some(caught);
         let ends_through = end.min(caught);
-        let (ends, unknown) = if live && self.asks_for_ends {
-            ends_of(views, ends_through)
-        } else {
-            Default::default()
-        };
+        let asks = live && self.asks_for_ends;
+        let (ends, unknown) = ends_of(views, ends_through, asks);
         if !unknown.is_empty() {
             let from_here = |channel| (channel, position);
             return Step::Read(unknown.into_iter().map(from_here).collect());
         }
-        let last_end = ends.iter().map(|end| end.end.id).max();
-        let last_end = last_end.filter(|_| ends.len() == views.len());
+        let counted = ends.iter().filter(|end| end.channel < self.counted);
+        let last_end = counted.clone().map(|end| end.end.id).max();
+        let last_end = last_end.filter(|_| counted.count() == self.counted);
         let is_over = is_over(position, last_end, !gaps.is_empty());
         events.retain(may_have);
 
         let last_told = events.last().map(|event| event.link().id);
         self.cursor = self.advance(self.cursor, last, end, keeps_event);
         self.told = self.advance(self.told, last_told, end, keeps_event);
-        self.trusted = false;
+        // A start of which nothing could be told yet is still one.
+        self.from_start &= self.cursor.position() == position && gaps.is_empty();
+        self.trusted = self.from_start;
         if !meets_tails
             && self.cursor.position() == position
             && self.skip_early_pages(&pages)
@@ -395,8 +418,13 @@ impl Replay {
         let event = self.cursor.event();
         let event_was_seen = views.iter().any(|view| view.tail.holds(event));
         let reasons: Vec<_> = if self.trusted {
-            let from_floor =
-                |evidence: &Evidence<'_, E>| evidence.page.incomplete_after(evidence.floor.pred());
+            let from_floor = |evidence: &Evidence<'_, E>| {
+                if self.from_start {
+                    evidence.page.incomplete_from_start()
+                } else {
+                    evidence.page.incomplete_after(evidence.floor.pred())
+                }
+            };
             let evidence = evidence.iter().map(Option::as_ref);
             evidence
                 .map(|evidence| evidence.and_then(from_floor))
@@ -463,29 +491,6 @@ impl Stretch {
             meets_tails,
         }
     }
-}
-
-/// Whether the histories that were read know of no id as late as `position`.
-fn is_past_all<E>(pages: &[Option<&HistoryPage<E>>], position: EventId) -> bool {
-    let mut pages = pages.iter().flatten().peekable();
-    pages.peek().is_some()
-        && pages.all(|page| page.issued.is_none_or(|issued| issued.last < position))
-}
-
-/// Cuts `events` where they exceed `most_bytes`, but for one, and tells whether it did.
-fn cut<E: Entry>(events: &mut Vec<E>, most_bytes: usize) -> bool {
-    let mut bytes = 0;
-    let fits = events
-        .iter()
-        .take_while(|event| {
-            let is_first = bytes == 0;
-            bytes += event.cost_bytes();
-            is_first || bytes <= most_bytes
-        })
-        .count();
-    let is_cut = fits < events.len();
-    events.truncate(fits);
-    is_cut
 }
 
 #[cfg(test)]

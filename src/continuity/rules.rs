@@ -44,6 +44,8 @@ pub(crate) enum Rule {
     ReadIsSeen,
     /// A replay goes live only where the tails meet it.
     SeamMeetsTails,
+    /// From the start: the first event that is retained is the channel's first.
+    StartIsFirst,
     /// Before a replay goes live it is known of every channel whether it has ended.
     EndIsLookedUp,
     /// An end that was read counts when it has arrived: not before the last event.

@@ -196,6 +196,22 @@ impl<E: Entry> Tail<E> {
     }
 }
 
+/// Cuts `events` where they exceed `most_bytes`, but for one, and tells whether it did.
+pub(super) fn cut<E: Entry>(events: &mut Vec<E>, most_bytes: usize) -> bool {
+    let mut bytes = 0;
+    let fits = events
+        .iter()
+        .take_while(|event| {
+            let is_first = bytes == 0;
+            bytes += event.cost_bytes();
+            is_first || bytes <= most_bytes
+        })
+        .count();
+    let is_cut = fits < events.len();
+    events.truncate(fits);
+    is_cut
+}
+
 #[cfg(test)]
 impl Entry for super::judge::Link {
     fn cost_bytes(&self) -> usize {

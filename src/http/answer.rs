@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use super::error::Problem;
 use super::ignored::IGNORED_HEADER;
-use crate::protocol::{ControlForm, Cursor, EndReason, RetryRange};
+use crate::protocol::{ControlForm, Cursor, EndReason, GapReason, RetryRange};
 
 /// The type of every stream. Streams are always UTF-8, but Python's `requests` reads text without a
 /// charset as ISO-8859-1.
@@ -44,6 +44,12 @@ pub(super) fn over(reason: EndReason) -> Response {
     let reason = HeaderValue::from_static(reason.label());
     headers.insert(HeaderName::from_static(END_HEADER), reason);
     response
+}
+
+/// The answer to a client that wants everything, and could not see that a part is missing.
+pub(super) fn incomplete(reason: GapReason) -> Problem {
+    let told = "the stream cannot begin with everything: its beginning, or what followed the cursor, may be missing";
+    Problem::new(StatusCode::GONE, told).reason(reason.label())
 }
 
 /// How long clients stay away that were answered with retry-and-close. Longer than the usual

@@ -299,7 +299,7 @@ impl Authority {
         ))
     }
 
-    /// Whether `caller` may say of `channel` that it has ended.
+    /// Whether `caller` may end `channel`, and make its history longer.
     ///
     /// # Errors
     /// With the answer that names the channel, when not.
@@ -309,13 +309,16 @@ impl Authority {
         }
         if self.knows_tokens() && caller.session.is_none() {
             return Err(Problem::unauthorized(
-                "ending a channel needs a token with the grant run",
+                "this needs a token with the grant run",
                 None,
             ));
         }
         Err(Problem::new(
             StatusCode::FORBIDDEN,
-            format!("this token does not allow ending channel {channel} (the grant run)"),
+            format!(
+                "this token does not allow ending channel {channel} or making its history longer (the \
+                 grant run)"
+            ),
         ))
     }
 

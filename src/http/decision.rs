@@ -62,6 +62,8 @@ pub(super) struct BusyForm {
     /// The client has no cursor and asks for nothing of the past: it gets a cursor to come back with,
     /// so that what is kept meanwhile reaches it.
     pub(super) wants_cursor: bool,
+    /// The client asked for everything: the answer breaks off, so that it is not taken for that.
+    pub(super) is_cut: bool,
 }
 
 impl BusyForm {
@@ -70,6 +72,7 @@ impl BusyForm {
         Self {
             control: stream.control,
             wants_cursor: stream.start == Start::Live,
+            is_cut: stream.is_whole,
         }
     }
 }

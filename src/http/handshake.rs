@@ -33,6 +33,9 @@ const MAX_HELLO_BYTES: usize = 16 * 1024;
 /// From the ClientHello to the end of the handshake: two round trips.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
+/// How long a client without TLS has to take its answer.
+const GOODBYE: Duration = Duration::from_secs(1);
+
 /// The first byte of a handshake (RFC 8446, section 5.1).
 const HANDSHAKE_RECORD: u8 = 0x16;
 
@@ -252,7 +255,7 @@ async fn read_hello(
             return Err(HandshakeOutcome::Failed);
         }
         let _ = socket.write_all(PLAIN_HTTP).await;
-        read_a_little(&mut socket).await;
+        let _ = timeout(GOODBYE, read_a_little(&mut socket)).await;
         return Err(HandshakeOutcome::PlainHttp);
     }
     let hello_bytes = Rc::new(Cell::new(Some(MAX_HELLO_BYTES)));

@@ -63,6 +63,11 @@ impl HeldBody {
         })
     }
 
+    /// An answer that ends at once.
+    pub(super) fn not_held(body: Body) -> Self {
+        Self { body, end: None }
+    }
+
     pub(super) fn poll_frame(
         &mut self,
         context: &mut Context<'_>,

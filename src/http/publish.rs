@@ -68,15 +68,15 @@ pub(super) async fn publish(
     let channel = ChannelName::parse(&channel).map_err(|rule| Problem::field("channel", rule))?;
     let caller = state.authority.caller(&headers, None).await?;
     let fields = Fields::parse(query.as_deref().unwrap_or_default(), &headers);
-    let ends = fields.as_ref().is_ok_and(Fields::ends);
-    let may_publish = state.authority.check_publish(&caller, &channel);
-    // Who may only end the channel may do that.
-    let may_publish = if ends {
+    let is = |rule: &dyn Fn(&Fields) -> bool| fields.as_ref().is_ok_and(rule);
+    if is(&|fields| fields.needs_run(state.history_length)) {
         state.authority.check_run(&caller, &channel)?;
-        may_publish
-    } else {
-        Ok(may_publish?)
-    };
+    }
+    let mut may_publish = state.authority.check_publish(&caller, &channel);
+    if !is(&Fields::ends) {
+        // Who may only end the channel may say nothing else.
+        may_publish = Ok(may_publish?);
+    }
     let subject = caller
         .session
         .as_ref()
@@ -328,6 +328,12 @@ impl Fields {
         }
         self.trace_parent = trace_parent(headers);
         Ok(())
+    }
+
+    /// Whether more changes for the channel than one event.
+    fn needs_run(&self, history_length: usize) -> bool {
+        let length = self.options.history.map_or(0, |length| length as usize);
+        self.ends() || length > history_length
     }
 
     /// Whether the channel ends with it.

@@ -22,6 +22,8 @@ pub struct RouterState {
     pub max_channels_per_connection: usize,
     /// Data of one event at the most.
     pub max_event_bytes: usize,
+    /// The length of histories that no publish has made longer.
+    pub history_length: usize,
     /// Whether `GET /` is the demo page.
     pub demo: bool,
     /// Traces what is published, if anything does.

@@ -51,6 +51,10 @@ impl StreamTask {
                     subscription.note_unsent(socket.unsent_bytes());
                     written
                 }
+                // Without its last chunk a reader knows that it does not have everything.
+                MailboxState::Ended if self.stream.subscription.is_cut() => {
+                    return self.socket.poll_flush(context);
+                }
                 MailboxState::Ended => {
                     let Some(rest) = LAST_CHUNK
                         .get(self.last_chunk_written..)
@@ -109,6 +113,8 @@ pub(super) enum EdgeBody {
     Plain(Body),
     Stream(OpenStream),
     Held(HeldBody),
+    /// It breaks off where it ends.
+    Cut(HeldBody),
 }
 
 impl http_body::Body for EdgeBody {
@@ -122,6 +128,10 @@ impl http_body::Body for EdgeBody {
         match self.get_mut() {
             Self::Plain(body) => Pin::new(body).poll_frame(context).map_err(|_| StreamBroken),
             Self::Held(body) => body.poll_frame(context).map_err(|_| StreamBroken),
+            Self::Cut(body) => match ready!(body.poll_frame(context)) {
+                Some(frame) => Poll::Ready(Some(frame.map_err(|_| StreamBroken))),
+                None => Poll::Ready(Some(Err(StreamBroken))),
+            },
             Self::Stream(stream) => match stream.subscription.poll(context) {
                 MailboxState::Empty => Poll::Pending,
                 MailboxState::Ready => Poll::Ready(
@@ -130,9 +140,9 @@ impl http_body::Body for EdgeBody {
                         .take()
                         .map(|bytes| Ok(Frame::data(bytes))),
                 ),
-                MailboxState::Ended => Poll::Ready(None),
+                MailboxState::Ended if !stream.subscription.is_cut() => Poll::Ready(None),
                 // hyper resets an HTTP/2 stream, and cuts an HTTP/1 connection.
-                MailboxState::Abort => Poll::Ready(Some(Err(StreamBroken))),
+                MailboxState::Ended | MailboxState::Abort => Poll::Ready(Some(Err(StreamBroken))),
             },
         }
     }
@@ -140,14 +150,14 @@ impl http_body::Body for EdgeBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Plain(body) => body.is_end_stream(),
-            Self::Stream(_) | Self::Held(_) => false,
+            Self::Stream(_) | Self::Held(_) | Self::Cut(_) => false,
         }
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
         match self {
             Self::Plain(body) => body.size_hint(),
-            Self::Stream(_) | Self::Held(_) => http_body::SizeHint::default(),
+            Self::Stream(_) | Self::Held(_) | Self::Cut(_) => http_body::SizeHint::default(),
         }
     }
 }

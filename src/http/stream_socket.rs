@@ -32,11 +32,14 @@ impl From<ClientIo> for StreamSocket {
             ClientIo::Tls(tls) => {
                 let (io, mut tls) = tls.into_inner();
                 tls.set_buffer_limit(Some(MAX_TLS_BUFFER_BYTES));
-                Self::Tls(Box::new(TlsSocket {
+                let mut socket = TlsSocket {
                     socket: io.into_socket(),
                     tls,
                     unsent_bytes: 0,
-                }))
+                };
+                // Sent behind the request, like all that follows.
+                socket.forget_plaintext();
+                Self::Tls(Box::new(socket))
             }
         }
     }
@@ -119,11 +122,13 @@ impl TlsSocket {
             .tls
             .process_new_packets()
             .map_err(|error| io::Error::new(ErrorKind::InvalidData, error))?;
-        let mut sink = [0; 512];
-        for _ in 0..state.plaintext_bytes_to_read().div_ceil(sink.len()) {
-            let _ = self.tls.reader().read(&mut sink)?;
-        }
+        self.forget_plaintext();
         Ok(state.peer_has_closed())
+    }
+
+    fn forget_plaintext(&mut self) {
+        let mut sink = [0; 512];
+        while matches!(self.tls.reader().read(&mut sink), Ok(1..)) {}
     }
 
     fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {

@@ -16,7 +16,7 @@ use super::error::Problem;
 use super::ignored::{IGNORED_HEADER, IgnoredNames};
 use super::state::RouterState;
 use crate::hub::{Start, StreamRequest};
-use crate::protocol::{ChannelName, ControlForm};
+use crate::protocol::{ChannelName, ControlForm, Cursor};
 
 /// The most kept events of a channel that a new stream may begin with; who asks for more gets
 /// these.
@@ -58,6 +58,7 @@ async fn answer(
     let form = BusyForm {
         control: asked.control,
         wants_cursor: asked.begin.start() == Start::Live,
+        is_cut: asked.begin.is_whole(),
     };
     let mut response = stream_head(state, asked, headers).await.into_response();
     Decision::answer_in(form, &mut response);
@@ -77,6 +78,7 @@ async fn stream_head(
         begin,
         control,
         heartbeat,
+        tells_live,
         ticket,
         ignored: _,
     } = asked;
@@ -92,6 +94,7 @@ async fn stream_head(
         grants,
         ticket,
     } = caller;
+    let asked_for = channels.names.len();
     for channel in grants.join {
         channels.add(channel).map_err(refused)?;
     }
@@ -99,6 +102,12 @@ async fn stream_head(
         let rule = "name at least one: /events?channel=orders";
         return Err(refused(Problem::field("channel", rule)));
     }
+    let is_whole = begin.is_whole();
+    // Nothing that a token joins is a part of what was asked for.
+    let counted = match channels.names.len() {
+        _ if is_whole && asked_for > 0 => asked_for,
+        all => all,
+    };
     let mut response = StatusCode::OK.into_response();
     stream_headers(response.headers_mut());
     let stream = StreamRequest {
@@ -107,6 +116,9 @@ async fn stream_head(
         control,
         heartbeat,
         session,
+        counted,
+        tells_live,
+        is_whole,
         // The page of a ticket is an EventSource, which shows no status.
         sees_status: ticket.is_none(),
     };
@@ -119,6 +131,7 @@ pub(crate) struct StreamQuery {
     begin: Begin,
     control: ControlForm,
     heartbeat: Option<Duration>,
+    tells_live: bool,
     ticket: Option<String>,
     ignored: IgnoredNames,
 }
@@ -141,6 +154,7 @@ impl StreamQuery {
             begin: Begin::default(),
             control: ControlForm::default(),
             heartbeat: None,
+            tells_live: false,
             ticket: None,
             ignored: IgnoredNames::default(),
         };
@@ -161,6 +175,10 @@ impl StreamQuery {
                     asked.begin.after(&value);
                 }
                 "history" => asked.begin.newest = Some(newest(&value)?),
+                "from" if value == "start" => asked.begin.from_start = true,
+                "from" => return Err(Problem::field("from", "must be start")),
+                "live" if value == "event" => asked.tells_live = true,
+                "live" => return Err(Problem::field("live", "must be event")),
                 "control" => {
                     let form = ControlForm::parse(&value);
                     let rule = || Problem::field("control", "must be event or comment");
@@ -172,6 +190,10 @@ impl StreamQuery {
                 "token" | "jwt" => return Err(token_in_query()),
                 unknown => asked.ignored.add(unknown),
             }
+        }
+        if asked.begin.from_start && asked.begin.newest.is_some() {
+            let rule = "start is everything: leave history out";
+            return Err(Problem::field("from", rule));
         }
         Ok(asked)
     }
@@ -222,20 +244,31 @@ const NO_CURSOR: &str = "?";
 struct Begin {
     after: Option<Start>,
     newest: Option<u32>,
+    from_start: bool,
 }
 
 impl Begin {
     /// Notes a cursor. The empty one is none: a client that has had no id sends it so.
     fn after(&mut self, cursor: &str) {
         if !cursor.is_empty() {
-            self.after = Some(cursor.parse().map_or(Start::Unknown, Start::After));
+            self.after = Some(match cursor.parse() {
+                // It has had nothing, and misses nothing before the first event.
+                Ok(cursor) if cursor == Cursor::default() => Start::Beginning,
+                cursor => cursor.map_or(Start::Unknown, Start::After),
+            });
         }
+    }
+
+    /// Whether everything from the start is asked for.
+    fn is_whole(&self) -> bool {
+        self.from_start || self.after == Some(Start::Beginning)
     }
 
     /// A cursor says more than a number of events.
     fn start(&self) -> Start {
         match (self.after, self.newest) {
             (Some(after), _) => after,
+            (None, _) if self.from_start => Start::Beginning,
             (None, Some(newest @ 1..)) => Start::Newest(newest.min(MOST_NEWEST)),
             (None, _) => Start::Live,
         }

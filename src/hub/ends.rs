@@ -16,7 +16,7 @@ use crate::continuity::{Part, last_end};
 use crate::protocol::{ChannelName, EndReason, EventId};
 
 impl Hub {
-    /// Tells a client that goes live with this part of the channels that have ended.
+    /// Tells a client that goes live with this part so, if it asked for that, and of the channels that have ended.
     pub(super) fn tell_ends(
         &self,
         subscriber: &Subscriber,
@@ -24,6 +24,11 @@ impl Hub {
         part: &Part<EncodedEvent>,
     ) {
         subscriber.ends_through.set(part.ends_through);
+        if subscriber.asked.get().tells_live {
+            let block = subscriber.control.live_block();
+            let bytes = subscriber.framing.frame(block.as_bytes());
+            self.push(subscriber, Parcel::control(bytes));
+        }
         let channels = self.channels.borrow();
         let carried = part.events.last().filter(|event| event.wire.is_some());
         let carried = carried.map(|event| event.link.id);
@@ -62,7 +67,7 @@ impl Hub {
         if let Some(end) = batch.end
             && end.end.id > member.ends_through.get()
         {
-            let closes = Some(end.end.id);
+            let closes = Some(end.end.id).filter(|_| member.asked.get().counted > 0);
             self.tell_end(
                 member,
                 &batch.channel,

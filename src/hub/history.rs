@@ -93,6 +93,7 @@ impl Hub {
         read: HistoryRead,
     ) -> Result<HistoryPage<EncodedEvent>, HistoryError> {
         let gone = || HistoryError::Unavailable("the gateway is stopping".into());
+        let _place = self.reads.acquire().await.map_err(|_| gone())?;
         let name = channel.clone();
         let encode = |event: &KeptEvent| EncodedEvent::new(name.clone(), event);
         let (reply, answer) = oneshot::channel();

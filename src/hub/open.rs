@@ -11,9 +11,9 @@ use super::request::{NotOpened, Start, StreamRequest};
 use super::resume::{Opening, READ_AGAIN};
 use super::session::Session;
 use super::state::Hub;
-use super::subscriber::{ChannelKey, Subscriber};
+use super::subscriber::{Asked, ChannelKey, Subscriber};
 use super::subscription::{Interest, Subscription};
-use crate::protocol::{ChannelName, Framing};
+use crate::protocol::{ChannelName, ControlForm, Framing};
 
 impl Hub {
     /// Opens a stream: waits until each channel is active at the bus and it is known what the
@@ -34,7 +34,7 @@ impl Hub {
         let interest = self.acquire(&request.channels);
         let keys = interest.keys();
         let session = request.session.as_ref();
-        let opening = self.open(keys, request.start, session.map(Arc::as_ref));
+        let opening = self.open(keys, request, session.map(Arc::as_ref));
         let opening = timeout(patience, opening)
             .await
             .map_err(|_| NotOpened::NotActive)?;
@@ -43,6 +43,11 @@ impl Hub {
         }
         if session.is_some_and(|session| self.is_revoked(session)) {
             return Err(NotOpened::Revoked);
+        }
+        let gap = opening.part.gaps.first().map(|gap| gap.reason);
+        let sees_gaps = request.control == ControlForm::Event;
+        if let Some(reason) = gap.filter(|_| request.is_whole && !sees_gaps) {
+            return Err(NotOpened::Incomplete(reason));
         }
         if let Some(reason) = opening.is_over.filter(|_| request.sees_status) {
             return Err(NotOpened::Over(reason));
@@ -57,6 +62,11 @@ impl Hub {
         } = opening;
         let subscriber = Rc::new(Subscriber::new(framing, request.control, session.cloned()));
         subscriber.asks_for_ends.set(request.start != Start::Live);
+        subscriber.asked.set(Asked {
+            counted: request.counted,
+            tells_live: request.tells_live,
+            is_whole: request.is_whole,
+        });
         let age = self.settings.draw_age();
         subscriber.ends_at.set(age.map(|age| Instant::now() + age));
         let retry = self.settings.retry.draw();
@@ -91,11 +101,11 @@ impl Hub {
     async fn open(
         self: &Rc<Self>,
         keys: &[ChannelKey],
-        start: Start,
+        request: &StreamRequest,
         session: Option<&Session>,
     ) -> Opening {
         loop {
-            match self.begin(keys, start, session).await {
+            match self.begin(keys, request, session).await {
                 Ok(opening) => return opening,
                 Err(error) => {
                     tracing::debug!(%error, "a stream waits for its history");

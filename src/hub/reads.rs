@@ -33,6 +33,10 @@ pub(super) struct Waiting {
     pub(super) reply: oneshot::Sender<Result<Page, HistoryError>>,
 }
 
+/// Reads of history that a shard asks for at once. Others wait: a page is up to two megabytes of
+/// the shard's memory.
+pub(super) const MAX_READS: usize = 64;
+
 impl Reads {
     /// The next read, and who gets it. The earliest id serves everybody as long as pages reach
     /// the newest event; when they do not, it would keep those waiting who are nearer to it, so

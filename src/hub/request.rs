@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::session::Session;
-use crate::protocol::{ChannelName, ControlForm, Cursor, EndReason};
+use crate::protocol::{ChannelName, ControlForm, Cursor, EndReason, GapReason};
 
 /// What a stream is to be.
 #[derive(Clone, Debug)]
@@ -20,6 +20,12 @@ pub struct StreamRequest {
     pub heartbeat: Option<Duration>,
     /// Who reads; `None`: anybody, without a token.
     pub session: Option<Arc<Session>>,
+    /// It ends when so many of its channels, the first, have ended.
+    pub counted: usize,
+    /// Its client is told when its replay is over.
+    pub tells_live: bool,
+    /// Its client asked for everything: where the stream ends before its channels do, it is cut off.
+    pub is_whole: bool,
     /// Its client sees the status of an answer: where nothing can come, it gets one instead of a stream.
     pub sees_status: bool,
 }
@@ -29,6 +35,8 @@ pub struct StreamRequest {
 pub enum Start {
     /// With what is published from now on.
     Live,
+    /// With the first kept event of each channel.
+    Beginning,
     /// With the newest so many kept events of each channel.
     Newest(u32),
     /// After this cursor.
@@ -48,4 +56,6 @@ pub enum NotOpened {
     Revoked,
     /// All channels have ended, and the client has had the last event of each.
     Over(EndReason),
+    /// A part may be missing, and its client could not see that.
+    Incomplete(GapReason),
 }

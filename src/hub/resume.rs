@@ -18,10 +18,10 @@ use super::fanout::encoded::EncodedEvent;
 use super::fanout::mailbox::SlowClientPolicy;
 use super::fanout::outgoing::{KeptSpan, Loss, Origin, Parcel};
 use super::reads::Page;
-use super::request::Start;
+use super::request::{Start, StreamRequest};
 use super::session::Session;
 use super::state::Hub;
-use super::stats::{ResumeOutcome, ResumeSource};
+use super::stats::{CloseReason, ResumeOutcome, ResumeSource};
 use super::subscriber::{ChannelKey, Subscriber};
 use crate::continuity::{Gap, Part, Replay, Step, View};
 use crate::protocol::{Cursor, EndReason, EventId, GapReason};
@@ -50,16 +50,30 @@ impl Hub {
     pub(super) async fn begin(
         self: &Rc<Self>,
         keys: &[ChannelKey],
-        start: Start,
+        request: &StreamRequest,
         session: Option<&Session>,
     ) -> Result<Opening, HistoryError> {
         self.all_active(keys).await;
         let lag_bound = self.settings.lag_bound;
-        match start {
+        let counted = request.counted;
+        match request.start {
             Start::Live => Ok(self.begin_now(keys)),
-            Start::Unknown => self.begin_unknown(keys, session).await,
+            Start::Unknown => self.begin_unknown(keys, counted, session).await,
+            Start::Beginning => {
+                let mut replay = Replay::from_start(keys.len(), lag_bound).counting(counted);
+                let cursor = replay.cursor();
+                let part = self
+                    .next_part(&mut replay, keys, Vec::new(), session)
+                    .await?;
+                Ok(Opening {
+                    cursor: part.gaps.is_empty().then_some(cursor),
+                    part,
+                    replay,
+                    is_over: None,
+                })
+            }
             Start::After(cursor) => {
-                let mut replay = Replay::resume(cursor, keys.len(), lag_bound);
+                let mut replay = Replay::resume(cursor, keys.len(), lag_bound).counting(counted);
                 let part = self
                     .next_part(&mut replay, keys, Vec::new(), session)
                     .await?;
@@ -103,7 +117,8 @@ impl Hub {
                     }
                 }
                 let read = pages.iter().flatten().map(|page| &**page);
-                let mut replay = Replay::newest(read, |event| event.is_for(session), lag_bound);
+                let may_have = |event: &EncodedEvent| event.is_for(session);
+                let mut replay = Replay::newest(read, may_have, lag_bound).counting(counted);
                 let cursor = replay.cursor();
                 let part = self.next_part(&mut replay, keys, pages, session).await?;
                 Ok(Opening {
@@ -132,12 +147,15 @@ impl Hub {
     async fn begin_unknown(
         self: &Rc<Self>,
         keys: &[ChannelKey],
+        counted: usize,
         session: Option<&Session>,
     ) -> Result<Opening, HistoryError> {
         let seen = self.positions.borrow().newest().unwrap_or_default();
-        let mut replay = Replay::resume(Cursor::fresh(seen), keys.len(), self.settings.lag_bound);
+        let cursor = Cursor::fresh(seen);
+        let mut replay =
+            Replay::resume(cursor, keys.len(), self.settings.lag_bound).counting(counted);
         let mut part = if seen == EventId::ZERO {
-            Part::live(Cursor::fresh(seen))
+            Part::live(cursor)
         } else {
             self.next_part(&mut replay, keys, Vec::new(), session)
                 .await?
@@ -344,6 +362,11 @@ impl Hub {
                     origin: Some(lost_as(Loss::Told(self.told_spans(&keys, &part)))),
                 };
                 subscriber.mailbox.borrow_mut().queue(parcel);
+                if subscriber.ends_with_gap() {
+                    let mut mailbox = subscriber.mailbox.borrow_mut();
+                    mailbox.end(CloseReason::Incomplete);
+                    return;
+                }
             }
             self.send_events(&subscriber, &part);
             if part.live {
@@ -388,94 +411,4 @@ fn lost_as(loss: Loss) -> Rc<Origin> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::Arc;
-
-    use tokio::sync::mpsc;
-    use tokio::task::LocalSet;
-
-    use super::*;
-    use crate::continuity::{HistoryPage, Issued, Retention};
-    use crate::hub::{
-        BusUpdate, HistoryRead, HistoryRequest, HubSettings, InterestUpdate, StreamRequest,
-    };
-    use crate::protocol::{ControlForm, Framing, RetryRange};
-
-    const MINUTE: Duration = Duration::from_secs(60);
-
-    fn hub() -> (Rc<Hub>, mpsc::Receiver<HistoryRequest>) {
-        let settings = HubSettings {
-            heartbeat: MINUTE,
-            retry: RetryRange::new(MINUTE, MINUTE).unwrap(),
-            client_buffer_bytes: 1 << 20,
-            slow_client: SlowClientPolicy::Close,
-            lag_bound: MINUTE,
-            tail_bytes: 1 << 20,
-            max_connection_age: None,
-        };
-        let (history, asked) = mpsc::channel(8);
-        (
-            Hub::new(settings, Arc::default(), history, Arc::default()),
-            asked,
-        )
-    }
-
-    fn answer(request: HistoryRequest) {
-        let last = EventId::new(100, 0);
-        let page = HistoryPage {
-            issued: Some(Issued { epoch: last, last }),
-            now_ms: 100,
-            retention: Retention::constant(MINUTE),
-            evictable: false,
-            oldest: None,
-            from: EventId::ZERO,
-            events: Vec::new(),
-            complete: true,
-            ended: None,
-        };
-        request.reply.send(Ok(Arc::new(page))).unwrap();
-    }
-
-    /// Redis may be another one by then.
-    #[tokio::test]
-    async fn what_was_read_before_the_bus_was_lost_is_read_again() {
-        let (hub, mut asked) = hub();
-        let request = StreamRequest {
-            channels: vec!["a".parse().unwrap()],
-            start: Start::Newest(3),
-            control: ControlForm::Event,
-            heartbeat: None,
-            session: None,
-            sees_status: true,
-        };
-        let (sender, mut told) = mpsc::channel::<InterestUpdate>(1);
-        let bus = async {
-            let generation = told.recv().await.unwrap().changes.remove(0).1.unwrap();
-            let activate = || {
-                hub.handle(BusUpdate::Active {
-                    channels: vec![("a".parse().unwrap(), generation)],
-                    position: Some(EventId::new(100, 0)),
-                });
-            };
-            activate();
-            let first = asked.recv().await.unwrap();
-            hub.handle(BusUpdate::Lost);
-            answer(first);
-            tokio::task::yield_now().await;
-            activate();
-            let second = asked.recv().await.unwrap();
-            assert_eq!(second.read, HistoryRead::Newest(3));
-            answer(second);
-            std::future::pending::<()>().await;
-        };
-        let local = LocalSet::new();
-        let opened = local.run_until(async {
-            tokio::select! {
-                opened = hub.subscribe(&request, Framing::Plain, Vec::new, MINUTE) => opened,
-                () = Rc::clone(&hub).tell_interest(0, sender) => panic!("the bus is there"),
-                () = bus => panic!("it is there"),
-            }
-        });
-        assert!(opened.await.is_ok());
-    }
-}
+mod tests;

@@ -4,15 +4,17 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc};
 
 use super::channels::Channels;
 use super::fanout::mailbox::{PushRules, Pushed};
 use super::fanout::outgoing::Parcel;
 use super::fanout::timing::Clock;
 use super::heartbeat::HeartbeatWheel;
+use super::reads::MAX_READS;
 use super::revocation::Revocations;
 use super::session::Session;
+use super::stats::CloseReason;
 use super::subscriber::Subscriber;
 use super::{HistoryRequest, HubSettings, ShardStats};
 use crate::continuity::Positions;
@@ -37,6 +39,8 @@ pub struct Hub {
     /// How often the bus was lost.
     pub(super) losses: Cell<u64>,
     pub(super) positions: RefCell<Positions>,
+    /// Places for reads of history.
+    pub(super) reads: Semaphore,
     /// Who is kept out.
     revocations: Arc<Revocations>,
 }
@@ -57,6 +61,7 @@ impl Hub {
             channels: RefCell::new(Channels::new(settings.tail_bytes)),
             positions: RefCell::new(Positions::new(settings.lag_bound)),
             heartbeats: RefCell::new(HeartbeatWheel::new(settings.heartbeat)),
+            reads: Semaphore::new(MAX_READS),
             revocations,
             activated: Notify::new(),
             interest_changed: Notify::new(),
@@ -116,6 +121,9 @@ impl Hub {
         if let Pushed::Dropped { events, gaps } = pushed {
             self.stats.events_dropped_slow_client.add(events);
             self.stats.count_gaps(GapReason::Slow, gaps);
+            if gaps > 0 && subscriber.ends_with_gap() {
+                subscriber.mailbox.borrow_mut().end(CloseReason::Incomplete);
+            }
         }
     }
 

@@ -25,6 +25,8 @@ labels! { "reason":
         Revoked,
         /// All of its channels have ended.
         Ended,
+        /// A part may be missing, which its client could not see.
+        Incomplete,
     }
 }
 

@@ -41,12 +41,24 @@ pub(super) struct Subscriber {
     pub(super) ends_through: Cell<EventId>,
     /// …unless it only asked for what comes.
     pub(super) asks_for_ends: Cell<bool>,
+    pub(super) asked: Cell<Asked>,
     /// The cursor it was told last, beside those that events carry.
     pub(super) told: Cell<Cursor>,
     /// When it has been open for long enough.
     pub(super) ends_at: Cell<Option<Instant>>,
     pub(super) mailbox: RefCell<Mailbox>,
     pub(super) memberships: RefCell<Vec<Membership>>,
+}
+
+/// What a stream was asked for beside its events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    /// It ends when so many of its channels, the first, have ended.
+    pub(super) counted: usize,
+    /// It is told when its replay is over.
+    pub(super) tells_live: bool,
+    /// Unless it is complete it is cut off.
+    pub(super) is_whole: bool,
 }
 
 /// What is kept of a connection that came with a token, beside what all have.
@@ -84,6 +96,11 @@ impl Subscriber {
             skip_through: Cell::default(),
             ends_through: Cell::default(),
             asks_for_ends: Cell::new(true),
+            asked: Cell::new(Asked {
+                counted: usize::MAX,
+                tells_live: false,
+                is_whole: false,
+            }),
             told: Cell::default(),
             ends_at: Cell::default(),
             mailbox: RefCell::default(),
@@ -103,6 +120,11 @@ impl Subscriber {
     /// Whether it has been told, or is to be told, of an end with this id.
     pub(super) fn minds_end(&self, id: EventId) -> bool {
         self.asks_for_ends.get() || id > self.ends_through.get()
+    }
+
+    /// Whether a gap ends it: its reader does not see gaps, and wants all or an error.
+    pub(super) fn ends_with_gap(&self) -> bool {
+        self.asked.get().is_whole && self.control == ControlForm::Comment
     }
 
     /// Whether it is on a channel.

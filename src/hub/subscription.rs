@@ -137,6 +137,11 @@ impl Subscription {
         reason.unwrap_or(CloseReason::Client)
     }
 
+    /// Whether what was sent is not all, so that its client must not take the end for an orderly one.
+    pub fn is_cut(&self) -> bool {
+        self.subscriber.asked.get().is_whole && self.close_reason() != CloseReason::Ended
+    }
+
     /// Tells whether the stream is to be cut off, also while nobody polls the subscription.
     pub fn watch(&self) -> AbortWatch {
         AbortWatch(Rc::clone(&self.subscriber))

@@ -98,6 +98,14 @@ impl ControlForm {
         self.block("$gap", &data, id)
     }
 
+    /// Tells a client that what follows is published now.
+    pub fn live_block(self) -> &'static str {
+        match self {
+            Self::Event => "event: $live\ndata: {}\n\n",
+            Self::Comment => ": $live\n",
+        }
+    }
+
     /// Tells a client that nothing follows on a channel.
     pub fn end_block(
         self,

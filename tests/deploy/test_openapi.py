@@ -244,6 +244,10 @@ class OpenApi(unittest.TestCase):
         back = {**everything, "last-event-id": json.loads(ended)["id"]}
         for path, one in ((channel, "/events/run"), ("/events", "/events?channel=run")):
             check(204, "GET", path, one, headers=back)
+        for _ in range(2):
+            locked.request("POST", "/events/cut?history=1", "x", everything)
+        for path, one in ((channel, "/events/cut?"), ("/events", "/events?channel=cut&")):
+            check(410, "GET", path, f"{one}from=start&control=comment", headers=everything)
         check(409, "POST", channel, "/events/run", "x", everything)
         check(400, "POST", channel, "/events/a?retry=x", "x", everything)
         check(401, "POST", channel, "/events/a", "x")

@@ -140,7 +140,7 @@ async fn tail_exits_when_its_channels_have_ended() {
         let output = run(&publish, variables).await;
         assert!(output.status.success(), "{}", stderr(&output));
         let id = String::from_utf8(output.stdout).unwrap();
-        let tail = ["tail", channel, "--history", "9", "--url", &url];
+        let tail = ["tail", channel, "--from", "start", "--url", &url];
         let output = run(&tail, vec![]).await;
         assert_eq!(output.status.code(), Some(code), "{}", stderr(&output));
         let text = String::from_utf8(output.stdout).unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::support::{
-    DEADLINE, Events, Gateway, Raw, Redis, eventually, eventually_within, within,
+    DEADLINE, Events, Gateway, Raw, Redis, eventually, eventually_within, free_port, within,
 };
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -488,7 +488,10 @@ async fn a_unix_socket_serves_as_well() {
 /// An event would be lost on each node that is not asked, so it must not look well.
 #[tokio::test]
 async fn a_node_of_a_cluster_is_not_ready() {
-    let redis = Redis::start_with(&[("--cluster-enabled", "yes")]).await;
+    // The default, ten thousand above its port, may be another test's.
+    let bus = free_port().to_string();
+    let cluster = [("--cluster-enabled", "yes"), ("--cluster-port", &bus)];
+    let redis = Redis::start_with(&cluster).await;
     let gateway = Gateway::start_unready(&[("FANFARE_REDIS_URL", &redis.url())]).await;
     let not_ready = async |gateway: &Gateway, reason: &str| {
         eventually(reason, async || {

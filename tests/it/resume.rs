@@ -596,7 +596,7 @@ async fn a_cursor_of_the_future_or_of_before_the_beginning_is_not_proven() {
                 assert_eq!(reasons, expected, "{bus:?}: {cursor}");
                 assert!(events.is_empty(), "{bus:?}: {cursor}: {events:?}");
             }
-            for cursor in ["0-0", "0-1", "1-0", "0-0.5-0"] {
+            for cursor in ["0-1", "1-0", "0-0.5-0"] {
                 let before = setup.journal.ids("a").len();
                 let (reasons, events) = resumed(&mut setup, &["a"], cursor).await;
                 let expected = [("a".to_owned(), "rewound".to_owned())];

@@ -60,7 +60,6 @@ async fn a_run_ends_for_those_who_watch_and_for_those_who_come_back() {
         assert_eq!(after, format!("{}\r\n{LAST_CHUNK}", end("run.1", "done")));
 
         is_over(&gateway, path, &last, "done").await;
-        // A position behind the end says so too.
         let (ms, _) = last.split_once('-').unwrap();
         let later = format!("{first}.{}-0", ms.parse::<u64>().unwrap() + 86_400_000);
         let unknown = comes_back(&gateway, path, &later).await;
@@ -408,4 +407,169 @@ async fn a_crowd_at_the_end_costs_few_reads() {
     let reads = gateway.metric("fanfare_history_reads_total").await - before;
     // The channel may be given up and wanted again while they come.
     assert!(reads <= 3.0, "{reads}");
+}
+
+#[tokio::test]
+async fn from_the_start_everything_comes_and_then_what_is_live() {
+    for (redis, gateway) in on_both(&[("FANFARE_HISTORY_LENGTH", "5")]).await {
+        let path = "/events/run.s?from=start&live=event";
+        for number in 0..4 {
+            gateway
+                .keep("/events/run.s", format!("token {number}"))
+                .await;
+        }
+        let mut raw = Raw::get(gateway.data, path).await;
+        let head = raw.until("\r\n\r\n").await;
+        assert!(!head.contains("connection: close"), "{head}");
+        let replay = raw.until("event: $live\ndata: {}\n\n").await;
+        assert!(replay.contains("event: $cursor\nid: 0-0\n"), "{replay}");
+        assert_eq!(replay.matches("data: token").count(), 4, "{replay}");
+        assert!(!replay.contains("$gap"), "{replay}");
+        // The cursor of one that has had nothing is the same as asking for everything.
+        for (query, cursor) in [("?last_event_id=0-0", None), ("", Some("0-0"))] {
+            let cursor = cursor.map_or(String::new(), |id| format!("last-event-id: {id}\r\n"));
+            let request =
+                format!("GET /events/run.s{query} HTTP/1.1\r\nhost: localhost\r\n{cursor}\r\n");
+            let mut again = Raw::send(gateway.data, &request).await;
+            let replay = again.until("data: token 3\n\n").await;
+            assert_eq!(replay.matches("data: token").count(), 4, "{replay}");
+            assert!(!replay.contains("$gap"), "{replay}");
+        }
+        let last = gateway.keep("/events/run.s?end=done", "last").await;
+        let rest = raw.rest().await;
+        assert!(rest.contains("data: last\n"), "{rest}");
+        assert!(
+            rest.ends_with(&format!("{}\r\n{LAST_CHUNK}", end("run.s", "done"))),
+            "{rest}"
+        );
+        is_over(&gateway, "/events/run.s?from=start", &last, "done").await;
+        // A channel that has no history is complete.
+        let mut empty = Raw::get(gateway.data, "/events/run.t?from=start&live=event").await;
+        let begun = empty.until("event: $live\ndata: {}\n\n").await;
+        assert!(!begun.contains("$gap"), "{begun}");
+        gateway.keep("/events/run.t", "first").await;
+        empty.until("data: first\n\n").await;
+
+        // One whose beginning is gone says so.
+        for number in 0..9 {
+            gateway
+                .keep("/events/run.u", format!("token {number}"))
+                .await;
+        }
+        let mut cut = Raw::get(gateway.data, "/events/run.u?from=start").await;
+        let replay = cut.until("data: token 8\n\n").await;
+        let gap = r#"{"channel":"run.u","reason":"expired","after":"0-0","oldest":""#;
+        assert!(replay.contains(gap), "{replay}");
+        // Where a gap cannot be seen it is an answer of its own.
+        let (status, text) = gateway
+            .get("/events/run.u?from=start&control=comment")
+            .await;
+        let problem: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, &problem["reason"]), (410, &json!("expired")));
+
+        // What a publisher made longer stays so.
+        for number in 0..9 {
+            let query = if number == 0 { "?history=20" } else { "" };
+            let path = format!("/events/run.v{query}");
+            gateway.keep(&path, format!("token {number}")).await;
+        }
+        gateway.keep("/events/run.v?end=done", "").await;
+        let whole = whole(&gateway, "/events/run.v?from=start", None).await;
+        assert_eq!(whole.matches("data: token").count(), 9, "{whole}");
+        assert!(
+            !whole.contains("$gap") && whole.ends_with(LAST_CHUNK),
+            "{whole}"
+        );
+        for (query, field) in [
+            ("?from=end", "from"),
+            ("?live=yes", "live"),
+            ("?from=start&history=3", "from"),
+        ] {
+            let (status, text) = gateway.get(&format!("/events/a{query}")).await;
+            let problem: Value = serde_json::from_str(&text).unwrap();
+            assert_eq!((status, &problem["field"]), (400, &json!(field)), "{text}");
+        }
+        drop(redis);
+    }
+}
+
+/// Who reads with `fetch` must not take a cut for the end.
+#[tokio::test]
+async fn what_is_cut_before_its_end_has_no_last_chunk() {
+    let redis = Redis::start().await;
+    let mut gateway = Gateway::behind(&redis, &[("FANFARE_DRAIN_PERIOD", "0s")]).await;
+    let mut whole = Raw::get(gateway.data, "/events/run.c?from=start").await;
+    whole.until("\n\n").await;
+    let mut other = Raw::get(gateway.data, "/events/run.c").await;
+    other.until("\n\n").await;
+    let client = reqwest::Client::builder().http2_prior_knowledge();
+    let http2 = client
+        .build()
+        .unwrap()
+        .get(gateway.url("/events/run.c?from=start"));
+    let mut http2 = within("a head", http2.send()).await.unwrap();
+    within("a block", http2.chunk()).await.unwrap();
+    gateway.process.signal("TERM");
+    let rest = whole.rest().await;
+    assert!(!rest.ends_with(LAST_CHUNK), "{rest}");
+    let rest = other.rest().await;
+    assert!(rest.ends_with(LAST_CHUNK), "{rest}");
+    let broken = within("the end", async {
+        loop {
+            match http2.chunk().await {
+                Ok(Some(_)) => {}
+                other => break other,
+            }
+        }
+    });
+    assert!(broken.await.is_err(), "an orderly end");
+    assert!(gateway.process.ended().await);
+}
+
+/// So must who is told to come back.
+#[tokio::test]
+async fn a_busy_answer_to_who_wants_everything_has_no_last_chunk() {
+    let gateway = Gateway::start(&[("FANFARE_MAX_CONNECTIONS", "1")]).await;
+    let mut first = Raw::get(gateway.data, "/events/a").await;
+    first.until("\n\n").await;
+    let answer = whole(&gateway, "/events/run.c?from=start", None).await;
+    assert!(answer.contains("event: $busy\n"), "{answer}");
+    assert!(!answer.ends_with(LAST_CHUNK), "{answer}");
+    let answer = whole(&gateway, "/events/run.c", None).await;
+    assert!(answer.contains("event: $busy\n"), "{answer}");
+}
+
+/// What a token joins is no part of a run.
+#[tokio::test]
+async fn joined_channels_do_not_keep_a_run_open() {
+    let gateway = Gateway::start(&[("FANFARE_JWT_SECRET", SECRET)]).await;
+    let grants =
+        json!({"subscribe": ["*"], "publish": ["*"], "run": ["run.*"], "join": ["user.1"]});
+    let token = granting(grants);
+    let ask = async |path: &str, cursor: &str| {
+        let request = reqwest::Client::new()
+            .get(gateway.url(path))
+            .bearer_auth(&token);
+        let answer = request.header("last-event-id", cursor).send();
+        within("an answer", answer).await.unwrap()
+    };
+    let post = reqwest::Client::new().post(gateway.url("/events/run.j?end=done"));
+    let answer = post.bearer_auth(&token).body("x").send().await.unwrap();
+    let answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+    let last = answer["id"].as_str().unwrap();
+    let whole = ask("/events/run.j?from=start", "").await;
+    let text = within("the end", whole.text()).await.unwrap();
+    assert!(text.ends_with(&end("run.j", "done")), "{text}");
+    assert_eq!(ask("/events/run.j?from=start", last).await.status(), 204);
+    let mut both = Events::of(ask("/events/run.j", last).await);
+    both.block().await.unwrap();
+    assert_eq!(both.block().await.unwrap().event.as_deref(), Some("$end"));
+    // Longer histories need the grant, too.
+    let longer = async |channel: &str| {
+        let post =
+            reqwest::Client::new().post(gateway.url(&format!("/events/{channel}?history=2000")));
+        let answer = post.bearer_auth(&token).body("x").send().await.unwrap();
+        answer.status().as_u16()
+    };
+    assert_eq!((longer("run.k").await, longer("room").await), (200, 403));
 }

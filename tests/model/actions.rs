@@ -11,6 +11,8 @@ use crate::protocol::{Cursor, EventId};
 pub(super) enum Start {
     Fresh,
     Newest,
+    /// With the first event.
+    Beginning,
     Resume,
     Foreign(usize),
 }
@@ -199,6 +201,9 @@ impl World {
                     }
                     if setup.foreign.is_empty() && !replica.is_behind {
                         connect(Start::Fresh);
+                    }
+                    if setup.from_start && !replica.is_behind {
+                        connect(Start::Beginning);
                     }
                     if setup.newest && !replica.is_behind {
                         connect(Start::Newest);

@@ -16,7 +16,7 @@ const NEEDLESS: &str = "which is proven";
 
 /// A rule, the world in which its absence shows, and how. The numbers are those of the rules in
 /// `docs/protocol.md`, section "What is proven".
-const TABLE: [(Rule, &str, &str); 23] = [
+const TABLE: [(Rule, &str, &str); 24] = [
     // 1
     (
         Rule::CursorWasIssued,
@@ -72,6 +72,8 @@ const TABLE: [(Rule, &str, &str); 23] = [
     (Rule::GapsFirst, "the_newest_events", NEEDLESS),
     // Where a replay joins the live events.
     (Rule::SeamMeetsTails, "failover_between_replicas", MISSING),
+    // From the start.
+    (Rule::StartIsFirst, "from_the_start", MISSING),
     // Where channels end.
     (
         Rule::EndIsLookedUp,

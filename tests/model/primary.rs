@@ -198,6 +198,13 @@ impl Primary {
         let Some(issued) = self.issued else {
             return vec![false; channels.len()];
         };
+        if cursor == Cursor::default() {
+            let is_first = |channel: &usize| {
+                let oldest = alive.histories[*channel].events.first();
+                oldest.is_none_or(|oldest| oldest.link.prev == EventId::ZERO)
+            };
+            return channels.iter().map(is_first).collect();
+        }
         let was_issued = position <= issued.last && position >= issued.epoch;
         let holds = |channel: &usize| {
             let events = &alive.histories[*channel].events;

@@ -36,6 +36,8 @@ pub(super) struct Setup {
     pub(super) foreign: Vec<Cursor>,
     /// Clients may ask for the newest event of each channel.
     pub(super) newest: bool,
+    /// Clients may ask for everything.
+    pub(super) from_start: bool,
     /// A replaced primary goes on for the replicas connected to it.
     pub(super) isolation: bool,
     /// Pages may hold more than was asked for.
@@ -67,6 +69,7 @@ impl Setup {
             budget: Budget::default(),
             foreign: Vec::new(),
             newest: false,
+            from_start: false,
             isolation: false,
             shared_reads: false,
             reused_pages: false,

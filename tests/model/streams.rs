@@ -69,11 +69,18 @@ impl World {
                 client.connect(replica, stage);
                 return Ok(most == ALL);
             }
+            Start::Beginning => Cursor::default(),
             Start::Resume => client.cursor.unwrap(),
             Start::Foreign(which) => setup.foreign[which],
         };
+        let replay = if cursor == Cursor::default() {
+            client.cursor = Some(cursor);
+            Replay::from_start(count, lag_bound())
+        } else {
+            Replay::resume(cursor, count, lag_bound())
+        };
         let stage = Stage::Replaying {
-            replay: Some(Replay::resume(cursor, count, lag_bound())),
+            replay: Some(replay),
             pages: vec![None; count],
             pending: Vec::new(),
             is_first: true,
@@ -222,6 +229,16 @@ impl World {
             }
             Step::Send(part) => part,
         };
+        if before == Cursor::default() {
+            for (page, channel) in pages.iter().flatten().zip(&client.channels) {
+                // What expired before is of another history.
+                client.start[*channel] = Some(match page.0.page.oldest {
+                    Some(oldest) if oldest.prev == EventId::ZERO => oldest.id.pred(),
+                    Some(_) => EventId::ZERO,
+                    None => page.0.page.end(),
+                });
+            }
+        }
         let is_over = std::mem::take(is_first) && part.is_over;
         if is_over {
             client.stage = Stage::Over;
@@ -259,18 +276,22 @@ impl World {
                 ));
             }
         }
-        // Up to the seam a gap also tells of what is past the cursor, which does not vouch for it.
+        // A gap also tells of what is past the cursor, which does not vouch for it: up to the seam, or up to where the
+        // channel was read, if nothing that follows there is for the client.
         let mut gone = Vec::new();
-        for gap in part.gaps.iter().take(most).filter(|_| part.live) {
+        for gap in part.gaps.iter().take(most) {
             let channel = client.channels[gap.channel];
-            let page = pages[gap.channel]
-                .as_ref()
-                .map(|(read, _)| &read.page.events);
+            let page = pages[gap.channel].as_ref().map(|(read, _)| &read.page);
+            let known_through = if part.live {
+                replica.shard.position()
+            } else {
+                page.map(|page| page.end())
+            };
             let is_retained =
-                |id| page.is_some_and(|events| events.iter().any(|event| event.link.id == id));
+                |id| page.is_some_and(|page| page.events.iter().any(|event| event.link.id == id));
             gone.extend(self.published.iter().filter_map(|event| {
                 let is_gone = event.channel == channel
-                    && Some(event.id) <= replica.shard.position()
+                    && Some(event.id) <= known_through
                     && !is_retained(event.id);
                 is_gone.then_some(event.id)
             }));

@@ -125,6 +125,14 @@ worlds! {
     ends_and_foreign_cursors: {
         ends: true, before: 1, foreign: vec![Cursor::new(id(500, 0), EventId::ZERO), Cursor::fresh(id(90, 0))],
     } { ticks: 1, publishes: 2, connects: 2, flushes: 1 }
+    from_the_start: { from_start: true, ends: true, before: 1, part_events: 1, page_events: 2 }
+        { publishes: 3, connects: 2, losses: 1 }
+    from_the_start_of_two_channels: {
+        from_start: true, channels: vec![0, 1], clients: vec![vec![0, 1]], length: 1, part_events: 1,
+        page_events: 2, ttl: 4,
+    } { ticks: 4, publishes: 2, connects: 2 }
+    from_the_start_and_failover: { from_start: true, before: 1 }
+        { ticks: 1, publishes: 2, connects: 2, failovers: 1 }
     ends_and_eviction: { ends: true, evictable: true, length: 1 }
         { ticks: 1, publishes: 3, connects: 3, evictions: 1 }
     a_replica_that_is_behind: { replicas: 2, connected: 1 }

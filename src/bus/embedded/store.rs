@@ -60,6 +60,8 @@ struct History {
     events: VecDeque<KeptEvent>,
     bytes: usize,
     expires_ms: u64,
+    /// Its own length, above the configured one.
+    length: Option<usize>,
 }
 
 impl Store {
@@ -133,11 +135,11 @@ impl Store {
             event: event.filter(is_event).map(Arc::new),
             end: options.end,
         };
-        let most = options
-            .history
-            .map_or(self.limits.events, |most| most as usize)
-            .max(1);
         let history = self.histories.get(channel);
+        let asked = options.history.map(|length| length as usize);
+        let own = asked.filter(|length| *length > self.limits.events);
+        let own = own.or(history.and_then(|history| history.length));
+        let most = asked.or(own).unwrap_or(self.limits.events).max(1);
         let trimmed = history.map_or(0, |history| (history.events.len() + 1).saturating_sub(most));
         let freed: usize = history
             .into_iter()
@@ -162,6 +164,7 @@ impl Store {
                 events: VecDeque::new(),
                 bytes: channel_cost(channel),
                 expires_ms,
+                length: None,
             });
         kept.id = id;
         kept.prev = history.events.back().map_or(EventId::ZERO, |last| last.id);
@@ -169,6 +172,7 @@ impl Store {
         history.events.drain(..trimmed);
         history.bytes = history.bytes + cost_bytes(&kept) - freed;
         history.expires_ms = expires_ms;
+        history.length = own;
         if let Some(key) = key {
             let expires_ms = now_ms.saturating_add(millis(self.limits.ttl));
             self.key_expiry

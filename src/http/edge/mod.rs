@@ -19,7 +19,7 @@ use tracing::Instrument;
 
 use self::rejection::{NotAdmitted, Rejection, is_denied};
 use super::admission::{Admission, OpenStream};
-use super::answer::{BUSY_HEADER, ask_another, busy, common_headers, over};
+use super::answer::{BUSY_HEADER, ask_another, busy, common_headers, incomplete, over};
 use super::client_address::ClientAddress;
 use super::cut_off;
 use super::decision::{BusyForm, Decision};
@@ -219,15 +219,22 @@ impl Edge {
             hold_back(&self.hub, &self.admission, &receiver).await;
         }
         let answer = context.last_answer(outcome, answer);
-        Some(answer.map(|body| match held {
-            Held::End => self.hold(body, &receiver),
-            Held::Not | Held::Whole => EdgeBody::Plain(body),
+        Some(answer.map(|body| {
+            match held {
+                Held::End => self
+                    .hold(body, &receiver)
+                    .map_or_else(EdgeBody::Plain, EdgeBody::Held),
+                Held::Cut => {
+                    let held = self.hold(body, &receiver);
+                    EdgeBody::Cut(held.unwrap_or_else(HeldBody::not_held))
+                }
+                Held::Not | Held::Whole => EdgeBody::Plain(body),
+            }
         }))
     }
 
-    fn hold(&self, body: Body, receiver: &Receiver<'_>) -> EdgeBody {
+    fn hold(&self, body: Body, receiver: &Receiver<'_>) -> Result<HeldBody, Body> {
         HeldBody::hold(body, &self.hub, &self.admission, receiver)
-            .map_or_else(EdgeBody::Plain, EdgeBody::Held)
     }
 
     /// Hands on an answer of the router that opens no stream.
@@ -278,8 +285,11 @@ impl Edge {
         }
         // axum measured the placeholder that stood for the body.
         response.headers_mut().remove(CONTENT_LENGTH);
-        // Nothing else can follow a stream on its connection.
-        context.close(&mut response);
+        // Nothing else can follow a stream on its connection. But some readers take a body that breaks off
+        // for a whole one where the head says that the connection closes.
+        if !stream.is_whole {
+            context.close(&mut response);
+        }
         if asked.head_only {
             return Ok(Some(response.map(EdgeBody::Plain)));
         }
@@ -294,6 +304,7 @@ impl Edge {
             .map_err(|not_admitted| match not_admitted {
                 NotAdmitted::Rejected(rejection) => self.reject(&rejection, asked, form),
                 NotAdmitted::Over(reason) => self.tell_over(reason),
+                NotAdmitted::Incomplete(reason) => Instead::refusal(REFUSED, incomplete(reason)),
             })?;
         if let Some(ticket) = &ticket {
             // Only now, so that a client that is told to come back can.
@@ -347,10 +358,10 @@ impl Edge {
             .map(ask_another);
         Instead {
             outcome: rejection.reason.label(),
-            held: if for_proxy.is_none() && !asked.head_only {
-                Held::End
-            } else {
-                Held::Not
+            held: match (for_proxy.is_some() || asked.head_only, form.is_cut) {
+                (true, _) => Held::Not,
+                (false, true) => Held::Cut,
+                (false, false) => Held::End,
             },
             answer: for_proxy.unwrap_or_else(|| {
                 let start = self.hub.start_cursor().filter(|_| form.wants_cursor);
@@ -482,5 +493,7 @@ impl Instead {
 enum Held {
     Not,
     End,
+    /// Its end, and then it breaks off.
+    Cut,
     Whole,
 }

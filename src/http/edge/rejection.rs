@@ -4,7 +4,7 @@ use http::StatusCode;
 
 use crate::http::admission::Full;
 use crate::hub::{NotOpened, RejectReason};
-use crate::protocol::EndReason;
+use crate::protocol::{EndReason, GapReason};
 
 /// What is short when a stream is not opened.
 enum Busy {
@@ -62,7 +62,9 @@ impl From<NotOpened> for Rejection {
                 Busy::Here("this replica is being stopped"),
             ),
             // Told by itself, as no rejection.
-            NotOpened::Over(_) | NotOpened::Revoked => (RejectReason::Denied, Busy::Client),
+            NotOpened::Over(_) | NotOpened::Incomplete(_) | NotOpened::Revoked => {
+                (RejectReason::Denied, Busy::Client)
+            }
             NotOpened::NotActive => (
                 RejectReason::BusUnavailable,
                 Busy::Here("the channels could not be subscribed: the bus is not available"),
@@ -77,6 +79,8 @@ pub(super) enum NotAdmitted {
     Rejected(Rejection),
     /// All channels have ended, and the client knows.
     Over(EndReason),
+    /// A part may be missing, which the client could not see.
+    Incomplete(GapReason),
 }
 
 impl From<Rejection> for NotAdmitted {
@@ -89,6 +93,7 @@ impl From<NotOpened> for NotAdmitted {
     fn from(not_opened: NotOpened) -> Self {
         match not_opened {
             NotOpened::Over(reason) => Self::Over(reason),
+            NotOpened::Incomplete(reason) => Self::Incomplete(reason),
             other => Self::Rejected(other.into()),
         }
     }

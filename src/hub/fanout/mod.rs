@@ -19,6 +19,7 @@ use self::outgoing::{Loss, Origin, Parcel};
 use self::timing::FanoutPass;
 use crate::hub::channels::{Channel, Channels};
 use crate::hub::state::Hub;
+use crate::hub::stats::CloseReason;
 use crate::hub::subscriber::{ChannelKey, Subscriber};
 use crate::hub::{BusEvent, EventBatch, FanOutWatch, Item};
 use crate::protocol::{ControlForm, EventId, Framing};
@@ -376,6 +377,10 @@ impl Hub {
             },
         };
         self.push(member, parcel);
+        if matches!(item.kind, ItemKind::Gap { .. }) && member.ends_with_gap() {
+            let mut mailbox = member.mailbox.borrow_mut();
+            mailbox.end(CloseReason::Incomplete);
+        }
     }
 
     /// Where an event comes from, for those that get it by itself.

@@ -343,14 +343,13 @@ local function frame_of(entry)
   end
 end
 
--- How a channel has ended whose newest entry this is; nil where it goes on, as nearly all do. The
--- state of a channel that is meant to end is the last field of the header, closed by a semicolon:
--- one byte tells that there is none.
-local function end_of(entry)
+-- The state of a channel whose newest entry this is: how it has ended, and its own length. It is the last
+-- field of the header, closed by a semicolon.
+local function state_of(entry)
   local frame = frame_of(entry)
-  local header_end = frame and frame:find('\n', 1, true)
-  if header_end and frame:byte(header_end - 1) == 59 then
-    return frame:sub(1, header_end):match('[ ,]end:(%l+)[,;]')
+  local state = frame and frame:match('^[^\n]* ([^ \n]*;)\n')
+  if state then
+    return state:match('%f[%l]end:(%l+)[,;]'), state:match('%f[%l]length:(%d+)[,;]')
   end
 end
 
@@ -383,6 +382,18 @@ end
 local END_REASONS = { done = true, error = true, stopped = true }
 -- No session has it, so that gateways of before send nothing for an end without an event.
 local TO_NOBODY = '{"$end":"-"}'
+-- What closes the state in the header of a frame.
+local SEMICOLON = (';'):byte()
+
+-- The state of a channel as a field of its newest frame, if it has one.
+local function state_field(ends, own_length)
+  if ends and own_length then
+    return ' length:' .. own_length .. ',end:' .. ends .. ';'
+  elseif ends then
+    return ' end:' .. ends .. ';'
+  end
+  return own_length and ' length:' .. own_length .. ';' or ''
+end
 
 -- Checks the value of each option and puts what it says into `fields`; returns the rule that is
 -- broken.
@@ -422,7 +433,7 @@ local OPTIONS = {
     if not length then
       return 'must be a whole number from 1 to ' .. MOST.length
     end
-    fields.length_text = ('%.0f'):format(length)
+    fields.length = length
   end,
   key = function(fields, text)
     if #text < 1 or #text > MAX_KEY_BYTES then
@@ -524,7 +535,16 @@ local function publish(keys, argv)
       return refused
     end
   end
-  local ended = newest and end_of(newest)
+  local ended, own_length
+  -- Nearly all channels have no state: one byte tells.
+  local last_frame = newest and newest[2][2]
+  local header_end = last_frame and last_frame:find('\n', 1, true)
+  if header_end and last_frame:byte(header_end - 1) == SEMICOLON then
+    ended, own_length = state_of(newest)
+    if own_length and tonumber(own_length) <= config.length then
+      own_length = nil
+    end
+  end
   if ended then
     return redis.error_reply('ENDED fanfare_publish: the channel has ended: ' .. ended)
   end
@@ -542,21 +562,23 @@ local function publish(keys, argv)
   local now_text = now == domain.ms and domain.ms_text or ('%.0f'):format(now)
   local rest = ' ' .. prev .. ' ' .. now_text
   if fields then
-    local state = ''
-    if fields.ends then
-      state = ' end:' .. fields.ends .. ';'
-      if data == '' then
-        fields.event, fields.to = '', TO_NOBODY
-      end
+    if fields.ends and data == '' then
+      fields.event, fields.to = '', TO_NOBODY
+    end
+    if fields.length and fields.length > config.length then
+      own_length = ('%.0f'):format(fields.length)
     end
     rest = rest .. ' ' .. fields.retry .. ' ' .. #fields.event .. ' ' .. #fields.to .. ' '
-      .. #fields.traceparent .. state .. '\n' .. fields.event .. fields.to .. fields.traceparent .. data
+      .. #fields.traceparent .. state_field(fields.ends, own_length) .. '\n' .. fields.event .. fields.to .. fields.traceparent .. data
   else
-    rest = rest .. ' - 0 0 0\n' .. data
+    rest = rest .. ' - 0 0 0' .. (own_length and state_field(nil, own_length) or '') .. '\n' .. data
   end
   local frame = '\2551e' .. id .. rest
   config = domain.config
-  local length_text = fields and fields.length_text or config.length_text
+  local length_text = own_length or config.length_text
+  if fields and fields.length then
+    length_text = ('%.0f'):format(fields.length)
+  end
   local added = redis.pcall('XADD', key, 'MAXLEN', length_text, id, 'f', frame)
   if added ~= id and is_ahead(added) then
     -- The history is ahead of the state, which was deleted or restored by hand: jump beyond it.
@@ -812,7 +834,7 @@ local function history(keys, argv)
   end)
   if events == 0 and oldest ~= '' and reply[11] == 1 then
     local last_entry = redis.call('XREVRANGE', key, '+', '-', 'COUNT', '1')[1]
-    local ended = last_entry and end_of(last_entry)
+    local ended = last_entry and state_of(last_entry)
     if ended then
       reply[12] = { last_entry[1], ended }
     end
