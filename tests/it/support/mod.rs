@@ -211,8 +211,9 @@ impl Redis {
                     .arg(&["GET", "dir"])
                     .query_async(&mut connection)
                     .await;
-                // Until its data is loaded it answers -LOADING.
-                if let Ok(found) = found {
+                // CONFIG is answered while data is being loaded; PING is not.
+                let loaded = redis::cmd("PING").exec_async(&mut connection).await;
+                if let (Ok(found), Ok(())) = (found, loaded) {
                     assert_eq!(Path::new(&found[1]), own);
                     return;
                 }
