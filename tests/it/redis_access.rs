@@ -169,6 +169,10 @@ async fn a_rotated_password_is_picked_up(redis: &Redis, url: impl Fn(&str) -> St
     .await;
     set_password(redis, "<first-5f2e").await;
     let _: i64 = redis.command(&["CLIENT", "KILL", "USER", "gateway"]).await;
+    eventually("the loss is noticed", async || {
+        gateway.metric("fanfare_redis_losses_total").await >= 1.0
+    })
+    .await;
     gateway.ready().await;
     let id = gateway.keep("/events/a", "after").await;
     let event = events.event().await;
