@@ -2,8 +2,9 @@
 
 use std::io::Read;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use crate::support::{Gateway, Process, Redis, within};
+use crate::support::{DEADLINE, Gateway, Process, Redis, test_within, within};
 use tokio::io::AsyncWriteExt;
 use tokio::task::{JoinHandle, spawn_blocking};
 
@@ -16,6 +17,14 @@ fn fanfare(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 }
 
 async fn command(arguments: Vec<String>, variables: Vec<(&'static str, String)>) -> Output {
+    command_within(DEADLINE, arguments, variables).await
+}
+
+async fn command_within(
+    deadline: Duration,
+    arguments: Vec<String>,
+    variables: Vec<(&'static str, String)>,
+) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
     command.args(arguments).envs(variables);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -24,7 +33,7 @@ async fn command(arguments: Vec<String>, variables: Vec<(&'static str, String)>)
     let stdout = read(process.0.stdout.take().unwrap());
     let stderr = read(process.0.stderr.take().unwrap());
     let output = async { (stdout.await.unwrap(), stderr.await.unwrap()) };
-    let (stdout, stderr) = within("the command ends", output).await;
+    let (stdout, stderr) = test_within(deadline, output).await;
     let status = process.0.wait().unwrap();
     Output {
         status,
@@ -527,7 +536,9 @@ async fn tail_resumes_after_a_restart_of_the_gateway() {
     let mut gateway = Gateway::behind(&redis, &[retry]).await;
     let address = gateway.data.to_string();
     let arguments = ["tail", "a", "--count", "3", "--url", &gateway.url("")];
-    let tail = tokio::spawn(command(arguments.map(str::to_owned).to_vec(), vec![]));
+    let arguments = arguments.map(str::to_owned).to_vec();
+    // If it comes back before the process has ended, a busy answer tells it to wait for up to 30 s.
+    let tail = tokio::spawn(command_within(DEADLINE * 3, arguments, vec![]));
     crate::support::eventually("tail has opened its stream", async || {
         gateway.metric("fanfare_subscriptions").await == 1.0
     })
@@ -542,7 +553,7 @@ async fn tail_resumes_after_a_restart_of_the_gateway() {
     let two = redis.keep("a", "two", &[]).await;
     let three = redis.keep("a", "three", &[]).await;
     let _gateway = Gateway::behind(&redis, &[retry, ("FANFARE_LISTEN", &address)]).await;
-    let output = within("tail ends", tail).await.unwrap();
+    let output = tail.await.unwrap();
     let expected = format!("{one}\tmessage\tone\n{two}\tmessage\ttwo\n{three}\tmessage\tthree\n");
     assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
     let told = format!("fanfare: connected again, resuming after {one}\n");
